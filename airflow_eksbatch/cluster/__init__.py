@@ -1,0 +1,1 @@
+"""Where pods run: Kubernetes, or processes on this machine."""

@@ -1,0 +1,1 @@
+"""Every decision of the scheduler: no clock, no I/O, no chance."""

@@ -1,0 +1,1 @@
+"""Turns what happened into what is kept and what must be done."""

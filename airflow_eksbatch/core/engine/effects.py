@@ -1,0 +1,79 @@
+"""What the outside must do. Every effect may be carried out twice; its name makes the second one harmless."""
+
+from __future__ import annotations
+
+import msgspec
+
+from airflow_eksbatch.core.model.job import PodName
+from airflow_eksbatch.core.model.node import NodeId, Offering
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """Anything to be done."""
+
+
+class CreatePod(Effect, frozen=True, kw_only=True):
+    """Create the pod straight on its node; 'already there' is success."""
+
+    pod: PodName
+    compute_environment: str
+    node_id: NodeId
+    node_name: str
+    namespace: str
+    pod_properties: bytes
+    """podProperties (JSON) of the job."""
+    environment: dict[str, str]
+    """AWS_BATCH_* variables, added to every container."""
+    labels: dict[str, str]
+    grace_s: int
+
+
+class DeletePod(Effect, frozen=True, kw_only=True):
+    """SIGTERM, after the grace SIGKILL; its end comes back as PodEnded. 'Not there' comes back so too."""
+
+    pod: PodName
+    compute_environment: str
+    grace_s: int
+
+
+class ForgetPod(Effect, frozen=True, kw_only=True):
+    """The attempt's end is remembered: keep its output, drop the pod."""
+
+    pod: PodName
+    compute_environment: str
+
+
+class LaunchNode(Effect, frozen=True, kw_only=True):
+    """Buy one instance; the node id is the idempotency token and becomes its label and tag."""
+
+    node_id: NodeId
+    compute_environment: str
+    offering: Offering
+
+
+class TerminateNode(Effect, frozen=True, kw_only=True):
+    """End the instance; 'not there' comes back as InstanceGone."""
+
+    node_id: NodeId
+    compute_environment: str
+    instance_id: str | None
+    node_name: str | None
+
+
+class TerminateStray(Effect, frozen=True, kw_only=True):
+    """End an instance that carries our tags but that nobody remembers asking for."""
+
+    instance_id: str
+    compute_environment: str
+
+
+class CheckEnvironment(Effect, frozen=True, kw_only=True):
+    """Validate a new or changed compute environment and list its offerings."""
+
+    name: str
+
+
+class DeleteEnvironment(Effect, frozen=True, kw_only=True):
+    """Take down what the adapters made for a compute environment (launch template, ...)."""
+
+    name: str

@@ -1,0 +1,212 @@
+"""What the outside may tell us. Facts may come late, twice, out of order or not at all."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import JobId, JobSpec, PodName
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.retry import AttemptEnd
+from airflow_eksbatch.core.model.share import SchedulingPolicy
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
+    """Anything that happened."""
+
+
+# ---- from callers; each gets an answer after the commit
+
+
+class JobSubmitted(Fact, frozen=True, kw_only=True):
+    """`spec` is complete but for `seq`; the definition, parameters and overrides are already worked in."""
+
+    spec: JobSpec
+    dependency_ends: dict[str, bool] = {}
+    """Dependencies that left the world: job id -> succeeded. Looked up by the loop in the same beat."""
+    earlier_job: JobId | None = None
+    """The job an earlier submit with this token made, if it left the world. Looked up likewise."""
+
+
+class JobStopped(Fact, frozen=True, kw_only=True):
+    """CancelJob (`terminate` False) or TerminateJob, for a job or one child (`index`)."""
+
+    job_id: JobId
+    index: int | None = None
+    reason: str
+    terminate: bool
+
+
+class QueuePut(Fact, frozen=True, kw_only=True):
+    """Create or update: the whole job queue as it shall be. `create` refuses a name that is taken."""
+
+    queue: JobQueue
+    create: bool
+
+
+class ComputeEnvironmentPut(Fact, frozen=True, kw_only=True):
+    compute_environment: ComputeEnvironment
+    create: bool
+
+
+class PolicyPut(Fact, frozen=True, kw_only=True):
+    policy: SchedulingPolicy
+    create: bool
+
+
+class Deleted(Fact, frozen=True, kw_only=True):
+    """DeleteJobQueue, DeleteComputeEnvironment, DeleteSchedulingPolicy."""
+
+    kind: Literal["job_queue", "compute_environment", "scheduling_policy"]
+    name: str
+
+
+class DefinitionRegistered(Fact, frozen=True, kw_only=True):
+    """Becomes the next revision of its name; `revision` and `arn` of what is given are replaced."""
+
+    definition: JobDefinition
+    arn_prefix: str
+
+
+class DefinitionDeregistered(Fact, frozen=True, kw_only=True):
+    name: str
+    revision: int
+
+
+# ---- from a cluster
+
+
+class PodSeen(Fact, frozen=True, kw_only=True):
+    """The pod exists and is not running yet."""
+
+    pod: PodName
+    at: int
+
+
+class PodRunning(Fact, frozen=True, kw_only=True):
+    pod: PodName
+    at: int
+
+
+class PodEnded(Fact, frozen=True, kw_only=True):
+    pod: PodName
+    at: int
+    end: AttemptEnd
+
+
+class PodRefused(Fact, frozen=True, kw_only=True):
+    """The pod could not be created or was turned away by the node (OutOfcpu, ...): a free requeue.
+
+    `permanent` when the API server calls the pod itself invalid: then it fails for good.
+    """
+
+    pod: PodName
+    at: int
+    reason: str
+    permanent: bool = False
+
+
+class NodeReady(Fact, frozen=True, kw_only=True):
+    """The node joined, carries our labels, and its DaemonSets run. `allocatable` is what is left for our pods."""
+
+    node_id: NodeId
+    node_name: str
+    allocatable: Resources
+    at: int
+
+
+class NodeClosed(Fact, frozen=True, kw_only=True):
+    """Cordoned or under pressure: takes no new pods; `reason` None opens it again."""
+
+    node_id: NodeId
+    reason: str | None
+    at: int
+
+
+class NodeLost(Fact, frozen=True, kw_only=True):
+    """The node left the cluster or is unreachable for good: its pods are gone."""
+
+    node_id: NodeId
+    at: int
+    reason: str
+
+
+class PodsListed(Fact, frozen=True, kw_only=True):
+    """A full look at one compute environment's pods: whatever is not in it, and was seen before, is gone."""
+
+    compute_environment: str
+    pods: frozenset[PodName]
+    at: int
+    """When the look began; younger attempts are not judged by it."""
+
+
+# ---- from a cloud
+
+
+class OfferingsListed(Fact, frozen=True, kw_only=True):
+    """What a compute environment may buy, cheapest data first or in any order."""
+
+    compute_environment: str
+    offerings: tuple[Offering, ...]
+
+
+class InstanceLaunched(Fact, frozen=True, kw_only=True):
+    node_id: NodeId
+    instance_id: str
+    at: int
+
+
+class LaunchRefused(Fact, frozen=True, kw_only=True):
+    """The cloud's no. `code` as EC2 words it (InsufficientInstanceCapacity, ...); `retry_s` how long to remember."""
+
+    node_id: NodeId
+    code: str
+    message: str
+    at: int
+    for_good: bool = False
+    """Only a person can mend it (UnauthorizedOperation, wrong subnet): the environment goes INVALID."""
+
+
+class SpotInterrupted(Fact, frozen=True, kw_only=True):
+    """Two-minute notice: the node takes no new work and a replacement may be bought."""
+
+    node_id: NodeId
+    at: int
+
+
+class InstanceGone(Fact, frozen=True, kw_only=True):
+    """The instance has ended; `reclaimed` when the cloud took it back."""
+
+    node_id: NodeId
+    at: int
+    reason: str
+    reclaimed: bool = False
+
+
+class InstancesListed(Fact, frozen=True, kw_only=True):
+    """A full look at one compute environment's instances by node id; others are gone, unknown ones are strays."""
+
+    compute_environment: str
+    instances: dict[str, str]
+    """node id -> instance id"""
+    at: int
+
+
+# ---- from the service itself
+
+
+class ClockTicked(Fact, frozen=True, kw_only=True):
+    """Nothing happened but time."""
+
+
+class EnvironmentChecked(Fact, frozen=True, kw_only=True):
+    """Validation of a compute environment by its adapters: VALID, or INVALID with the reason."""
+
+    name: str
+    status: Literal["VALID", "INVALID"]
+    status_reason: str

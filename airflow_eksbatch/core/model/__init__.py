@@ -1,0 +1,1 @@
+"""The nouns of AWS Batch and their own rules."""

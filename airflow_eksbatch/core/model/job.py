@@ -1,0 +1,208 @@
+"""Jobs, their attempts, and the lifecycle as a table."""
+
+from __future__ import annotations
+
+import enum
+from typing import NewType
+
+import msgspec
+
+from airflow_eksbatch.core.model import ranges
+from airflow_eksbatch.core.model.ranges import EMPTY, Ranges
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.retry import AttemptEnd, RetryStrategy
+
+JobId = NewType("JobId", str)
+PodName = NewType("PodName", str)
+
+
+class JobStatus(enum.StrEnum):
+    SUBMITTED = "SUBMITTED"
+    PENDING = "PENDING"
+    RUNNABLE = "RUNNABLE"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED})
+
+# The life of one index (a plain job has index 0). RUNNABLE from STARTING or RUNNING is a retry.
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.SUBMITTED: frozenset({JobStatus.PENDING, JobStatus.RUNNABLE, JobStatus.FAILED}),
+    JobStatus.PENDING: frozenset({JobStatus.RUNNABLE, JobStatus.FAILED}),
+    JobStatus.RUNNABLE: frozenset({JobStatus.STARTING, JobStatus.FAILED}),
+    JobStatus.STARTING: frozenset(
+        {JobStatus.RUNNING, JobStatus.RUNNABLE, JobStatus.SUCCEEDED, JobStatus.FAILED}
+    ),
+    JobStatus.RUNNING: frozenset({JobStatus.RUNNABLE, JobStatus.SUCCEEDED, JobStatus.FAILED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+}
+
+
+class DependencyType(enum.StrEnum):
+    PLAIN = "PLAIN"
+    SEQUENTIAL = "SEQUENTIAL"
+    N_TO_N = "N_TO_N"
+
+
+class Dependency(msgspec.Struct, frozen=True, kw_only=True):
+    """`job_id` is empty for SEQUENTIAL, which is a rule inside one array."""
+
+    type: DependencyType = DependencyType.PLAIN
+    job_id: JobId = JobId("")
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that SubmitJob fixed; never changes afterwards."""
+
+    job_id: JobId
+    name: str
+    queue: str
+    definition: str
+    """`name:revision` of the job definition."""
+    resources: Resources
+    pod: bytes
+    """podProperties (JSON) with parameters filled in and overrides applied."""
+    share: str = ""
+    priority: int = 0
+    array_size: int | None = None
+    retry: RetryStrategy = RetryStrategy()
+    timeout_s: int | None = None
+    depends_on: tuple[Dependency, ...] = ()
+    parameters: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    token: str | None = None
+    """A repeat with the same token is the same job."""
+    task_key: str | None = None
+    """dag|run|task|map index of the Airflow task that wants this job, with `try_number`."""
+    try_number: int = 0
+    airflow: bytes | None = None
+    """What Airflow told of the task (JSON), shown to people."""
+    created_at: int = 0
+    seq: int = 0
+    """Order of arrival over the whole system; set when it is accepted."""
+
+    @property
+    def size(self) -> int:
+        return self.array_size or 1
+
+
+class Attempt(msgspec.Struct, kw_only=True):
+    """One placement of one index on one node; its pod's name is made of all three."""
+
+    job_id: JobId
+    index: int
+    number: int
+    """1, 2, ...: counts placements, also those that cost the user nothing."""
+    charged_before: int
+    """How many attempts were counted against the retry strategy before this one."""
+    node_id: str
+    status: JobStatus = JobStatus.STARTING
+    created_at: int
+    seen: bool = False
+    """Whether the cluster has shown the pod."""
+    started_at: int | None = None
+    stopped_at: int | None = None
+    stopping: AttemptEnd | None = None
+    """Set when we asked the cluster to end it: that is then how it ended, whatever the exit code."""
+    end: AttemptEnd | None = None
+    charged: bool = True
+    """Whether its end counted against the retry strategy."""
+
+    @property
+    def pod_name(self) -> PodName:
+        return pod_name(self.job_id, self.index, self.number)
+
+
+def pod_name(job_id: JobId, index: int, number: int) -> PodName:
+    """Derived, so that creating a pod a second time is 'already there'."""
+    return PodName(f"{job_id}-{index}-{number}")
+
+
+class Tries(msgspec.Struct, frozen=True, kw_only=True):
+    """What an index has behind it while it waits to run again."""
+
+    placed: int = 0
+    charged: int = 0
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """A live job: every index is in exactly one of the four sets or has a live attempt.
+
+    A plain job is an array of one; only its wire form differs.
+    """
+
+    spec: JobSpec
+    pending: Ranges = EMPTY
+    runnable: Ranges = EMPTY
+    succeeded: Ranges = EMPTY
+    failed: Ranges = EMPTY
+    running: dict[int, int] = {}
+    """index -> number of its live attempt."""
+    tries: dict[int, Tries] = {}
+    """Only indices that were placed before and are not finished."""
+    waits_for: frozenset[JobId] = frozenset()
+    """Jobs whose end is awaited as a whole (plain dependencies)."""
+    stop_reason: str | None = None
+    """Given by CancelJob or TerminateJob on the job as a whole."""
+    cancelled: bool = False
+    terminated: bool = False
+    status_reason: str | None = None
+    started_at: int | None = None
+    stopped_at: int | None = None
+
+    @property
+    def job_id(self) -> JobId:
+        return self.spec.job_id
+
+    @property
+    def is_array(self) -> bool:
+        return self.spec.array_size is not None
+
+    @property
+    def is_finished(self) -> bool:
+        return not (self.pending or self.runnable or self.running)
+
+    def status_of(self, index: int) -> JobStatus:
+        """Status of an index without a live attempt; STARTING stands for one that has (ask the attempt)."""
+        if index in self.running:
+            return JobStatus.STARTING
+        for status, members in (
+            (JobStatus.PENDING, self.pending),
+            (JobStatus.RUNNABLE, self.runnable),
+            (JobStatus.SUCCEEDED, self.succeeded),
+        ):
+            if ranges.contains(members, index):
+                return status
+        return JobStatus.FAILED
+
+    @property
+    def end_status(self) -> JobStatus:
+        """How the job as a whole ended; only for finished ones."""
+        return JobStatus.FAILED if self.failed else JobStatus.SUCCEEDED
+
+
+class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One step in a life, as listeners and the story of a job tell it."""
+
+    seq: int
+    time: int
+    job_id: JobId
+    index: int | None
+    """None for an array job as a whole; plain jobs have None too."""
+    job_name: str
+    job_queue: str
+    status: JobStatus
+    status_reason: str | None = None
+    exit_code: int | None = None
+    attempt: int = 0
+    parent: bool = False
+    node_id: str | None = None
+    task_key: str | None = None
+
+    @property
+    def public_id(self) -> str:
+        return self.job_id if self.index is None else f"{self.job_id}:{self.index}"

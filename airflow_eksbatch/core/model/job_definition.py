@@ -1,0 +1,27 @@
+"""Job definitions: numbered revisions of what an attempt will run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from airflow_eksbatch.core.model.retry import RetryStrategy
+
+
+class JobDefinition(msgspec.Struct, frozen=True, kw_only=True):
+    """`pod` is eksProperties.podProperties (JSON) as registered; `parameters` fill its `Ref::name` places."""
+
+    name: str
+    revision: int
+    arn: str
+    status: str = "ACTIVE"
+    pod: bytes = b"{}"
+    parameters: dict[str, str] = {}
+    retry: RetryStrategy | None = None
+    timeout_s: int | None = None
+    scheduling_priority: int = 0
+    tags: dict[str, str] = {}
+    created_at: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}:{self.revision}"

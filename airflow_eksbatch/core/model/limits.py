@@ -1,0 +1,41 @@
+"""Every bound of the system in one list, each with its reason."""
+
+# AWS Batch's own (service quotas and API reference); kept, because clients are written against them.
+ARRAY_SIZE_MIN = 2
+ARRAY_SIZE_MAX = 10_000
+DEPENDENCIES_MAX = 20
+ATTEMPTS_MAX = 10
+EVALUATE_ON_EXIT_MAX = 5
+COMPUTE_ENVIRONMENTS_PER_QUEUE_MAX = 3
+TAGS_MAX = 50
+REASON_LENGTH_MAX = 1_024
+CONTAINER_REASON_LENGTH_MAX = 255
+ACTIVE_SHARES_MAX = 500
+DESCRIBE_MAX = 100
+BULK_MAX = 50
+LIST_JOBS_PAGE_MAX = 1_000
+TIMEOUT_S_MIN = 60
+# AWS: 30 KiB; inline scripts of DAG authors are longer than that, so ours is wider.
+SUBMIT_BYTES_MAX = 256 * 1024
+DEFINITION_BYTES_MAX = 256 * 1024
+
+# AWS ends a container 30 s after SIGTERM.
+GRACE_S = 30
+# AWS treats shareDecaySeconds 0 as 600.
+SHARE_DECAY_S_MIN = 600
+
+# Ours.
+# A platform that loses a job this often is not going to run it: then it is charged like any failure.
+FREE_RETRIES_MAX = 100
+# Karpenter waits 15 minutes for a node to register; EKS nodes that take longer never came in its reports.
+NODE_JOIN_S_MAX = 900
+# A launch request without any answer is asked again; it is idempotent by its token.
+LAUNCH_ANSWER_S_MAX = 120
+# Karpenter's figure for how long a (type, zone, market) stays out after a refusal.
+REFUSAL_S = 180
+# A pod that the cluster has not shown this long after its creation is created again (same name: harmless).
+POD_SEEN_S_MAX = 60
+# Nodes the planner may ask for in one beat: more than any beat needs, less than an API can take at once.
+LAUNCHES_PER_BEAT_MAX = 500
+# Dispatch turns one queue may take in a beat; a turn takes a share of the class, so the order stays close to exact.
+TURNS_PER_BEAT_MAX = 2_000

@@ -1,0 +1,110 @@
+"""Nodes and the offerings they are bought from."""
+
+from __future__ import annotations
+
+import enum
+from typing import NewType
+
+import msgspec
+
+from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.resources import NOTHING, Resources
+
+NodeId = NewType("NodeId", str)
+
+
+class Offering(msgspec.Struct, frozen=True, kw_only=True):
+    """Instance type x zone x market, with what its node can hold and its price."""
+
+    instance_type: str
+    zone: str
+    market: Market
+    vcpus: int
+    memory_mib: int
+    gpu: int = 0
+    architecture: str = "x86_64"
+    allocatable: Resources
+    """What pods may use of it, before a node of the type was seen: an estimate (estimate_allocatable)."""
+    price_usd_hour: float
+
+    @property
+    def pool(self) -> str:
+        """Where capacity is had or refused: type/zone/market."""
+        return f"{self.instance_type}/{self.zone}/{self.market.value}"
+
+
+class NodeStatus(enum.StrEnum):
+    REQUESTED = "REQUESTED"
+    LAUNCHED = "LAUNCHED"
+    READY = "READY"
+    TERMINATING = "TERMINATING"
+    GONE = "GONE"
+
+
+# A node only ever moves forward; each step may be skipped when its news is lost.
+NODE_TRANSITIONS: dict[NodeStatus, frozenset[NodeStatus]] = {
+    NodeStatus.REQUESTED: frozenset(
+        {NodeStatus.LAUNCHED, NodeStatus.READY, NodeStatus.TERMINATING, NodeStatus.GONE}
+    ),
+    NodeStatus.LAUNCHED: frozenset({NodeStatus.READY, NodeStatus.TERMINATING, NodeStatus.GONE}),
+    NodeStatus.READY: frozenset({NodeStatus.TERMINATING, NodeStatus.GONE}),
+    NodeStatus.TERMINATING: frozenset({NodeStatus.GONE}),
+    NodeStatus.GONE: frozenset(),
+}
+
+
+class Node(msgspec.Struct, kw_only=True):
+    """One machine of a compute environment, from the request on. Times are epoch milliseconds."""
+
+    node_id: NodeId
+    compute_environment: str
+    offering: Offering
+    status: NodeStatus = NodeStatus.REQUESTED
+    allocatable: Resources
+    used: Resources = NOTHING
+    instance_id: str | None = None
+    node_name: str | None = None
+    requested_at: int = 0
+    launched_at: int | None = None
+    ready_at: int | None = None
+    idle_since: int | None = None
+    """Since when it has had no pod; None while it has one or is not ready."""
+    closed: str | None = None
+    """Why it gets no new work (Spot notice, lost, cordoned); None while it is open."""
+    ended_at: int | None = None
+    reason: str | None = None
+
+    @property
+    def free(self) -> Resources:
+        return self.allocatable.minus(self.used)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts against its environment's maximum: it is paid for, or about to be."""
+        return self.status is not NodeStatus.GONE
+
+    @property
+    def is_open(self) -> bool:
+        return self.status is NodeStatus.READY and self.closed is None
+
+    @property
+    def is_coming(self) -> bool:
+        return (
+            self.status in (NodeStatus.REQUESTED, NodeStatus.LAUNCHED) and self.closed is None
+        )
+
+
+def estimate_allocatable(
+    vcpus: int, memory_mib: int, gpu: int, max_pods: int, overhead: float = 0.075
+) -> Resources:
+    """What pods can use of an EKS AL2023 node, before one was seen.
+
+    nodeadm's kube-reserved (6 % of the first core, 1 % of the second, 0.5 % of the next two, 0.25 % of the rest;
+    255 MiB + 11 MiB a pod), 100 MiB of eviction threshold, and Karpenter's guess of 7.5 % for the hypervisor.
+    """
+    shares_m = [60, 10, 5, 5] + [2.5] * max(0, vcpus - 4)
+    reserved_cpu_m = int(sum(shares_m[:vcpus]))
+    memory = int(memory_mib * (1 - overhead)) - (255 + 11 * max_pods) - 100
+    return Resources(
+        cpu_m=vcpus * 1000 - reserved_cpu_m, memory_mib=max(0, memory), gpu=gpu, pods=max_pods
+    )

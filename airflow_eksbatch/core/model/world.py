@@ -1,0 +1,367 @@
+"""All live nouns and their indexes; whatever changes here is noted for the store."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+
+from airflow_eksbatch.core.model import limits, ranges
+from airflow_eksbatch.core.model.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import (
+    Attempt,
+    Job,
+    JobEvent,
+    JobId,
+    JobStatus,
+    PodName,
+    pod_name,
+)
+from airflow_eksbatch.core.model.job_class import ClassLine, JobClass, class_of
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import NODE_TRANSITIONS, Node, NodeId, NodeStatus, Offering
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+
+Room = tuple[str, Resources]
+"""Compute environment and what is free: nodes alike in both are alike for packing."""
+
+
+class World:
+    """Mutable, owned by one beat at a time. Every mutation goes through a method that keeps the indexes."""
+
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self.jobs: dict[JobId, Job] = {}
+        self.attempts: dict[PodName, Attempt] = {}
+        self.nodes: dict[NodeId, Node] = {}
+        self.queues: dict[str, JobQueue] = {}
+        self.compute_environments: dict[str, ComputeEnvironment] = {}
+        self.policies: dict[str, SchedulingPolicy] = {}
+        self.definitions: dict[str, dict[int, JobDefinition]] = {}
+        self.usages: dict[tuple[str, str], ShareUsage] = {}
+        self.offerings: dict[str, tuple[Offering, ...]] = {}
+        self.refused_until: dict[str, int] = {}
+        self.counters = Counters()
+        self.totals = Totals()
+
+        self.lines: dict[JobClass, ClassLine] = {}
+        self.pods_by_node: defaultdict[NodeId, set[PodName]] = defaultdict(set)
+        self.rooms: dict[Room, dict[NodeId, None]] = {}
+        self.vcpus: defaultdict[str, int] = defaultdict(int)
+        self.dependents: defaultdict[JobId, set[JobId]] = defaultdict(set)
+        self.job_by_token: dict[str, JobId] = {}
+        self.job_by_task: dict[str, JobId] = {}
+        self.jobs_by_queue: defaultdict[str, set[JobId]] = defaultdict(set)
+        self.deadlines: list[tuple[int, str, str]] = []
+
+        self._changes = Changes()
+        self._dirty_jobs: dict[JobId, Job] = {}
+        self._dirty_attempts: dict[PodName, Attempt] = {}
+        self._dirty_nodes: dict[NodeId, Node] = {}
+        self._dirty_usages: dict[tuple[str, str], ShareUsage] = {}
+        self._pods: dict[bytes, bytes] = {}
+        if snapshot is not None:
+            self._load(snapshot)
+
+    # ---- jobs
+
+    def add_job(self, job: Job) -> None:
+        """A new job, its indices already in their sets."""
+        self._changes.jobs_added.append(job)
+        self._index_job(job)
+
+    def note_job(self, job: Job) -> None:
+        """The job's own fields changed."""
+        self._dirty_jobs[job.job_id] = job
+
+    def make_runnable(self, job: Job, members: ranges.Ranges) -> None:
+        """Pending indices, or indices between two attempts, may run now."""
+        job.pending = ranges.minus(job.pending, members)
+        job.runnable = ranges.union(job.runnable, members)
+        line = self.line_of(job)
+        line.count += ranges.count(members)
+        line.enter(job)
+        self.note_job(job)
+
+    def draw_runnable(self, job: Job, limit: int) -> list[int]:
+        """Take up to `limit` indices out of RUNNABLE, lowest first."""
+        taken, job.runnable = ranges.take(job.runnable, limit)
+        self.line_of(job).count -= len(taken)
+        self.note_job(job)
+        return taken
+
+    def drop_runnable(self, job: Job, members: ranges.Ranges) -> None:
+        """Take these indices out of RUNNABLE (cancelled)."""
+        gone = ranges.minus(job.runnable, ranges.minus(job.runnable, members))
+        job.runnable = ranges.minus(job.runnable, members)
+        self.line_of(job).count -= ranges.count(gone)
+        self.note_job(job)
+
+    def remove_job(self, job: Job) -> None:
+        """A finished job leaves the world; its row stays in the store."""
+        self.note_job(job)
+        self._unindex_job(job)
+
+    def line_of(self, job: Job) -> ClassLine:
+        """The line its runnable indices stand in."""
+        job_class = class_of(job.spec)
+        line = self.lines.get(job_class)
+        if line is None:
+            line = self.lines[job_class] = ClassLine(job_class)
+        return line
+
+    def share_pod(self, pod: bytes) -> bytes:
+        """One copy of equal pod properties: a million jobs of one definition carry it once."""
+        return self._pods.setdefault(pod, pod)
+
+    # ---- attempts
+
+    def add_attempt(self, attempt: Attempt, resources: Resources, now: int) -> None:
+        """An index was placed: it books its node's room and its share's use."""
+        job = self.jobs[attempt.job_id]
+        job.running[attempt.index] = attempt.number
+        self._index_attempt(attempt)
+        self._book(self.nodes[NodeId(attempt.node_id)], resources, now)
+        self._use(job, resources.cpu_m, now)
+        self.totals.attempts += 1
+        self.note_job(job)
+        self.note_attempt(attempt)
+
+    def end_attempt(self, attempt: Attempt, now: int) -> None:
+        """The attempt is over: room and share are given back. Its row stays in the store."""
+        job = self.jobs[attempt.job_id]
+        del job.running[attempt.index]
+        del self.attempts[attempt.pod_name]
+        node_id = NodeId(attempt.node_id)
+        self.pods_by_node[node_id].discard(attempt.pod_name)
+        node = self.nodes.get(node_id)
+        if node is not None:
+            self._book(node, job.spec.resources.times(-1), now)
+        self._use(job, -job.spec.resources.cpu_m, now)
+        self.note_job(job)
+        self.note_attempt(attempt)
+
+    def note_attempt(self, attempt: Attempt) -> None:
+        self._dirty_attempts[attempt.pod_name] = attempt
+
+    # ---- nodes
+
+    def add_node(self, node: Node) -> None:
+        self.nodes[node.node_id] = node
+        self.vcpus[node.compute_environment] += node.offering.vcpus
+        totals = self.totals
+        totals.peak_instances = max(totals.peak_instances, len(self.nodes))
+        self._enter_room(node)
+        self.note_node(node)
+
+    def move_node(self, node: Node, status: NodeStatus) -> bool:
+        """Move a node forward in its life; False when it is already past that."""
+        if status not in NODE_TRANSITIONS[node.status]:
+            return False
+        self._leave_room(node)
+        node.status = status
+        self._enter_room(node)
+        self.note_node(node)
+        return True
+
+    def close_node(self, node: Node, reason: str | None) -> None:
+        """Take it out of, or with None put it back into, use for new pods."""
+        self._leave_room(node)
+        node.closed = reason
+        self._enter_room(node)
+        self.note_node(node)
+
+    def set_allocatable(self, node: Node, allocatable: Resources) -> None:
+        self._leave_room(node)
+        node.allocatable = allocatable
+        self._enter_room(node)
+        self.note_node(node)
+
+    def remove_node(self, node: Node, now: int, reason: str) -> None:
+        """The machine is gone; what it cost goes into the totals."""
+        self._leave_room(node)
+        node.status, node.ended_at, node.reason = NodeStatus.GONE, now, node.reason or reason
+        del self.nodes[node.node_id]
+        self.pods_by_node.pop(node.node_id, None)
+        self.vcpus[node.compute_environment] -= node.offering.vcpus
+        if node.launched_at is not None:
+            lived_ms, name = max(0, now - node.launched_at), node.compute_environment
+            price = lived_ms / 3_600_000 * node.offering.price_usd_hour
+            self.totals.instance_ms[name] = self.totals.instance_ms.get(name, 0) + lived_ms
+            self.totals.price_usd[name] = self.totals.price_usd.get(name, 0.0) + price
+        self.note_node(node)
+
+    def note_node(self, node: Node) -> None:
+        self._dirty_nodes[node.node_id] = node
+
+    # ---- what operators set up
+
+    def put_queue(self, queue: JobQueue) -> None:
+        self.queues[queue.name] = queue
+        self._changes.queues.append(queue)
+
+    def put_compute_environment(self, environment: ComputeEnvironment) -> None:
+        self.compute_environments[environment.name] = environment
+        self._changes.compute_environments.append(environment)
+
+    def put_policy(self, policy: SchedulingPolicy) -> None:
+        self.policies[policy.name] = policy
+        self._changes.policies.append(policy)
+
+    def put_definition(self, definition: JobDefinition) -> None:
+        self.definitions.setdefault(definition.name, {})[definition.revision] = definition
+        self._changes.definitions.append(definition)
+
+    def delete(self, kind: str, name: str) -> None:
+        by_kind: dict[str, dict[str, object]] = {
+            "job_queue": self.queues,  # type: ignore[dict-item]
+            "compute_environment": self.compute_environments,  # type: ignore[dict-item]
+            "scheduling_policy": self.policies,  # type: ignore[dict-item]
+        }
+        by_kind[kind].pop(name, None)
+        self._changes.deleted.append((kind, name))
+
+    # ---- telling and time
+
+    def tell(self, event: JobEvent) -> None:
+        """Note an event; its `seq` must come from `next_event_seq`."""
+        self._changes.events.append(event)
+
+    def next_event_seq(self) -> int:
+        self.counters.event_seq += 1
+        return self.counters.event_seq
+
+    def next_job_seq(self) -> int:
+        self.counters.job_seq += 1
+        return self.counters.job_seq
+
+    def next_node_id(self, environment: str) -> NodeId:
+        self.counters.node += 1
+        uuid = self.compute_environments[environment].uuid
+        return NodeId(f"node-{self.counters.node:06d}-{uuid[:8]}")
+
+    def wake_at(self, at: int, kind: str, key: str) -> None:
+        """Ask to be looked at again at that time; what it means is decided then."""
+        heapq.heappush(self.deadlines, (at, kind, key))
+
+    def due(self, now: int) -> list[tuple[str, str]]:
+        """Deadlines that have come, taken off the heap."""
+        come: list[tuple[str, str]] = []
+        while self.deadlines and self.deadlines[0][0] <= now:
+            _, kind, key = heapq.heappop(self.deadlines)
+            come.append((kind, key))
+        return come
+
+    def take_changes(self) -> Changes:
+        """What was changed since the last call."""
+        changes, self._changes = self._changes, Changes()
+        added = {job.job_id for job in changes.jobs_added}
+        changes.jobs = [job for key, job in self._dirty_jobs.items() if key not in added]
+        changes.attempts = list(self._dirty_attempts.values())
+        changes.nodes = list(self._dirty_nodes.values())
+        changes.usages = list(self._dirty_usages.values())
+        for dirty in (self._dirty_jobs, self._dirty_attempts, self._dirty_nodes, self._dirty_usages):
+            dirty.clear()
+        if not changes.is_empty:
+            changes.totals, changes.counters = self.totals, self.counters
+        return changes
+
+    # ---- keeping the indexes
+
+    def _load(self, snapshot: Snapshot) -> None:
+        self.counters, self.totals = snapshot.counters, snapshot.totals
+        self.queues = {queue.name: queue for queue in snapshot.queues}
+        self.compute_environments = {env.name: env for env in snapshot.compute_environments}
+        self.policies = {policy.name: policy for policy in snapshot.policies}
+        for definition in snapshot.definitions:
+            self.definitions.setdefault(definition.name, {})[definition.revision] = definition
+        self.usages = {(usage.queue, usage.share): usage for usage in snapshot.usages}
+        for node in snapshot.nodes:
+            self.nodes[node.node_id] = node
+            self.vcpus[node.compute_environment] += node.offering.vcpus
+            self._enter_room(node)
+        for job in sorted(snapshot.jobs, key=lambda job: job.spec.seq):
+            self._index_job(job)
+        for attempt in snapshot.attempts:
+            self._index_attempt(attempt)
+
+    def _index_job(self, job: Job) -> None:
+        spec = job.spec
+        self.jobs[job.job_id] = job
+        self.jobs_by_queue[spec.queue].add(job.job_id)
+        for awaited in {*job.waits_for, *(d.job_id for d in spec.depends_on if d.job_id)}:
+            self.dependents[awaited].add(job.job_id)
+        if spec.token:
+            self.job_by_token[spec.token] = job.job_id
+        if spec.task_key:
+            newest = self.jobs.get(self.job_by_task.get(spec.task_key, JobId("")))
+            if newest is None or newest.spec.seq <= spec.seq:
+                self.job_by_task[spec.task_key] = job.job_id
+        if job.runnable:
+            line = self.line_of(job)
+            line.count += ranges.count(job.runnable)
+            line.enter(job)
+
+    def _unindex_job(self, job: Job) -> None:
+        spec = job.spec
+        del self.jobs[job.job_id]
+        self.jobs_by_queue[spec.queue].discard(job.job_id)
+        self.dependents.pop(job.job_id, None)
+        for dependency in spec.depends_on:
+            if dependency.job_id in self.dependents:
+                self.dependents[dependency.job_id].discard(job.job_id)
+        if spec.token:
+            self.job_by_token.pop(spec.token, None)
+        if spec.task_key and self.job_by_task.get(spec.task_key) == job.job_id:
+            del self.job_by_task[spec.task_key]
+
+    def _index_attempt(self, attempt: Attempt) -> None:
+        self.attempts[attempt.pod_name] = attempt
+        self.pods_by_node[NodeId(attempt.node_id)].add(attempt.pod_name)
+
+    def _book(self, node: Node, resources: Resources, now: int) -> None:
+        self._leave_room(node)
+        node.used = node.used.plus(resources)
+        busy = bool(self.pods_by_node[node.node_id])
+        node.idle_since = None if busy else now
+        self._enter_room(node)
+        self.note_node(node)
+
+    def _enter_room(self, node: Node) -> None:
+        if node.is_open:
+            self.rooms.setdefault((node.compute_environment, node.free), {})[node.node_id] = None
+
+    def _leave_room(self, node: Node) -> None:
+        room = (node.compute_environment, node.free)
+        members = self.rooms.get(room)
+        if members is not None and node.node_id in members:
+            del members[node.node_id]
+            if not members:
+                del self.rooms[room]
+
+    def _use(self, job: Job, cpu_m: int, now: int) -> None:
+        key = (job.spec.queue, job.spec.share)
+        usage = self.usages.get(key)
+        if usage is None:
+            usage = self.usages[key] = ShareUsage(queue=key[0], share=key[1], updated_at=now)
+        usage.bring_to(now, self.decay_s(job.spec.queue))
+        usage.running_cpu_m += cpu_m
+        self._dirty_usages[key] = usage
+
+    def decay_s(self, queue_name: str) -> int:
+        """The decay window of a queue's shares, in seconds."""
+        queue = self.queues.get(queue_name)
+        policy = self.policies.get(queue.policy) if queue and queue.policy else None
+        return policy.decay_s if policy else limits.SHARE_DECAY_S_MIN
+
+    def status_of(self, job: Job) -> JobStatus:
+        """Status of a job as a whole, as DescribeJobs tells it."""
+        if job.is_finished:
+            return job.end_status
+        if job.is_array:
+            return JobStatus.PENDING
+        if job.running:
+            return self.attempts[pod_name(job.job_id, 0, job.running[0])].status
+        return JobStatus.PENDING if job.pending else JobStatus.RUNNABLE
+

@@ -1,0 +1,1 @@
+"""World in, plan out: who runs where, what to launch, what to give back."""

@@ -1,0 +1,41 @@
+"""The plan of one beat, and the five calls that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from airflow_eksbatch.core.model.node import NodeId, Offering
+
+ClassId = int
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """So many jobs of a class onto a node; ids are drawn later, oldest first."""
+
+    job_class: ClassId
+    node_id: NodeId
+    count: int
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """So many instances of an offering for a compute environment. `choice` is its place in the queue's order (0 first)."""
+
+    compute_environment: str
+    offering: Offering
+    count: int
+    choice: int = 0
+
+
+class Retirement(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: NodeId
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    placements: Sequence[Placement] = ()
+    launches: Sequence[Launch] = ()
+    retirements: Sequence[Retirement] = ()
+    unplaced: Mapping[ClassId, int] = {}
+    """What still waits after all of this, by class."""

@@ -1,0 +1,1 @@
+"""Remembers the world, in SQLite or PostgreSQL."""

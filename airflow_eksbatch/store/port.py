@@ -1,0 +1,95 @@
+"""What the service asks of a store; SQLite and PostgreSQL pass one contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from airflow_eksbatch.core.model.changes import Changes, Snapshot
+from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
+
+
+class StoreError(Exception):
+    """The store cannot be used; the message is one sentence that says what to do."""
+
+
+class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of ListJobs over what is stored, newest first. Names end in `*` for a prefix."""
+
+    queue: str | None = None
+    statuses: tuple[str, ...] = ()
+    name: str | None = None
+    definition: str | None = None
+    share: str | None = None
+    created_before: int | None = None
+    created_after: int | None = None
+    before_seq: int | None = None
+    limit: int = 1_000
+
+
+class Store(Protocol):
+    """All calls block and belong on one thread; `commit` is all or nothing."""
+
+    def open(self) -> None:
+        """Connect, and bring the schema forward; raises StoreError (newer schema, corrupt file, no access)."""
+        ...
+
+    def load(self) -> Snapshot:
+        """All that is alive."""
+        ...
+
+    def commit(self, changes: Changes) -> None:
+        """Keep one beat's changes, durably. Raises StoreError when it could not (disk full, fenced)."""
+        ...
+
+    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, bool]:
+        """Of those jobs, the finished ones and whether they succeeded."""
+        ...
+
+    def find_tokens(self, tokens: Iterable[str]) -> dict[str, JobId]:
+        """Jobs that submits with these tokens made."""
+        ...
+
+    def find_task_jobs(self, task_keys: Iterable[str]) -> dict[str, JobId]:
+        """The newest job of each Airflow task, finished ones included."""
+        ...
+
+    def find_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
+        """Jobs by id, finished ones included; unknown ids are left out."""
+        ...
+
+    def list_jobs(self, query: JobQuery) -> list[Job]:
+        """One page of jobs, newest first."""
+        ...
+
+    def find_attempts(self, job_id: JobId, index: int | None = None) -> list[Attempt]:
+        """Attempts of a job (or of one index), oldest first, live ones included."""
+        ...
+
+    def events_since(self, seq: int, limit: int, job_id: JobId | None = None) -> list[JobEvent]:
+        """Events after `seq` in order; of one job if asked."""
+        ...
+
+    def first_event_seq(self) -> int:
+        """The oldest event that is kept; a cursor before it has a gap."""
+        ...
+
+    def forget_before(self, time: int, limit: int) -> int:
+        """Drop finished jobs, their attempts and events older than that (epoch ms), at most `limit` jobs; how many."""
+        ...
+
+    def keys(self) -> dict[str, str]:
+        """Access key id -> secret."""
+        ...
+
+    def put_key(self, access_key: str, secret: str, note: str) -> None: ...
+
+    def delete_key(self, access_key: str) -> bool: ...
+
+    def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
+        """Become (or stay) the one that beats: a fencing number, or None while another holds it."""
+        ...
+
+    def close(self) -> None: ...
