@@ -8,6 +8,7 @@ from typing import NewType
 import msgspec
 
 from airflow_eksbatch.core.model import ranges
+from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.ranges import EMPTY, Ranges
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import AttemptEnd, RetryStrategy
@@ -99,11 +100,11 @@ class Attempt(msgspec.Struct, kw_only=True):
     """1, 2, ...: counts placements, also those that cost the user nothing."""
     charged_before: int
     """How many attempts were counted against the retry strategy before this one."""
-    node_id: str
+    node_id: NodeId
     status: JobStatus = JobStatus.STARTING
     created_at: int
-    seen: bool = False
-    """Whether the cluster has shown the pod."""
+    seen_at: int | None = None
+    """When the cluster first showed the pod; a full look older than that says nothing about it."""
     started_at: int | None = None
     stopped_at: int | None = None
     stopping: AttemptEnd | None = None
@@ -146,6 +147,10 @@ class Job(msgspec.Struct, kw_only=True):
     """Only indices that were placed before and are not finished."""
     waits_for: frozenset[JobId] = frozenset()
     """Jobs whose end is awaited as a whole (plain dependencies)."""
+    matched: dict[JobId, Ranges] = {}
+    """N_TO_N: the indices that each awaited array has succeeded in so far."""
+    runnable_at: int | None = None
+    """When its dependencies were met; waits are counted from here."""
     stop_reason: str | None = None
     """Given by CancelJob or TerminateJob on the job as a whole."""
     cancelled: bool = False

@@ -82,3 +82,8 @@ def minus(left: Ranges, right: Ranges) -> Ranges:
         if start < stop:
             kept.append((start, stop))
     return tuple(kept)
+
+
+def intersect(left: Ranges, right: Ranges) -> Ranges:
+    """What is in both."""
+    return minus(left, minus(left, right))

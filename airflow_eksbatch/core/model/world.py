@@ -122,7 +122,7 @@ class World:
         job = self.jobs[attempt.job_id]
         job.running[attempt.index] = attempt.number
         self._index_attempt(attempt)
-        self._book(self.nodes[NodeId(attempt.node_id)], resources, now)
+        self._book(self.nodes[attempt.node_id], resources, now)
         self._use(job, resources.cpu_m, now)
         self.totals.attempts += 1
         self.note_job(job)
@@ -133,7 +133,7 @@ class World:
         job = self.jobs[attempt.job_id]
         del job.running[attempt.index]
         del self.attempts[attempt.pod_name]
-        node_id = NodeId(attempt.node_id)
+        node_id = attempt.node_id
         self.pods_by_node[node_id].discard(attempt.pod_name)
         node = self.nodes.get(node_id)
         if node is not None:
@@ -318,7 +318,7 @@ class World:
 
     def _index_attempt(self, attempt: Attempt) -> None:
         self.attempts[attempt.pod_name] = attempt
-        self.pods_by_node[NodeId(attempt.node_id)].add(attempt.pod_name)
+        self.pods_by_node[attempt.node_id].add(attempt.pod_name)
 
     def _book(self, node: Node, resources: Resources, now: int) -> None:
         self._leave_room(node)

@@ -1,0 +1,195 @@
+"""How an index moves through its life, and what its end means for others."""
+
+from __future__ import annotations
+
+from airflow_eksbatch.core.engine.turn import News, Turn
+from airflow_eksbatch.core.model import dependencies, limits, ranges
+from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, Tries
+from airflow_eksbatch.core.model.node import Node
+from airflow_eksbatch.core.model.ranges import Ranges
+from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, Verdict, decide_retry
+
+EXITED = "Essential container in task exited"
+DEPENDENCY_FAILED = "Dependent Job failed"
+CHILD_FAILED = "Array Child Job failed"
+
+
+def start_attempt(turn: Turn, job: Job, index: int, node: Node) -> None:
+    """An index drawn from RUNNABLE goes to a node."""
+    before = job.tries.get(index, Tries())
+    attempt = Attempt(
+        job_id=job.job_id,
+        index=index,
+        number=before.placed + 1,
+        charged_before=before.charged,
+        node_id=node.node_id,
+        created_at=turn.now,
+    )
+    if before.placed:
+        turn.world.totals.retries += 1
+    turn.world.add_attempt(attempt, job.spec.resources, turn.now)
+    turn.tell(job, JobStatus.STARTING, index=index, attempt=attempt)
+    turn.create_pod(attempt, job, node)
+
+
+def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
+    """An attempt is over: run the index again, or settle it."""
+    job = turn.world.jobs[attempt.job_id]
+    verdict = judge(attempt, end, job)
+    attempt.end = end
+    attempt.stopped_at = at
+    attempt.charged = verdict.charged
+    attempt.status = JobStatus.SUCCEEDED if end.succeeded else JobStatus.FAILED
+    turn.world.end_attempt(attempt, turn.now)
+    watch_idleness(turn, attempt)
+    if verdict.again:
+        run_again(turn, job, attempt, verdict)
+    else:
+        job.tries.pop(attempt.index, None)
+        members = ((attempt.index, attempt.index + 1),)
+        settle(turn, job, members, end.succeeded, end.status_reason or EXITED, attempt)
+
+
+def judge(attempt: Attempt, end: AttemptEnd, job: Job) -> Verdict:
+    """Whether it runs again; nothing does that the caller has stopped."""
+    if end.succeeded or job.stop_reason is not None:
+        return Verdict(again=False, charged=True)
+    free = attempt.number - 1 - attempt.charged_before
+    return decide_retry(
+        job.spec.retry,
+        end,
+        charged_before=attempt.charged_before,
+        free_left=free < limits.FREE_RETRIES_MAX,
+    )
+
+
+def run_again(turn: Turn, job: Job, attempt: Attempt, verdict: Verdict) -> None:
+    """Back to RUNNABLE, in its old place by age."""
+    charged = attempt.charged_before + verdict.charged
+    job.tries[attempt.index] = Tries(placed=attempt.number, charged=charged)
+    turn.world.totals.free_retries += not verdict.charged
+    turn.world.make_runnable(job, ((attempt.index, attempt.index + 1),))
+    reason = attempt.end.status_reason if attempt.end else None
+    turn.tell(job, JobStatus.RUNNABLE, index=attempt.index, reason=reason, attempt=attempt)
+
+
+def watch_idleness(turn: Turn, attempt: Attempt) -> None:
+    """Look again when the node it left has been empty for its grace."""
+    node = turn.world.nodes.get(attempt.node_id)
+    if node is not None and node.idle_since is not None:
+        turn.wake_in(turn.idle_s(node), "idle", node.node_id)
+
+
+def release_ready(turn: Turn, job: Job) -> None:
+    """Make runnable what nothing holds back any more.
+
+    Children get no event of their own here: ten thousand would say what the parent's one says.
+    """
+    ready = dependencies.ready_indices(job)
+    if not ready:
+        return
+    job.runnable_at = job.runnable_at or turn.now
+    turn.world.make_runnable(job, ready)
+    if not job.is_array:
+        turn.tell(job, JobStatus.RUNNABLE)
+
+
+def settle(
+    turn: Turn,
+    job: Job,
+    members: Ranges,
+    succeeded: bool,
+    reason: str | None,
+    attempt: Attempt | None = None,
+) -> None:
+    """These indices, in no set at the moment, are finished; the last one finishes the job."""
+    status = JobStatus.SUCCEEDED if succeeded else JobStatus.FAILED
+    number = ranges.count(members)
+    totals = turn.world.totals
+    if succeeded:
+        job.succeeded = ranges.union(job.succeeded, members)
+        totals.succeeded += number
+    else:
+        job.failed = ranges.union(job.failed, members)
+        totals.failed += number
+    turn.world.note_job(job)
+    if job.is_array:
+        for index in ranges.indices(members):
+            turn.tell(job, status, index=index, reason=reason, attempt=attempt)
+        turn.news.append(News(job=job, members=members, succeeded=succeeded))
+    if job.is_finished and job.stopped_at is None:
+        finish(turn, job, reason, attempt)
+
+
+def follow_indices(turn: Turn, job: Job, members: Ranges, succeeded: bool) -> None:
+    """SEQUENTIAL siblings and N_TO_N partners of finished indices go on, or fail with them."""
+    if dependencies.is_sequential(job.spec):
+        if succeeded:
+            release_ready(turn, job)
+        else:
+            fail_pending(turn, job, dependencies.doomed_indices(job, None, members))
+    for partner_id in sorted(turn.world.dependents.get(job.job_id, ())):
+        partner = turn.world.jobs.get(partner_id)
+        if partner is None or job.job_id not in partner.matched:
+            continue
+        if succeeded:
+            partner.matched[job.job_id] = ranges.union(partner.matched[job.job_id], members)
+            turn.world.note_job(partner)
+            release_ready(turn, partner)
+        else:
+            doomed = dependencies.doomed_indices(partner, job.job_id, members)
+            fail_pending(turn, partner, doomed)
+
+
+def fail_pending(turn: Turn, job: Job, members: Ranges) -> None:
+    """Pending indices fail because what they wait for did."""
+    if members:
+        job.pending = ranges.minus(job.pending, members)
+        settle(turn, job, members, False, DEPENDENCY_FAILED)
+
+
+def finish(turn: Turn, job: Job, reason: str | None, attempt: Attempt | None) -> None:
+    """Every index is settled: the job as a whole has ended and leaves the world."""
+    job.stopped_at = turn.now
+    if job.is_array:
+        reason = job.stop_reason or (CHILD_FAILED if job.failed else None)
+        attempt = None
+    job.status_reason = reason
+    turn.tell(job, job.end_status, reason=reason, attempt=attempt)
+    turn.news.append(News(job=job, members=None, succeeded=not job.failed))
+
+
+def wake_dependents(turn: Turn) -> None:
+    """Tell everybody who waits of all that has ended, until nothing more follows.
+
+    A worklist and no recursion: a chain of dependencies may be longer than any stack.
+    """
+    while turn.news:
+        news = turn.news.popleft()
+        if news.members is not None:
+            follow_indices(turn, news.job, news.members, news.succeeded)
+            continue
+        waiting = sorted(turn.world.dependents.get(news.job.job_id, ()))
+        turn.world.remove_job(news.job)
+        for dependent_id in waiting:
+            dependent = turn.world.jobs.get(dependent_id)
+            if dependent is not None and news.job.job_id in dependent.waits_for:
+                follow_whole(turn, dependent, news.job.job_id, news.succeeded)
+
+
+def follow_whole(turn: Turn, dependent: Job, awaited: JobId, succeeded: bool) -> None:
+    """One plain dependency has ended."""
+    dependent.waits_for = dependent.waits_for - {awaited}
+    turn.world.note_job(dependent)
+    if succeeded:
+        release_ready(turn, dependent)
+    else:
+        fail_pending(turn, dependent, dependent.pending)
+
+
+def stop_attempt(turn: Turn, attempt: Attempt, cause: Cause, reason: str) -> None:
+    """Ask the cluster to end an attempt; the first reason given stays."""
+    if attempt.stopping is None:
+        attempt.stopping = AttemptEnd(cause=cause, status_reason=reason)
+        turn.world.note_attempt(attempt)
+    turn.delete_pod(attempt)

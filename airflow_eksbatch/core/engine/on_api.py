@@ -1,0 +1,288 @@
+"""What callers ask for: jobs, stops, and the set-up of queues and environments."""
+
+from __future__ import annotations
+
+import msgspec
+
+from airflow_eksbatch.core.engine import effects, facts
+from airflow_eksbatch.core.engine.lives import release_ready, settle, stop_attempt
+from airflow_eksbatch.core.engine.turn import Turn
+from airflow_eksbatch.core.model import dependencies, ranges
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.ranges import Ranges
+from airflow_eksbatch.core.model.retry import Cause
+
+QUEUE_DELETED = "JobQueue deleted"
+SCALING_FIELDS = frozenset({"min_vcpus", "max_vcpus", "state", "idle_s", "tags", "wire"})
+
+
+def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
+    """Accept a job; a repeat of the same submit is the same job."""
+    spec, world = fact.spec, turn.world
+    known = world.job_by_token.get(spec.token) if spec.token else None
+    if known or fact.earlier_job:
+        return known or fact.earlier_job  # type: ignore[return-value]
+    check_queue_takes_jobs(world.queues.get(spec.queue), spec.queue)
+    waits_for, matched = resolve_dependencies(turn, fact)
+    supersede(turn, spec)
+    spec = msgspec.structs.replace(spec, seq=world.next_job_seq(), pod=world.share_pod(spec.pod))
+    job = Job(
+        spec=spec,
+        pending=ranges.whole(spec.size),
+        waits_for=frozenset(waits_for),
+        matched=matched,
+    )
+    world.add_job(job)
+    world.totals.jobs += spec.size
+    if any(succeeded is False for succeeded in fact.dependency_ends.values()):
+        members, job.pending = job.pending, ranges.EMPTY
+        settle(turn, job, members, False, "Dependent Job failed")
+        return spec.job_id
+    if job.is_array or waits_for or matched:
+        turn.tell(job, JobStatus.PENDING)
+    release_ready(turn, job)
+    return spec.job_id
+
+
+def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> None:
+    if queue is None:
+        raise Rejected(
+            f"Job queue {name} does not exist. Create it with CreateJobQueue, or see `eksbatch queues`."
+        )
+    if queue.state != "ENABLED" or queue.status == "DELETING":
+        raise Rejected(
+            f"Job queue {name} is {queue.status if queue.status == 'DELETING' else queue.state} "
+            "and takes no new jobs. Enable it with UpdateJobQueue, or use another queue."
+        )
+
+
+def resolve_dependencies(
+    turn: Turn, fact: facts.JobSubmitted
+) -> tuple[list[JobId], dict[JobId, Ranges]]:
+    """What the job must wait for: whole jobs, and arrays index by index."""
+    world, spec = turn.world, fact.spec
+    for job_id in {*dependencies.awaited_wholes(spec), *dependencies.awaited_pairs(spec)}:
+        if job_id not in world.jobs and job_id not in fact.dependency_ends:
+            raise Rejected(f"dependsOn names job {job_id}, which does not exist (any more).")
+    waits_for = [job for job in dependencies.awaited_wholes(spec) if job in world.jobs]
+    matched: dict[JobId, Ranges] = {}
+    for job_id in dependencies.awaited_pairs(spec):
+        other = world.jobs.get(job_id)
+        if other is not None and other.spec.array_size != spec.array_size:
+            raise Rejected(
+                f"N_TO_N needs two arrays of one size: job {job_id} has "
+                f"{other.spec.array_size or 'no array'}, this one {spec.array_size}."
+            )
+        matched[job_id] = ranges.whole(spec.size) if other is None else other.succeeded
+    return waits_for, matched
+
+
+def supersede(turn: Turn, spec: JobSpec) -> None:
+    """A later try of an Airflow task ends the job of the earlier one; an earlier try is too late."""
+    older = turn.world.jobs.get(turn.world.job_by_task.get(spec.task_key or "", JobId("")))
+    if older is None:
+        return
+    if older.spec.try_number > spec.try_number:
+        raise Rejected(
+            f"Try {spec.try_number} of this Airflow task was overtaken by try "
+            f"{older.spec.try_number}, whose job {older.job_id} is live."
+        )
+    if older.spec.try_number < spec.try_number:
+        reason = f"Superseded by try {spec.try_number} of the same Airflow task"
+        stop_job(turn, older, range(older.spec.size), reason, terminate=True)
+
+
+def on_job_stopped(turn: Turn, fact: facts.JobStopped) -> None:
+    """CancelJob and TerminateJob; on jobs that have ended, or that nobody knows, nothing happens (AWS)."""
+    job = turn.world.jobs.get(fact.job_id)
+    if job is None:
+        return
+    if fact.index is None:
+        stop_job(turn, job, range(job.spec.size), fact.reason, terminate=fact.terminate)
+    elif 0 <= fact.index < job.spec.size:
+        one = range(fact.index, fact.index + 1)
+        stop_job(turn, job, one, fact.reason, terminate=fact.terminate)
+
+
+def stop_job(turn: Turn, job: Job, members: range, reason: str, *, terminate: bool) -> None:
+    """End what waits at once and, if `terminate`, what runs by SIGTERM."""
+    whole = len(members) == job.spec.size
+    chosen: Ranges = ((members.start, members.stop),)
+    waiting = ranges.intersect(ranges.union(job.pending, job.runnable), chosen)
+    if whole and (terminate or waiting):
+        job.stop_reason = reason
+    job.terminated = job.terminated or (whole and terminate)
+    job.cancelled = job.cancelled or (whole and not terminate and bool(waiting))
+    turn.world.note_job(job)
+    if terminate:
+        for index, number in list(job.running.items()):
+            if index in members:
+                attempt = turn.world.attempts[pod_name(job.job_id, index, number)]
+                stop_attempt(turn, attempt, Cause.STOPPED, reason)
+    if waiting:
+        turn.world.drop_runnable(job, waiting)
+        job.pending = ranges.minus(job.pending, waiting)
+        for index in [index for index in job.tries if ranges.contains(waiting, index)]:
+            del job.tries[index]
+        settle(turn, job, waiting, False, reason)
+
+
+# ---- job queues
+
+
+def on_queue_put(turn: Turn, fact: facts.QueuePut) -> JobQueue:
+    world, queue = turn.world, fact.queue
+    before = world.queues.get(queue.name)
+    if fact.create and before is not None:
+        raise Rejected(f"Job queue {queue.name} exists already. Use UpdateJobQueue to change it.")
+    if not fact.create and before is None:
+        raise Rejected(f"Job queue {queue.name} does not exist. Create it with CreateJobQueue.")
+    if before is not None and before.policy is None and queue.policy is not None:
+        raise Rejected(
+            f"Job queue {queue.name} is FIFO and stays so: a scheduling policy can only be given "
+            "when a job queue is created."
+        )
+    for name in queue.compute_environments:
+        environment = world.compute_environments.get(name)
+        if environment is None or environment.status == "DELETING":
+            raise Rejected(f"Compute environment {name} does not exist.")
+    if queue.policy is not None and queue.policy not in world.policies:
+        raise Rejected(f"Scheduling policy {queue.policy} does not exist.")
+    world.put_queue(queue)
+    return queue
+
+
+def on_queue_deleted(turn: Turn, name: str) -> None:
+    """Its jobs are terminated; it is gone when the last of them is."""
+    queue = turn.world.queues.get(name)
+    if queue is None:
+        return
+    if queue.state != "DISABLED":
+        raise Rejected(f"Job queue {name} is ENABLED. Disable it with UpdateJobQueue first.")
+    turn.world.put_queue(msgspec.structs.replace(queue, status="DELETING"))
+    for job_id in sorted(turn.world.jobs_by_queue[name]):
+        job = turn.world.jobs[job_id]
+        stop_job(turn, job, range(job.spec.size), QUEUE_DELETED, terminate=True)
+
+
+# ---- compute environments
+
+
+def on_compute_environment_put(
+    turn: Turn, fact: facts.ComputeEnvironmentPut
+) -> ComputeEnvironment:
+    """A new one, or one that changed more than its size, is checked before it is used."""
+    world, environment = turn.world, fact.compute_environment
+    before = world.compute_environments.get(environment.name)
+    if fact.create and before is not None:
+        raise Rejected(f"Compute environment {environment.name} exists already.")
+    if not fact.create and (before is None or before.status == "DELETING"):
+        raise Rejected(f"Compute environment {environment.name} does not exist.")
+    if before is None or needs_check(before, environment):
+        status = "CREATING" if before is None else "UPDATING"
+        environment = msgspec.structs.replace(environment, status=status)
+        turn.effects.append(effects.CheckEnvironment(name=environment.name))
+    world.put_compute_environment(environment)
+    return environment
+
+
+def needs_check(before: ComputeEnvironment, after: ComputeEnvironment) -> bool:
+    """Whether more changed than its size, or it was not valid."""
+    return before.status != "VALID" or any(
+        getattr(before, name) != getattr(after, name)
+        for name in before.__struct_fields__
+        if name not in SCALING_FIELDS
+    )
+
+
+def on_compute_environment_deleted(turn: Turn, name: str) -> None:
+    environment = turn.world.compute_environments.get(name)
+    if environment is None:
+        return
+    if environment.state != "DISABLED":
+        raise Rejected(
+            f"Cannot delete, compute environment {name} is ENABLED. "
+            "Disable it with UpdateComputeEnvironment first."
+        )
+    if any(name in queue.compute_environments for queue in turn.world.queues.values()):
+        raise Rejected("Cannot delete, found existing JobQueue relationship")
+    deleting = msgspec.structs.replace(environment, status="DELETING")
+    turn.world.put_compute_environment(deleting)
+
+
+def on_environment_checked(turn: Turn, fact: facts.EnvironmentChecked) -> None:
+    environment = turn.world.compute_environments.get(fact.name)
+    if environment is None or environment.status == "DELETING":
+        return
+    checked = (fact.status, fact.status_reason)
+    if checked != (environment.status, environment.status_reason):
+        turn.world.put_compute_environment(
+            msgspec.structs.replace(environment, status=checked[0], status_reason=checked[1])
+        )
+
+
+def finish_deletions(turn: Turn) -> None:
+    """Queues without jobs and environments without nodes that were to go, go."""
+    world = turn.world
+    for queue in [queue for queue in world.queues.values() if queue.status == "DELETING"]:
+        if not world.jobs_by_queue.get(queue.name):
+            world.delete("job_queue", queue.name)
+    for environment in [e for e in world.compute_environments.values() if e.status == "DELETING"]:
+        nodes = [n for n in world.nodes.values() if n.compute_environment == environment.name]
+        if not nodes:
+            world.delete("compute_environment", environment.name)
+            turn.effects.append(effects.DeleteEnvironment(name=environment.name))
+
+
+# ---- scheduling policies and job definitions
+
+
+def on_policy_put(turn: Turn, fact: facts.PolicyPut) -> object:
+    name, world = fact.policy.name, turn.world
+    if fact.create and name in world.policies:
+        raise Rejected(f"Scheduling policy {name} exists already.")
+    if not fact.create and name not in world.policies:
+        raise Rejected(f"Scheduling policy {name} does not exist.")
+    world.put_policy(fact.policy)
+    return fact.policy
+
+
+def on_policy_deleted(turn: Turn, name: str) -> None:
+    users = [queue.name for queue in turn.world.queues.values() if queue.policy == name]
+    if users:
+        raise Rejected(f"Scheduling policy {name} is used by job queue {users[0]}.")
+    if name in turn.world.policies:
+        turn.world.delete("scheduling_policy", name)
+
+
+def on_deleted(turn: Turn, fact: facts.Deleted) -> None:
+    delete = {
+        "job_queue": on_queue_deleted,
+        "compute_environment": on_compute_environment_deleted,
+        "scheduling_policy": on_policy_deleted,
+    }
+    delete[fact.kind](turn, fact.name)
+
+
+def on_definition_registered(turn: Turn, fact: facts.DefinitionRegistered) -> JobDefinition:
+    """The next revision; numbers are never used twice, also not after deregistering (AWS)."""
+    name = fact.definition.name
+    revision = max(turn.world.definitions.get(name, {0: None})) + 1
+    definition = msgspec.structs.replace(
+        fact.definition, revision=revision, arn=f"{fact.arn_prefix}{name}:{revision}"
+    )
+    turn.world.put_definition(definition)
+    return definition
+
+
+def on_definition_deregistered(turn: Turn, fact: facts.DefinitionDeregistered) -> None:
+    definition = turn.world.definitions.get(fact.name, {}).get(fact.revision)
+    if definition is None:
+        raise Rejected(f"Job definition {fact.name}:{fact.revision} does not exist.")
+    turn.world.put_definition(msgspec.structs.replace(definition, status="INACTIVE"))
+
+

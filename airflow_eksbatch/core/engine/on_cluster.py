@@ -1,0 +1,168 @@
+"""What clusters report: pods that live and end, nodes that come and go."""
+
+from __future__ import annotations
+
+from airflow_eksbatch.core.engine import effects, facts
+from airflow_eksbatch.core.engine.lives import end_attempt
+from airflow_eksbatch.core.engine.turn import Turn
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
+from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+
+# A node whose kubelet turned a pod away is left alone this long: its books and ours differ.
+REFUSED_POD_PAUSE_S = 30
+WAIT_BUCKETS = 40
+
+
+def on_pod_seen(turn: Turn, fact: facts.PodSeen) -> None:
+    attempt = turn.world.attempts.get(fact.pod)
+    if attempt is None:
+        delete_stray(turn, fact.pod, "")
+    elif attempt.seen_at is None:
+        attempt.seen_at = fact.at
+        turn.world.note_attempt(attempt)
+
+
+def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
+    attempt = turn.world.attempts.get(fact.pod)
+    if attempt is None:
+        delete_stray(turn, fact.pod, "")
+        return
+    if attempt.status is JobStatus.RUNNING:
+        return
+    job = turn.world.jobs[attempt.job_id]
+    attempt.status = JobStatus.RUNNING
+    attempt.seen_at = attempt.seen_at or fact.at
+    attempt.started_at = fact.at
+    if job.started_at is None or not job.is_array:
+        job.started_at = fact.at
+        turn.world.note_job(job)
+    if attempt.number == 1:
+        note_wait(turn, max(0, fact.at - (job.runnable_at or job.spec.created_at)))
+    turn.world.note_attempt(attempt)
+    turn.tell(job, JobStatus.RUNNING, index=attempt.index, attempt=attempt)
+    if job.spec.timeout_s is not None:
+        turn.world.wake_at(fact.at + job.spec.timeout_s * 1000, "timeout", fact.pod)
+
+
+def note_wait(turn: Turn, wait_ms: int) -> None:
+    """Count a wait from runnable to running in its power-of-two bucket."""
+    totals = turn.world.totals
+    if not totals.waits_ms:
+        totals.waits_ms = [0] * WAIT_BUCKETS
+    totals.waits_ms[min(wait_ms.bit_length(), WAIT_BUCKETS - 1)] += 1
+    totals.longest_wait_ms = max(totals.longest_wait_ms, wait_ms)
+
+
+def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
+    """The pod is over; what we asked for goes before what it said itself."""
+    attempt = turn.world.attempts.get(fact.pod)
+    environment = environment_of(turn, attempt)
+    turn.effects.append(effects.ForgetPod(pod=fact.pod, compute_environment=environment))
+    if attempt is None:
+        return
+    end = fact.end
+    if attempt.stopping is not None:
+        end = AttemptEnd(
+            cause=attempt.stopping.cause,
+            exit_code=end.exit_code,
+            reason=end.reason,
+            status_reason=attempt.stopping.status_reason,
+        )
+    end_attempt(turn, attempt, end, fact.at)
+
+
+def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
+    """It never ran: for free to another node, or for good if the pod itself is wrong."""
+    attempt = turn.world.attempts.get(fact.pod)
+    if attempt is None:
+        return
+    cause = Cause.STOPPED if fact.permanent else Cause.PLATFORM
+    node = turn.world.nodes.get(attempt.node_id)
+    end_attempt(turn, attempt, AttemptEnd(cause=cause, status_reason=fact.reason), fact.at)
+    if node is not None and not fact.permanent and node.closed is None:
+        turn.world.close_node(node, f"turned a pod away: {fact.reason}")
+        turn.wake_in(REFUSED_POD_PAUSE_S, "reopen", node.node_id)
+
+
+def on_pods_listed(turn: Turn, fact: facts.PodsListed) -> None:
+    """Pods that were seen before the look began and are not in it are gone; unknown ones are strays."""
+    for pod in sorted(fact.pods - turn.world.attempts.keys()):
+        delete_stray(turn, pod, fact.compute_environment)
+    end = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod was deleted by somebody else")
+    for attempt in list(turn.world.attempts.values()):
+        node = turn.world.nodes.get(attempt.node_id)
+        if node is None or node.compute_environment != fact.compute_environment:
+            continue
+        is_old = attempt.seen_at is not None and attempt.seen_at < fact.at
+        if is_old and attempt.pod_name not in fact.pods:
+            end_attempt(turn, attempt, attempt.stopping or end, fact.at)
+
+
+def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
+    node = turn.world.nodes.get(fact.node_id)
+    if node is None:
+        return
+    if node.status is NodeStatus.READY:
+        if node.allocatable != fact.allocatable:
+            turn.world.set_allocatable(node, fact.allocatable)
+        return
+    if node.status is NodeStatus.TERMINATING:
+        return
+    if node.launched_at is None:
+        note_launched(turn, node, fact.at)
+    node.node_name, node.ready_at, node.idle_since = fact.node_name, fact.at, turn.now
+    turn.world.set_allocatable(node, fact.allocatable)
+    turn.world.move_node(node, NodeStatus.READY)
+    turn.wake_in(turn.idle_s(node), "idle", node.node_id)
+
+
+def note_launched(turn: Turn, node: Node, at: int) -> None:
+    """It exists and is paid for from now on."""
+    node.launched_at = at
+    launched = turn.world.totals.instances
+    launched[node.compute_environment] = launched.get(node.compute_environment, 0) + 1
+
+
+def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:
+    node = turn.world.nodes.get(fact.node_id)
+    if node is not None and node.closed != fact.reason:
+        turn.world.close_node(node, fact.reason)
+
+
+def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
+    """Nothing of it runs again before its instance has certainly ended: nothing runs twice at once."""
+    node = turn.world.nodes.get(fact.node_id)
+    if node is None:
+        return
+    environment = turn.world.compute_environments.get(node.compute_environment)
+    if environment is not None and not environment.managed:
+        give_up_node(turn, node, fact.at, fact.reason)
+    elif node.status is not NodeStatus.TERMINATING:
+        turn.terminate_node(node, fact.reason)
+
+
+def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
+    """The machine is gone: its attempts ended with it, at no cost to the user."""
+    name = node.instance_id or node.node_name or node.node_id
+    end = AttemptEnd(
+        cause=Cause.PLATFORM, status_reason=f"Host EC2 (instance {name}) terminated."
+    )
+    for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
+        attempt = turn.world.attempts[pod]
+        end_attempt(turn, attempt, attempt.stopping or end, at)
+    turn.world.remove_node(node, turn.now, reason)
+
+
+def delete_stray(turn: Turn, pod: PodName, environment: str) -> None:
+    """A pod that no live attempt asks for must not run; without an environment every cluster is asked."""
+    turn.effects.append(
+        effects.DeletePod(pod=pod, compute_environment=environment, grace_s=limits.GRACE_S)
+    )
+
+
+def environment_of(turn: Turn, attempt: Attempt | None) -> str:
+    """The compute environment an attempt's pod runs in; empty when nobody knows any more."""
+    node = turn.world.nodes.get(attempt.node_id) if attempt is not None else None
+    return node.compute_environment if node is not None else ""

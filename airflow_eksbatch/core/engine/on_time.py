@@ -1,0 +1,88 @@
+"""What time alone brings: timeouts, unanswered requests, nodes that never joined."""
+
+from __future__ import annotations
+
+from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.lives import stop_attempt
+from airflow_eksbatch.core.engine.on_cloud import refuse_pool
+from airflow_eksbatch.core.engine.turn import Turn
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.job import JobStatus, PodName
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
+from airflow_eksbatch.core.model.retry import Cause
+
+TIMED_OUT = "Job attempt duration exceeded timeout"
+
+
+def on_time(turn: Turn) -> None:
+    """Look at everything whose deadline has come. A deadline that is stale by now means nothing."""
+    for kind, key in turn.world.due(turn.now):
+        if kind in ("timeout", "unseen", "stopping"):
+            on_pod_deadline(turn, kind, PodName(key))
+        elif kind == "refusal":
+            forget_refusal(turn, key)
+        else:
+            on_node_deadline(turn, kind, NodeId(key))
+
+
+def on_pod_deadline(turn: Turn, kind: str, pod: PodName) -> None:
+    attempt = turn.world.attempts.get(pod)
+    if attempt is None:
+        return
+    job = turn.world.jobs[attempt.job_id]
+    node = turn.world.nodes.get(attempt.node_id)
+    if kind == "timeout" and attempt.status is JobStatus.RUNNING and attempt.stopping is None:
+        stop_attempt(turn, attempt, Cause.TIMEOUT, TIMED_OUT)
+    elif kind == "stopping" and node is not None:
+        turn.delete_pod(attempt)
+    elif kind == "unseen" and attempt.seen_at is None and node is not None:
+        if attempt.stopping is None:
+            turn.create_pod(attempt, job, node)
+
+
+def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
+    node = turn.world.nodes.get(node_id)
+    if node is None:
+        return
+    if kind == "launch" and node.status is NodeStatus.REQUESTED:
+        ask_launch(turn, node)
+    elif kind == "join" and node.status is NodeStatus.LAUNCHED:
+        refuse_pool(turn, node.offering.pool)
+        turn.terminate_node(node, f"did not join within {limits.NODE_JOIN_S_MAX} s")
+    elif kind == "ending" and node.status is NodeStatus.TERMINATING:
+        turn.terminate_node(node, node.reason or "")
+    elif kind == "reopen" and (node.closed or "").startswith("turned a pod away"):
+        turn.world.close_node(node, None)
+
+
+def ask_launch(turn: Turn, node: Node) -> None:
+    """Buy the node's instance; the node id makes a second request harmless."""
+    turn.effects.append(
+        LaunchNode(
+            node_id=node.node_id,
+            compute_environment=node.compute_environment,
+            offering=node.offering,
+        )
+    )
+    turn.wake_in(limits.LAUNCH_ANSWER_S_MAX, "launch", node.node_id)
+
+
+def forget_refusal(turn: Turn, pool: str) -> None:
+    if turn.world.refused_until.get(pool, 0) <= turn.now:
+        turn.world.refused_until.pop(pool, None)
+
+
+def derive_deadlines(turn: Turn) -> None:
+    """After a load: what the heap held."""
+    for attempt in turn.world.attempts.values():
+        job = turn.world.jobs[attempt.job_id]
+        if attempt.started_at is not None and job.spec.timeout_s is not None:
+            at = attempt.started_at + job.spec.timeout_s * 1000
+            turn.world.wake_at(at, "timeout", attempt.pod_name)
+    for node in turn.world.nodes.values():
+        if node.idle_since is not None:
+            turn.wake_in(turn.idle_s(node), "idle", node.node_id)
+        if node.status is NodeStatus.LAUNCHED:
+            turn.wake_in(limits.NODE_JOIN_S_MAX, "join", node.node_id)
+        if (node.closed or "").startswith("turned a pod away"):
+            turn.wake_in(limits.REFUSAL_S, "reopen", node.node_id)

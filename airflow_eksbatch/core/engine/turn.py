@@ -1,0 +1,142 @@
+"""What the reactions of one step share: the world, the time, and what has to be done."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, Effect, TerminateNode
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobStatus
+from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.model.ranges import Ranges
+from airflow_eksbatch.core.model.world import World
+
+
+class StepSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set about decisions."""
+
+    idle_s: float = 60.0
+    """How long an empty node is kept where its environment does not say."""
+
+
+class News(msgspec.Struct, frozen=True, kw_only=True):
+    """These indices of a job have ended; `members` None: the job as a whole has."""
+
+    job: Job
+    members: Ranges | None
+    succeeded: bool
+
+
+class Turn(msgspec.Struct, kw_only=True):
+    world: World
+    now: int
+    settings: StepSettings
+    effects: list[Effect] = []
+    news: deque[News] = msgspec.field(default_factory=deque)
+    """Ends that others may have waited for and have not been told of yet."""
+
+    def wake_in(self, seconds: float, kind: str, key: str) -> None:
+        self.world.wake_at(self.now + int(seconds * 1000), kind, key)
+
+    def tell(
+        self,
+        job: Job,
+        status: JobStatus,
+        *,
+        index: int | None = None,
+        reason: str | None = None,
+        attempt: Attempt | None = None,
+    ) -> None:
+        """One event: of an index, or (index None) of the job as a whole."""
+        exit_code = attempt.end.exit_code if attempt is not None and attempt.end else None
+        self.world.tell(
+            JobEvent(
+                seq=self.world.next_event_seq(),
+                time=self.now,
+                job_id=job.job_id,
+                index=index if job.is_array else None,
+                job_name=job.spec.name,
+                job_queue=job.spec.queue,
+                status=status,
+                status_reason=reason,
+                exit_code=exit_code,
+                attempt=attempt.number if attempt is not None else 0,
+                parent=job.is_array and index is None,
+                node_id=attempt.node_id if attempt is not None else None,
+                task_key=job.spec.task_key,
+            )
+        )
+
+    def create_pod(self, attempt: Attempt, job: Job, node: Node) -> None:
+        """Ask for the attempt's pod; asking twice is harmless."""
+        environment = self.world.compute_environments[node.compute_environment]
+        self.effects.append(
+            CreatePod(
+                pod=attempt.pod_name,
+                compute_environment=environment.name,
+                node_id=node.node_id,
+                node_name=node.node_name or "",
+                namespace=environment.namespace,
+                pod_properties=job.spec.pod,
+                environment=batch_environment(job, attempt, environment.name),
+                labels={
+                    "batch.amazonaws.com/job-id": job.job_id,
+                    "batch.amazonaws.com/compute-environment-uuid": environment.uuid,
+                    "batch.amazonaws.com/node-uid": node.node_id,
+                },
+                grace_s=limits.GRACE_S,
+            )
+        )
+        self.wake_in(limits.POD_SEEN_S_MAX, "unseen", attempt.pod_name)
+
+    def delete_pod(self, attempt: Attempt) -> None:
+        """Ask for the end of the attempt's pod."""
+        node = self.world.nodes[attempt.node_id]
+        self.effects.append(
+            DeletePod(
+                pod=attempt.pod_name,
+                compute_environment=node.compute_environment,
+                grace_s=limits.GRACE_S,
+            )
+        )
+        self.wake_in(limits.GRACE_S + limits.POD_SEEN_S_MAX, "stopping", attempt.pod_name)
+
+    def terminate_node(self, node: Node, reason: str) -> None:
+        """Ask for the end of the node's instance."""
+        if node.status is not NodeStatus.TERMINATING:
+            self.world.move_node(node, NodeStatus.TERMINATING)
+            node.reason = reason
+        self.effects.append(
+            TerminateNode(
+                node_id=node.node_id,
+                compute_environment=node.compute_environment,
+                instance_id=node.instance_id,
+                node_name=node.node_name,
+            )
+        )
+        self.wake_in(limits.LAUNCH_ANSWER_S_MAX, "ending", node.node_id)
+
+    def idle_s(self, node: Node) -> float:
+        """How long this node is kept when it is empty."""
+        environment = self.world.compute_environments.get(node.compute_environment)
+        if environment is None or environment.idle_s is None:
+            return self.settings.idle_s
+        return environment.idle_s
+
+
+def batch_environment(job: Job, attempt: Attempt, environment: str) -> dict[str, str]:
+    """The variables that AWS Batch gives a container."""
+    variables = {
+        "AWS_BATCH_JOB_ID": job.job_id,
+        "AWS_BATCH_JOB_ATTEMPT": str(attempt.charged_before + 1),
+        "AWS_BATCH_JQ_NAME": job.spec.queue,
+        "AWS_BATCH_CE_NAME": environment,
+        "AWS_BATCH_JOB_KUBERNETES_NODE_UID": attempt.node_id,
+    }
+    if job.is_array:
+        variables["AWS_BATCH_JOB_ID"] = f"{job.job_id}:{attempt.index}"
+        variables["AWS_BATCH_JOB_ARRAY_INDEX"] = str(attempt.index)
+        variables["AWS_BATCH_JOB_ARRAY_SIZE"] = str(job.spec.size)
+    return variables

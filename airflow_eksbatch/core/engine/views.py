@@ -1,0 +1,129 @@
+"""The world as numbers for people: summary, dashboard, CLI and metrics read it here."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from airflow_eksbatch.core.model import ranges
+from airflow_eksbatch.core.model.changes import Totals
+from airflow_eksbatch.core.model.job import Job, JobStatus
+from airflow_eksbatch.core.model.world import World
+
+View = dict[str, object]
+
+
+def jobs_by_status(world: World) -> dict[str, Counter[str]]:
+    """Live indices by job queue and status; cost follows classes, attempts and unfinished arrays."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in world.queues}
+    for line in world.lines.values():
+        counts.setdefault(line.job_class.queue, Counter())[JobStatus.RUNNABLE] += line.count
+    for attempt in world.attempts.values():
+        queue = world.jobs[attempt.job_id].spec.queue
+        counts.setdefault(queue, Counter())[attempt.status] += 1
+    return counts
+
+
+def array_summary(world: World, job: Job) -> dict[str, int]:
+    """statusSummary of an array: how many children are in each status."""
+    summary = {status.value: 0 for status in JobStatus}
+    summary[JobStatus.PENDING] = ranges.count(job.pending)
+    summary[JobStatus.RUNNABLE] = ranges.count(job.runnable)
+    summary[JobStatus.SUCCEEDED] = ranges.count(job.succeeded)
+    summary[JobStatus.FAILED] = ranges.count(job.failed)
+    for index, number in job.running.items():
+        attempt = world.attempts.get(f"{job.job_id}-{index}-{number}")  # type: ignore[call-overload]
+        summary[attempt.status if attempt else JobStatus.STARTING] += 1
+    return summary
+
+
+def environments(world: World, now: int) -> list[View]:
+    """One row a compute environment: its nodes by status, vCPUs, and what it has cost so far."""
+    nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    lived_ms: defaultdict[str, int] = defaultdict(int)
+    price_usd: defaultdict[str, float] = defaultdict(float)
+    for node in world.nodes.values():
+        name = node.compute_environment
+        nodes[name][node.status] += 1
+        if node.launched_at is not None:
+            ms = max(0, now - node.launched_at)
+            lived_ms[name] += ms
+            price_usd[name] += ms / 3_600_000 * node.offering.price_usd_hour
+    totals = world.totals
+    return [
+        {
+            "computeEnvironment": environment.name,
+            "type": environment.market.value,
+            "state": environment.state,
+            "status": environment.status,
+            "statusReason": environment.status_reason,
+            "vcpus": world.vcpus[environment.name],
+            "minvCpus": environment.min_vcpus,
+            "maxvCpus": environment.max_vcpus,
+            "instances": dict(nodes[environment.name]),
+            "launched": totals.instances.get(environment.name, 0),
+            "instance_seconds": round(
+                (totals.instance_ms.get(environment.name, 0) + lived_ms[environment.name]) / 1000, 1
+            ),
+            "price_usd": round(
+                totals.price_usd.get(environment.name, 0.0) + price_usd[environment.name], 6
+            ),
+        }
+        for environment in sorted(world.compute_environments.values(), key=lambda e: e.name)
+    ]
+
+
+def quantile_s(totals: Totals, fraction: float) -> float | None:
+    """Upper edge of the wait that this fraction of the starts stayed under, in seconds (powers of two of ms)."""
+    wanted, passed = fraction * sum(totals.waits_ms), 0
+    for bucket, number in enumerate(totals.waits_ms):
+        passed += number
+        if number and passed >= wanted:
+            return min(1 << bucket, totals.longest_wait_ms) / 1000
+    return None
+
+
+def summary(world: World, now: int) -> View:
+    """What the service has done since it was installed, and what it is doing."""
+    totals, rows = world.totals, environments(world, now)
+    statuses: Counter[str] = Counter()
+    for counts in jobs_by_status(world).values():
+        statuses.update(counts)
+    live = sum(statuses.values())
+    pending = totals.jobs - totals.succeeded - totals.failed - live
+    return {
+        "jobs": {
+            "submitted": totals.jobs,
+            "PENDING": pending,
+            **{s.value: statuses[s] for s in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING)},
+            "SUCCEEDED": totals.succeeded,
+            "FAILED": totals.failed,
+        },
+        "attempts": totals.attempts,
+        "retries": totals.retries,
+        "free_retries": totals.free_retries,
+        "reclaims": totals.reclaims,
+        "instances": {
+            "launched": sum(totals.instances.values()),
+            "peak": totals.peak_instances,
+            "now": len(world.nodes),
+            "refused": totals.refused,
+            "overflow": totals.overflows,
+        },
+        "compute_environments": rows,
+        "instance_seconds": round(sum(float(str(row["instance_seconds"])) for row in rows), 1),
+        "price_usd": round(sum(float(str(row["price_usd"])) for row in rows), 6),
+        "submit_to_start_s": {
+            "p50": quantile_s(totals, 0.5),
+            "p99": quantile_s(totals, 0.99),
+            "max": totals.longest_wait_ms / 1000,
+        },
+        "shares": [
+            {
+                "jobQueue": usage.queue,
+                "shareIdentifier": usage.share,
+                "running_vcpus": usage.running_cpu_m / 1000,
+                "mean_vcpus": round(usage.mean_vcpus(now, world.decay_s(usage.queue)), 3),
+            }
+            for _, usage in sorted(world.usages.items())
+        ],
+    }
