@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from airflow_eksbatch.core.engine.turn import News, Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, Tries
@@ -35,6 +37,8 @@ def start_attempt(turn: Turn, job: Job, index: int, node: Node) -> None:
 def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
     """An attempt is over: run the index again, or settle it."""
     job = turn.world.jobs[attempt.job_id]
+    if not end.status_reason:
+        end = msgspec.structs.replace(end, status_reason=EXITED)
     verdict = judge(attempt, end, job)
     attempt.end = end
     attempt.stopped_at = at
@@ -47,7 +51,7 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
     else:
         job.tries.pop(attempt.index, None)
         members = ((attempt.index, attempt.index + 1),)
-        settle(turn, job, members, end.succeeded, end.status_reason or EXITED, attempt)
+        settle(turn, job, members, end.succeeded, end.status_reason, attempt)
 
 
 def judge(attempt: Attempt, end: AttemptEnd, job: Job) -> Verdict:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.changes import Totals
-from airflow_eksbatch.core.model.job import Job, JobStatus
+from airflow_eksbatch.core.model.job import Job, JobStatus, pod_name
 from airflow_eksbatch.core.model.world import World
 
 View = dict[str, object]
@@ -31,7 +31,7 @@ def array_summary(world: World, job: Job) -> dict[str, int]:
     summary[JobStatus.SUCCEEDED] = ranges.count(job.succeeded)
     summary[JobStatus.FAILED] = ranges.count(job.failed)
     for index, number in job.running.items():
-        attempt = world.attempts.get(f"{job.job_id}-{index}-{number}")  # type: ignore[call-overload]
+        attempt = world.attempts.get(pod_name(job.job_id, index, number))
         summary[attempt.status if attempt else JobStatus.STARTING] += 1
     return summary
 
