@@ -15,6 +15,10 @@ class StoreError(Exception):
     """The store cannot be used; the message is one sentence that says what to do."""
 
 
+class Fenced(StoreError):
+    """Another service took the lease: this one may not write any more."""
+
+
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     """One page of ListJobs over what is stored, newest first. Names end in `*` for a prefix."""
 

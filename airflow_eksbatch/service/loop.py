@@ -1,0 +1,237 @@
+"""The beat: facts in, step, commit, answers, effects; the one place where time passes for the world."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from airflow_eksbatch.core.engine.effects import Effect
+from airflow_eksbatch.core.engine.facts import ClockTicked, Fact, JobSubmitted
+from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.engine.step import derive_effects, step
+from airflow_eksbatch.core.engine.turn import StepSettings
+from airflow_eksbatch.core.model.job import JobId
+from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.service.broadcast import Broadcast
+from airflow_eksbatch.service.inbox import Inbox, Letter, unavailable
+from airflow_eksbatch.service.performer import Backoff
+from airflow_eksbatch.service.recorder import Recorder
+from airflow_eksbatch.service.store_thread import StoreThread
+from airflow_eksbatch.service.telemetry import Telemetry
+from airflow_eksbatch.store.port import Fenced, Store, StoreError
+
+
+class BeatSettings(msgspec.Struct, frozen=True, kw_only=True):
+    interval_s: float = 0.02
+    """At least this long from one beat to the next: submits that come meanwhile share a commit."""
+    facts_max: int = 2_000
+    """Facts in one beat: bounds its length and the size of its transaction."""
+    rest_s: float = 10.0
+    """At most this long without a beat, so that a clock that was set is noticed."""
+    check_indexes: bool = False
+    """Check the world after every step: for tests, slow."""
+
+
+class Clock:
+    """Epoch milliseconds that never run backwards."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def __call__(self) -> int:
+        self._last = max(self._last, time.time_ns() // 1_000_000)
+        return self._last
+
+
+class Loop:
+    """Owns the world. Between step and commit nobody may look at it."""
+
+    def __init__(
+        self,
+        *,
+        store: StoreThread,
+        inbox: Inbox,
+        broadcast: Broadcast,
+        telemetry: Telemetry,
+        recorder: Recorder | None,
+        clock: Callable[[], int],
+        step_settings: StepSettings,
+        settings: BeatSettings,
+    ) -> None:
+        self._store = store
+        self._inbox = inbox
+        self._broadcast = broadcast
+        self._telemetry = telemetry
+        self._recorder = recorder
+        self._clock = clock
+        self._step_settings = step_settings
+        self._settings = settings
+        self._settled = asyncio.Event()
+        self._stopping = False
+        self._wake_at: int | None = None
+        self.start_effects: Callable[[Sequence[Effect]], None] = lambda effects: None
+        """Set by the wiring: the performer needs the inbox, and this needs the performer."""
+        self.world: World | None = None
+        self.trouble: str | None = "starting"
+        """Why the service is not ready, or None."""
+
+    async def settled(self) -> None:
+        """Until the world shows only what is committed."""
+        while not self._settled.is_set():
+            await self._settled.wait()
+
+    async def run(self) -> None:
+        """Load, then beat until `stop`. Raises Fenced, and whatever is a bug."""
+        await self._load()
+        backoff, failures = Backoff(first_s=0.1, most_s=2.0), 0
+        while not (self._stopping and not self._inbox):
+            began = time.monotonic()
+            try:
+                await self._beat()
+                failures = 0
+            except Fenced:
+                raise
+            except StoreError as error:
+                failures += 1
+                self._pause(error)
+                await asyncio.sleep(backoff.after(failures))
+                await self._load()
+                continue
+            await self._rest(began)
+
+    def stop(self) -> None:
+        """Beat until the inbox is empty, then return from `run`."""
+        self._stopping = True
+        self._inbox.wake()
+
+    async def _rest(self, began: float) -> None:
+        """Wait for a fact or the next deadline, but never shorter than the interval."""
+        left_s = self._settings.interval_s - (time.monotonic() - began)
+        await asyncio.sleep(max(0.0, left_s))
+        if self._stopping:
+            return
+        rest_s = self._settings.rest_s
+        if self._wake_at is not None:
+            rest_s = min(rest_s, (self._wake_at - self._clock()) / 1000)
+        await self._inbox.wait(rest_s)
+
+    async def _beat(self) -> None:
+        letters = self._inbox.drain(self._settings.facts_max)
+        try:
+            await self._turn(letters)
+        except StoreError as error:
+            for letter in letters:
+                letter.answer(unavailable(f"The database cannot be written now: {error}"))
+            self._inbox.give_back(letters)
+            raise
+        except BaseException:
+            for letter in letters:
+                letter.answer(unavailable("The service failed at this and starts again."))
+            raise
+
+    async def _turn(self, letters: list[Letter]) -> None:
+        """One beat, its lines in the only order that a crash cannot hurt."""
+        facts = await self._enrich([letter.fact for letter in letters])
+        world, now = self.world, self._clock()
+        assert world is not None
+        self._settled.clear()
+        began = time.monotonic()
+        outcome = step(world, facts or [ClockTicked()], now, self._step_settings)
+        stepped = time.monotonic()
+        if self._settings.check_indexes:
+            world.check_indexes()
+        if not outcome.changes.is_empty:
+            await self._store.commit(lambda store: store.commit(outcome.changes))
+        self._settled.set()
+        committed = time.monotonic()
+        self._wake_at = outcome.wake_at
+        self.trouble = None
+        for letter, answer in zip(letters, outcome.answers, strict=False):
+            letter.answer(answer)
+        self._finish(now, facts, outcome)
+        self._telemetry.beat(facts, outcome, stepped - began, committed - stepped)
+
+    def _finish(self, now: int, facts: Sequence[Fact], outcome: Outcome) -> None:
+        """It has happened: now it may be told and done."""
+        self.start_effects(outcome.effects)
+        self._broadcast.publish(outcome.changes.events)
+        if self._recorder is not None:
+            self._recorder.record(now, facts, outcome.effects)
+
+    async def _enrich(self, facts: list[Fact]) -> list[Fact]:
+        """Add to submits what only the store knows: dependencies and earlier submits that have ended."""
+        assert self.world is not None
+        jobs, by_token = self.world.jobs, self.world.job_by_token
+        submits = [fact for fact in facts if isinstance(fact, JobSubmitted)]
+        awaited = {
+            dependency.job_id
+            for fact in submits
+            for dependency in fact.spec.depends_on
+            if dependency.job_id and dependency.job_id not in jobs
+        }
+        tokens = {
+            fact.spec.token
+            for fact in submits
+            if fact.spec.token and fact.spec.token not in by_token
+        }
+        if not awaited and not tokens:
+            return facts
+
+        def look(store: Store) -> tuple[dict[JobId, bool], dict[str, JobId]]:
+            ends = store.find_ends(awaited) if awaited else {}
+            return ends, store.find_tokens(tokens) if tokens else {}
+
+        ends, earlier = await self._store.commit(look)
+        if not ends and not earlier:
+            return facts
+        return [
+            _enriched(fact, ends, earlier) if isinstance(fact, JobSubmitted) else fact
+            for fact in facts
+        ]
+
+    def _pause(self, error: StoreError) -> None:
+        """Nothing was kept: what memory has is not true any more."""
+        self._settled.clear()
+        self.world = None
+        self.trouble = f"the database cannot be used: {error}"
+        self._telemetry.store_failed("commit", str(error))
+
+    async def _load(self) -> None:
+        """Make the world from the store, however long the store takes to be there again."""
+        backoff, failures = Backoff(first_s=0.1, most_s=5.0), 0
+        while True:
+            try:
+                world = await self._store.ask(lambda store: World(store.load()))
+                break
+            except Fenced:
+                raise
+            except StoreError as error:
+                failures += 1
+                self.trouble = f"the database cannot be read: {error}"
+                self._telemetry.store_failed("load", str(error))
+                if self._stopping:
+                    raise
+                await asyncio.sleep(backoff.after(failures))
+        # What lives long is not looked through again and again by the garbage collector.
+        gc.collect()
+        gc.freeze()
+        self._broadcast.start_at(world.counters.event_seq)
+        self.start_effects(derive_effects(world, self._clock(), self._step_settings))
+        self.world, self._wake_at = world, self._clock()
+        self._settled.set()
+
+
+def _enriched(
+    fact: JobSubmitted, ends: dict[JobId, bool], earlier: dict[str, JobId]
+) -> JobSubmitted:
+    ours = {d.job_id: ends[d.job_id] for d in fact.spec.depends_on if d.job_id in ends}
+    token = fact.spec.token
+    return msgspec.structs.replace(
+        fact,
+        dependency_ends=ours,
+        earlier_job=earlier.get(token) if token else None,
+    )

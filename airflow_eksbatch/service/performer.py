@@ -1,0 +1,281 @@
+"""Effects -> ports: in order for each pod, merged for each environment, again and again while the outside is down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+
+from airflow_eksbatch.cloud.port import Cloud, CloudDown
+from airflow_eksbatch.cluster.port import Cluster, ClusterDown
+from airflow_eksbatch.core.engine.effects import (
+    CheckEnvironment,
+    CreatePod,
+    DeleteEnvironment,
+    DeletePod,
+    Effect,
+    ForgetPod,
+    LaunchNode,
+    TerminateNode,
+    TerminateStray,
+)
+from airflow_eksbatch.core.engine.facts import EnvironmentChecked, Fact, OfferingsListed
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.service.telemetry import Telemetry
+
+
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait before trying again: one policy for everything that can be down."""
+
+    first_s: float = 0.2
+    factor: float = 2.0
+    most_s: float = 15.0
+
+    def after(self, failures: int) -> float:
+        return min(self.most_s, self.first_s * self.factor ** min(failures - 1, 16))
+
+
+class PerformerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    at_once: int = 32
+    """Calls to cluster and cloud under way at the same time."""
+    batch_max: int = 200
+    """Instances asked for in one call."""
+    backoff: Backoff = Backoff()
+
+
+Key = tuple[type[Effect], str]
+
+
+class _Lane:
+    """What is to be done for one pod, or one environment, in order."""
+
+    __slots__ = ("failures", "is_queued", "under_way", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[Key, Effect] = {}
+        self.under_way: dict[Key, Effect] = {}
+        self.failures = 0
+        self.is_queued = False
+
+    def enter(self, effect: Effect) -> None:
+        """Put an effect in line, once. An end makes a beginning pointless that was not carried out yet."""
+        key = _key(effect)
+        if key in self.under_way and not isinstance(effect, CheckEnvironment):
+            return
+        match effect:
+            case DeletePod(pod=pod):
+                self.waiting.pop((CreatePod, pod), None)
+            case TerminateNode(node_id=node_id):
+                self.waiting.pop((LaunchNode, node_id), None)
+            case _:
+                pass
+        self.waiting[key] = effect
+
+    def begin(self, batch_max: int) -> list[Effect]:
+        """The first effect, with those behind it that go into the same call."""
+        first = next(iter(self.waiting.values()))
+        alike = _MERGED.get(type(first))
+        for key, effect in list(self.waiting.items()):
+            if self.under_way and (alike is None or _MERGED.get(key[0]) != alike):
+                break
+            if len(self.under_way) == batch_max:
+                break
+            self.under_way[key] = self.waiting.pop(key)
+        return list(self.under_way.values())
+
+    def fail(self) -> None:
+        """What was under way comes first again, unless something in line has overtaken it."""
+        behind, self.waiting = self.waiting, self.under_way
+        self.under_way = {}
+        self.failures += 1
+        for effect in behind.values():
+            self.enter(effect)
+
+    def finish(self) -> None:
+        self.under_way = {}
+        self.failures = 0
+
+
+# Effects of one kind of call go together.
+_MERGED: dict[type[Effect], str] = {
+    LaunchNode: "launch",
+    TerminateNode: "terminate",
+    TerminateStray: "terminate",
+}
+
+
+Act = Callable[[Sequence[Effect]], Awaitable[Iterable[Fact | None]]]
+
+
+class Performer:
+    """Results come back as facts. An effect stays at the head of its lane until it was done."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        cloud: Cloud,
+        tell: Callable[[Iterable[Fact]], None],
+        find_environment: Callable[[str], ComputeEnvironment | None],
+        telemetry: Telemetry,
+        settings: PerformerSettings,
+    ) -> None:
+        self._cluster = cluster
+        self._cloud = cloud
+        self._tell = tell
+        self._find_environment = find_environment
+        self._telemetry = telemetry
+        self._settings = settings
+        self._lanes: dict[str, _Lane] = {}
+        self._ready: asyncio.Queue[str] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Effects not done yet."""
+        return sum(len(lane.waiting) + len(lane.under_way) for lane in self._lanes.values())
+
+    def open(self) -> None:
+        """Begin to work."""
+        for number in range(self._settings.at_once):
+            self._tasks.add(asyncio.create_task(self._work(), name=f"performer-{number}"))
+
+    async def close(self) -> None:
+        """Stop where it stands: what was not done is derived again at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start(self, effects: Iterable[Effect]) -> None:
+        """Take these effects in; returns at once."""
+        for effect in effects:
+            key = _lane_of(effect)
+            lane = self._lanes.get(key)
+            if lane is None:
+                lane = self._lanes[key] = _Lane()
+            lane.enter(effect)
+            if not lane.is_queued:
+                lane.is_queued = True
+                self._ready.put_nowait(key)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._ready.get()
+            lane = self._lanes[key]
+            wait_s = await self._perform(lane, lane.begin(self._settings.batch_max))
+            if wait_s:
+                asyncio.get_running_loop().call_later(wait_s, self._ready.put_nowait, key)
+            elif lane.waiting:
+                self._ready.put_nowait(key)
+            else:
+                del self._lanes[key]
+
+    async def _perform(self, lane: _Lane, batch: Sequence[Effect]) -> float:
+        """Do the batch; 0 when it is done, else the seconds until it is tried again."""
+        try:
+            facts = await self._act_for(batch[0])(batch)
+        except (ClusterDown, CloudDown) as down:
+            lane.fail()
+            self._telemetry.effect_failed(batch[0], str(down), lane.failures)
+            return self._settings.backoff.after(lane.failures)
+        except Exception as error:  # An adapter's surprise: told loudly, and the effect is not lost.
+            lane.fail()
+            self._telemetry.effect_broke(batch[0], error, lane.failures)
+            return self._settings.backoff.after(lane.failures)
+        lane.finish()
+        self._tell(fact for fact in facts if fact is not None)
+        return 0.0
+
+    def _act_for(self, effect: Effect) -> Act:
+        match effect:
+            case CreatePod() | DeletePod() | ForgetPod():
+                return self._on_pod
+            case LaunchNode():
+                return self._launch
+            case TerminateNode() | TerminateStray():
+                return self._terminate
+            case CheckEnvironment() | DeleteEnvironment():
+                return self._on_environment
+            case _:
+                raise AssertionError(f"nobody performs {type(effect).__name__}")
+
+    async def _on_pod(self, batch: Sequence[Effect]) -> Iterable[Fact | None]:
+        match batch[0]:
+            case CreatePod() as effect:
+                return [await self._cluster.create_pod(effect)]
+            case DeletePod() as effect:
+                return [await self._cluster.delete_pod(effect)]
+            case ForgetPod() as effect:
+                await self._cluster.forget_pod(effect)
+        return []
+
+    async def _launch(self, batch: Sequence[Effect]) -> Iterable[Fact]:
+        return await self._cloud.launch([e for e in batch if isinstance(e, LaunchNode)])
+
+    async def _terminate(self, batch: Sequence[Effect]) -> Iterable[Fact]:
+        return await self._cloud.terminate(
+            [e for e in batch if isinstance(e, TerminateNode | TerminateStray)]
+        )
+
+    async def _on_environment(self, batch: Sequence[Effect]) -> Iterable[Fact]:
+        match batch[0]:
+            case DeleteEnvironment(name=name):
+                await self._cloud.delete_environment(name)
+            case CheckEnvironment(name=name):
+                environment = self._find_environment(name)
+                return [] if environment is None else await self._check(environment)
+        return []
+
+    async def _check(self, environment: ComputeEnvironment) -> list[Fact]:
+        """VALID with what it may buy, or INVALID with the sentence that says why."""
+        name = environment.name
+        trouble = await self._cluster.check(environment)
+        if trouble is None:
+            try:
+                offerings = await self._cloud.offerings(environment)
+            except ValueError as error:
+                trouble = str(error)
+            else:
+                return [
+                    OfferingsListed(compute_environment=name, offerings=offerings),
+                    EnvironmentChecked(
+                        name=name, status="VALID", status_reason="ComputeEnvironment Healthy"
+                    ),
+                ]
+        return [
+            EnvironmentChecked(
+                name=name, status="INVALID", status_reason=f"CLIENT_ERROR - {trouble}"
+            )
+        ]
+
+
+def _lane_of(effect: Effect) -> str:
+    match effect:
+        case CreatePod(pod=pod) | DeletePod(pod=pod) | ForgetPod(pod=pod):
+            return f"pod {pod}"
+        case (
+            LaunchNode(compute_environment=name)
+            | TerminateNode(compute_environment=name)
+            | TerminateStray(compute_environment=name)
+        ):
+            return f"nodes {name}"
+        case CheckEnvironment(name=name) | DeleteEnvironment(name=name):
+            return f"environment {name}"
+        case _:
+            raise AssertionError(f"nobody performs {type(effect).__name__}")
+
+
+def _key(effect: Effect) -> Key:
+    """What makes two effects the same one."""
+    match effect:
+        case CreatePod(pod=name) | DeletePod(pod=name) | ForgetPod(pod=name):
+            pass
+        case LaunchNode(node_id=name) | TerminateNode(node_id=name):
+            pass
+        case TerminateStray(instance_id=name):
+            pass
+        case CheckEnvironment(name=name) | DeleteEnvironment(name=name):
+            pass
+        case _:
+            raise AssertionError(f"nobody performs {type(effect).__name__}")
+    return type(effect), name

@@ -1,0 +1,204 @@
+"""Metrics and log lines, made from what a beat left behind; one line for each change a person cares about."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter as Counts
+from collections.abc import Sequence
+from typing import TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from airflow_eksbatch.core.engine.effects import Effect
+from airflow_eksbatch.core.engine.facts import (
+    EnvironmentChecked,
+    Fact,
+    InstanceGone,
+    InstanceLaunched,
+    LaunchRefused,
+    NodeClosed,
+    NodeLost,
+    NodeReady,
+    PodRefused,
+    SpotInterrupted,
+)
+from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.engine.views import environments, jobs_by_status
+from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus
+from airflow_eksbatch.core.model.node import NodeStatus
+from airflow_eksbatch.core.model.world import World
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+# A beat of tens of milliseconds is the aim; the last bucket is where people should look.
+_BEAT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+_NODE_LINES: dict[type[Fact], tuple[str, str]] = {
+    InstanceLaunched: ("info", "instance launched"),
+    NodeReady: ("info", "node ready"),
+    SpotInterrupted: ("warning", "Spot instance is being reclaimed"),
+    NodeClosed: ("info", "node takes no new pods"),
+    NodeLost: ("warning", "node lost"),
+    InstanceGone: ("info", "instance ended"),
+    LaunchRefused: ("warning", "launch refused"),
+    PodRefused: ("warning", "pod refused"),
+    EnvironmentChecked: ("info", "compute environment checked"),
+}
+
+
+def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None) -> None:
+    """Lines for people, or JSON lines for machines, on stderr."""
+    out = stream if stream is not None else sys.stderr
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
+
+
+class Telemetry:
+    """What the service says of itself. The world is looked at only when metrics are read."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.log = structlog.get_logger().bind()
+        new = {"registry": self.registry}
+        self._step_s = Histogram(
+            "eksbatch_step_seconds", "Time of one step.", buckets=_BEAT_BUCKETS, **new
+        )
+        self._commit_s = Histogram(
+            "eksbatch_commit_seconds", "Time of one commit.", buckets=_BEAT_BUCKETS, **new
+        )
+        self._facts = Counter("eksbatch_facts", "Facts taken in.", ["fact"], **new)
+        self._effects = Counter("eksbatch_effects", "Effects given out.", ["effect"], **new)
+        self._failures = Counter(
+            "eksbatch_outside_failures", "Calls to the outside that failed.", ["what"], **new
+        )
+        self._ended = Counter("eksbatch_jobs_ended", "Jobs that ended.", ["queue", "status"], **new)
+        self._inbox = Gauge("eksbatch_inbox_facts", "Facts that wait for a beat.", **new)
+        self._undone = Gauge("eksbatch_effects_waiting", "Effects not done yet.", **new)
+        self._streams = Gauge("eksbatch_streams", "Readers of the event stream.", **new)
+        self._ready = Gauge("eksbatch_ready", "1 while the service beats.", **new)
+        self._jobs = Gauge("eksbatch_jobs", "Live jobs by status.", ["queue", "status"], **new)
+        self._vcpus = Gauge(
+            "eksbatch_vcpus", "vCPUs that are bought.", ["compute_environment"], **new
+        )
+        self._nodes = Gauge("eksbatch_nodes", "Nodes.", ["compute_environment", "status"], **new)
+
+    def beat(self, facts: Sequence[Fact], outcome: Outcome, step_s: float, commit_s: float) -> None:
+        """One committed beat."""
+        self._step_s.observe(step_s)
+        self._commit_s.observe(commit_s)
+        for kind, count in Counts(map(type, facts)).items():
+            self._facts.labels(kind.__name__).inc(count)
+        for kind, count in Counts(map(type, outcome.effects)).items():
+            self._effects.labels(kind.__name__).inc(count)
+        for fact in facts:
+            line = _NODE_LINES.get(type(fact))
+            if line is not None:
+                getattr(self.log, line[0])(line[1], **_words_of(fact))
+        for event in outcome.changes.events:
+            self._tell_event(event)
+
+    def _tell_event(self, event: JobEvent) -> None:
+        is_end = event.status in TERMINAL
+        if is_end and not event.parent:
+            self._ended.labels(event.job_queue, event.status.value).inc()
+        say = self.log.debug
+        if event.status is JobStatus.FAILED:
+            say = self.log.warning
+        elif is_end and event.index is None:
+            say = self.log.info
+        say(
+            f"job {event.status.value}",
+            job_id=event.public_id,
+            job_name=event.job_name,
+            job_queue=event.job_queue,
+            reason=event.status_reason,
+            exit_code=event.exit_code,
+            attempt=event.attempt,
+            node=event.node_id,
+        )
+
+    # ---- trouble
+
+    def effect_failed(self, effect: Effect, reason: str, failures: int) -> None:
+        """The outside is down; said once, then at every tenth failure."""
+        self._failures.labels(type(effect).__name__).inc()
+        if failures % 10 == 1:
+            self.log.warning(
+                "cannot be done now, tried again",
+                effect=type(effect).__name__,
+                reason=reason,
+                failures=failures,
+            )
+
+    def effect_broke(self, effect: Effect, error: Exception, failures: int) -> None:
+        self._failures.labels(type(effect).__name__).inc()
+        self.log.error(
+            "unexpected failure, tried again",
+            effect=str(effect),
+            failures=failures,
+            exc_info=error,
+        )
+
+    def watch_broke(self, name: str, reason: str, failures: int) -> None:
+        self._failures.labels(f"watch {name}").inc()
+        self.log.warning("watch broke, begun again", watch=name, reason=reason, failures=failures)
+
+    def store_failed(self, what: str, reason: str) -> None:
+        self._failures.labels(f"store {what}").inc()
+        self.log.error("the store failed", during=what, reason=reason)
+
+    def standing_by(self) -> None:
+        self.log.info("another service beats on this database: standing by")
+
+    # ---- what /metrics shows
+
+    def exposition(
+        self, world: World | None, *, now: int, ready: bool, inbox: int, undone: int, streams: int
+    ) -> bytes:
+        """The metrics page."""
+        self._ready.set(1 if ready else 0)
+        self._inbox.set(inbox)
+        self._undone.set(undone)
+        self._streams.set(streams)
+        if world is not None:
+            self._look_at(world, now)
+        return generate_latest(self.registry)
+
+    def _look_at(self, world: World, now: int) -> None:
+        for gauge in (self._jobs, self._vcpus, self._nodes):
+            gauge.clear()
+        for queue, counts in jobs_by_status(world).items():
+            for status in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING):
+                self._jobs.labels(queue, status.value).set(counts[status])
+        for row in environments(world, now):
+            name = str(row["computeEnvironment"])
+            self._vcpus.labels(name).set(world.vcpus[name])
+            instances = row["instances"]
+            assert isinstance(instances, dict)
+            for status in NodeStatus:
+                self._nodes.labels(name, status.value).set(instances.get(status, 0))
+
+
+def _words_of(fact: Fact) -> dict[str, object]:
+    """The fields of a fact worth a log line."""
+    hidden = ("at", "allocatable")
+    return {
+        name: getattr(fact, name)
+        for name in fact.__struct_fields__
+        if name not in hidden and getattr(fact, name) not in (None, False)
+    }
