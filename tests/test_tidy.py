@@ -1,0 +1,95 @@
+"""The rules of the house that no linter knows: sizes, words, purity of core, and the truth of the map."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "airflow_eksbatch"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FUNCTION_LINES_MAX = 70
+MODULE_LINES_MAX = 500
+ROOM_MODULES_MAX = 14
+POSITIONAL_MAX = 5
+REFUSED_NAMES = re.compile(r"(manager|helper|util|common|misc|base)s?(_|$)|^(do|handle|process)_")
+IMPURE_CALLS = frozenset({"now", "utcnow", "today", "uuid4", "open", "print", "sleep", "getenv"})
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its docstring not counted."""
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("path", MODULES, ids=place)
+def test_a_module_says_what_it_is_for_and_stays_small(path: Path) -> None:
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), f"{place(path)} has no docstring"
+    assert len(text.splitlines()) <= MODULE_LINES_MAX
+    assert not REFUSED_NAMES.search(path.stem), f"{place(path)}: a name that says nothing"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=place)
+def test_functions_fit_on_a_screen_and_take_few_positional_parameters(path: Path) -> None:
+    for function in functions(path):
+        where = f"{place(path)}: {function.name}"
+        assert body_lines(function) <= FUNCTION_LINES_MAX, where
+        positional = [a.arg for a in function.args.posonlyargs + function.args.args]
+        assert len([a for a in positional if a not in ("self", "cls")]) <= POSITIONAL_MAX, where
+        assert not re.match(r"(do|handle|process)_", function.name), where
+
+
+def test_rooms_stay_small() -> None:
+    rooms = Counter(p.parent for p in MODULES if p.name != "__init__.py")
+    assert {place(r): n for r, n in rooms.items() if n > ROOM_MODULES_MAX and r != PACKAGE} == {}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=place)
+def test_core_has_no_clock_no_chance_and_no_outside(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor), place(path)
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            assert name not in IMPURE_CALLS, f"{place(path)}:{node.lineno} calls {name}()"
+
+
+def test_the_map_names_every_module_and_no_other() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", (PACKAGE / "README.md").read_text()))
+    there = {
+        p.relative_to(PACKAGE).as_posix() for p in MODULES if p.name != "__init__.py"
+    }
+    assert named - there == set(), "the map names modules that do not exist"
+    assert there - named == set(), "modules that the map does not name"
+
+
+def test_no_file_carries_a_path_of_a_machine() -> None:
+    machine = re.compile(r"/(work|root|farm|home/[a-z]+)/(?!\.\.\.)")
+    texts = [p for p in ROOT.rglob("*") if p.suffix in (".py", ".md", ".toml", ".txt", ".yaml")]
+    hidden = {".venv", ".git", ".demo", ".cache"}
+    bad = [
+        place(p)
+        for p in texts
+        if not any(part.startswith(tuple(hidden)) for part in p.relative_to(ROOT).parts)
+        and p != Path(__file__)
+        and machine.search(p.read_text(errors="replace"))
+    ]
+    assert bad == []
