@@ -127,3 +127,65 @@ def summary(world: World, now: int) -> View:
             for _, usage in sorted(world.usages.items())
         ],
     }
+
+
+def nodes(world: World, now: int) -> list[View]:
+    """One row a node, oldest first."""
+    return [
+        {
+            "nodeId": node.node_id,
+            "computeEnvironment": node.compute_environment,
+            "instanceId": node.instance_id,
+            "instanceType": node.offering.instance_type,
+            "zone": node.offering.zone,
+            "market": node.offering.market.value,
+            "status": node.status.value,
+            "closed": node.closed,
+            "pods": len(world.pods_by_node.get(node.node_id, ())),
+            "used_vcpus": node.used.cpu_m / 1000,
+            "allocatable_vcpus": node.allocatable.cpu_m / 1000,
+            "used_memory_mib": node.used.memory_mib,
+            "allocatable_memory_mib": node.allocatable.memory_mib,
+            "age_s": (now - node.requested_at) // 1000,
+            "price_usd_hour": node.offering.price_usd_hour,
+        }
+        for node in sorted(world.nodes.values(), key=lambda node: node.requested_at)
+    ]
+
+
+def queues(world: World) -> list[View]:
+    """One row a job queue: its switches and what is in it."""
+    counts = jobs_by_status(world)
+    return [
+        {
+            "jobQueue": queue.name,
+            "priority": queue.priority,
+            "state": queue.state,
+            "status": queue.status,
+            "policy": queue.policy,
+            "computeEnvironments": list(queue.compute_environments),
+            "jobs": len(world.jobs_by_queue.get(queue.name, ())),
+            **{
+                status.value: counts[queue.name][status]
+                for status in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING)
+            },
+        }
+        for queue in sorted(world.queues.values(), key=lambda q: (-q.priority, q.name))
+    ]
+
+
+def classes(world: World) -> list[View]:
+    """One row a job class with runnable jobs: what the next plan is made of."""
+    return [
+        {
+            "jobQueue": line.job_class.queue,
+            "shareIdentifier": line.job_class.share,
+            "priority": line.job_class.priority,
+            "vcpus": line.job_class.shape.cpu_m / 1000,
+            "memory_mib": line.job_class.shape.memory_mib,
+            "gpus": line.job_class.shape.gpu,
+            "runnable": line.count,
+        }
+        for line in sorted(world.lines.values(), key=lambda line: -line.count)
+        if line.count
+    ]
