@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from airflow_eksbatch.core.model.job import TRANSITIONS
+from airflow_eksbatch.core.model.node import NODE_TRANSITIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "airflow_eksbatch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -93,3 +96,10 @@ def test_no_file_carries_a_path_of_a_machine() -> None:
         and machine.search(p.read_text(errors="replace"))
     ]
     assert bad == []
+
+
+def test_the_pictures_of_both_lives_are_the_tables() -> None:
+    readme = (PACKAGE / "core" / "README.md").read_text()
+    for table in (TRANSITIONS, NODE_TRANSITIONS):
+        arrows = [f"    {a.value} --> {b.value}" for a in table for b in sorted(table[a])]
+        assert "\n".join(["```mermaid", "stateDiagram-v2", *arrows, "```"]) in readme
