@@ -1,0 +1,195 @@
+"""What an operator can be told to run, and what is wrong with it; pure, and cheap to import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What may be templated. The operator's template fields, the trigger's keyword arguments and the
+# keys read here are this one list: Airflow renders in the triggerer only what all three name.
+FIELDS = (
+    "job_name",
+    "job_queue",
+    "job_definition",
+    "image",
+    "command",
+    "arguments",
+    "env",
+    "vcpus",
+    "memory",
+    "gpus",
+    "container_overrides",
+    "eks_properties_override",
+    "parameters",
+    "array_size",
+    "depends_on",
+    "attempts",
+    "retry_strategy",
+    "timeout_s",
+    "share_identifier",
+    "scheduling_priority_override",
+    "tags",
+    "service_account",
+    "labels",
+    "annotations",
+)
+
+MIN_MEMORY_MIB = 4
+MIN_TIMEOUT_S = 60  # AWS Batch refuses shorter attempts
+MAX_ATTEMPTS = 10
+MAX_ARRAY_SIZE = 10_000
+MAX_DEPENDENCIES = 20
+MAX_PRIORITY = 9_999
+
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_SHARE = re.compile(r"[A-Za-z0-9]{1,255}")
+# What only a job definition of our own making can take; a named one has its own.
+_OWN_DEFINITION_ONLY = ("service_account",)
+_CONTAINER_FIELDS = ("image", "command", "arguments", "env", "vcpus", "memory", "gpus")
+
+
+class BadArguments(ValueError):
+    """The operator was asked for something that no job can be; the message says what to change."""
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise BadArguments for whatever is certainly wrong; templates are checked once rendered."""
+    for name, check in _CHECKS.items():
+        value = fields.get(name)
+        if value is not None and _is_known(value):
+            check(value)
+    _check_mix({name: value for name, value in fields.items() if value is not None})
+
+
+def _is_known(value: Any) -> bool:
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    return isinstance(value, (int, float, list, tuple, dict))
+
+
+def _whole(name: str, value: Any, low: int, high: int, why: str = "") -> int:
+    try:
+        number = int(str(value).strip())
+    except ValueError:
+        raise BadArguments(f"{name} must be a whole number, got {value!r}") from None
+    if not low <= number <= high:
+        raise BadArguments(f"{name} must be between {low} and {high}{why}, got {number}")
+    return number
+
+
+def _check_vcpus(value: Any) -> None:
+    try:
+        quarters = float(value) * 4
+    except (TypeError, ValueError):
+        raise BadArguments(f"vcpus must be a number such as 0.25 or 2, got {value!r}") from None
+    if quarters < 1 or quarters != int(quarters):
+        raise BadArguments(f"vcpus must be a multiple of 0.25 and at least 0.25, got {value}")
+
+
+def _check_command(value: Any) -> None:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, Sequence) or not words or not str(words[0]).strip():
+        raise BadArguments(
+            "command is empty: give a list of words, or a string for `sh -c`; "
+            "leave it out to run what the image or the job definition says"
+        )
+
+
+def _check_mapping(name: str) -> Any:
+    def check(value: Any) -> None:
+        if not isinstance(value, Mapping):
+            raise BadArguments(f"{name} must be a dict, got {type(value).__name__}")
+
+    return check
+
+
+def _check_env(value: Any) -> None:
+    _check_mapping("env")(value)
+    reserved = sorted(name for name in value if str(name).startswith("AWS_BATCH"))
+    if reserved:
+        raise BadArguments(
+            f"env may not set {', '.join(reserved)}: AWS_BATCH* is set by the service"
+        )
+
+
+def _check_array_size(value: Any) -> None:
+    _whole("array_size", value, 1, MAX_ARRAY_SIZE)
+
+
+def _check_depends_on(value: Any) -> None:
+    if not isinstance(value, (list, tuple)):
+        raise BadArguments("depends_on must be a list of job ids, task ids or dicts")
+    if len(value) > MAX_DEPENDENCIES:
+        raise BadArguments(f"depends_on takes at most {MAX_DEPENDENCIES} jobs, got {len(value)}")
+
+
+def _check_name(name: str, pattern: re.Pattern[str], rule: str) -> Any:
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise BadArguments(f"{name} {rule}, got {value!r}")
+
+    return check
+
+
+def _check_share(value: Any) -> None:
+    if value:  # the empty string says: none, this job queue has no scheduling policy
+        _check_name("share_identifier", _SHARE, "takes letters and digits only")(value)
+
+
+def _check_timeout(value: Any) -> None:
+    _whole("timeout", value, MIN_TIMEOUT_S, 2**31, why=" seconds")
+
+
+_CHECKS: dict[str, Any] = {
+    "job_name": _check_name(
+        "job_name", _JOB_NAME, "takes up to 128 letters, digits, - and _, beginning with a letter"
+    ),
+    "command": _check_command,
+    "env": _check_env,
+    "vcpus": _check_vcpus,
+    "memory": lambda value: _whole("memory", value, MIN_MEMORY_MIB, 2**31, why=" MiB"),
+    "gpus": lambda value: _whole("gpus", value, 0, 1024),
+    "array_size": _check_array_size,
+    "depends_on": _check_depends_on,
+    "attempts": lambda value: _whole("attempts", value, 1, MAX_ATTEMPTS),
+    "retry_strategy": _check_mapping("retry_strategy"),
+    "timeout_s": _check_timeout,
+    "share_identifier": _check_share,
+    "scheduling_priority_override": lambda value: _whole(
+        "scheduling_priority_override", value, 0, MAX_PRIORITY
+    ),
+    "parameters": _check_mapping("parameters"),
+    "tags": _check_mapping("tags"),
+    "labels": _check_mapping("labels"),
+    "annotations": _check_mapping("annotations"),
+    "container_overrides": _check_mapping("container_overrides"),
+    "eks_properties_override": _check_mapping("eks_properties_override"),
+}
+
+
+def _check_mix(given: Mapping[str, Any]) -> None:
+    if "container_overrides" in given and "eks_properties_override" in given:
+        raise BadArguments("give container_overrides or eks_properties_override, not both")
+    described = "container_overrides" in given or _names_containers(given)
+    if described and (twice := [name for name in _CONTAINER_FIELDS if name in given]):
+        raise BadArguments(f"the overrides describe the container already: leave out {twice}")
+    if "job_definition" in given:
+        for name in _OWN_DEFINITION_ONLY:
+            if name in given:
+                raise BadArguments(
+                    f"{name} belongs to the job definition {given['job_definition']}"
+                )
+    elif "parameters" in given:
+        raise BadArguments("parameters fill the placeholders of a job_definition: name one")
+    if "attempts" in given and "attempts" in dict(as_mapping(given.get("retry_strategy"))):
+        raise BadArguments("attempts is given twice: in attempts and in retry_strategy")
+
+
+def _names_containers(given: Mapping[str, Any]) -> bool:
+    override = as_mapping(given.get("eks_properties_override"))
+    return bool(as_mapping(override.get("podProperties")).get("containers"))
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

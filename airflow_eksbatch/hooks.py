@@ -1,0 +1,345 @@
+"""EKSBatchHook: an Airflow connection, or the embedded service, as a client of AWS Batch's API."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+from airflow.sdk import BaseHook
+
+if TYPE_CHECKING:
+    import aiohttp
+
+DEFAULT_CONN_ID = "eksbatch_default"
+DEFAULT_REGION = "us-east-1"
+EMBEDDED_START_S = 60  # a cold start of the embedded service on a loaded laptop
+CALL_TIMEOUT_S = 30
+
+
+class ServiceAway(Exception):
+    """The service did not answer, or not now: asking again later may help."""
+
+
+class ServiceRefused(Exception):
+    """The service understood and said no: asking again gives the same answer."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the service is and how to sign."""
+
+    url: str
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    region: str = DEFAULT_REGION
+    verify: bool = True
+
+
+class EKSBatchHook(BaseHook):
+    """
+    Reach an airflow-eksbatch service.
+
+    :param conn_id: connection of type ``eksbatch``: host (a full URL, or a name with port and
+        http/https as schema), access key id as login, secret access key as password, and
+        ``region`` and ``verify`` as extras. Without this connection, and when it names no host,
+        the embedded service of this machine is found or started.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "eksbatch"
+    hook_name = "EKS Batch"
+
+    def __init__(self, conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+
+    def endpoint(self) -> Endpoint:
+        """Where the service is; starts the embedded one if none is configured."""
+        from airflow.sdk.exceptions import AirflowNotFoundException
+
+        try:
+            connection = self.get_connection(self.conn_id)
+        except AirflowNotFoundException:
+            return self._embedded()
+        return endpoint_from_connection(connection) or self._embedded()
+
+    async def aendpoint(self) -> Endpoint:
+        """The same, for the triggerer's event loop."""
+        import asyncio
+
+        from airflow.sdk.exceptions import AirflowNotFoundException
+
+        try:
+            found = endpoint_from_connection(await self.aget_connection(self.conn_id))
+        except AirflowNotFoundException:
+            found = None
+        return found or await asyncio.to_thread(self._embedded)
+
+    def _embedded(self) -> Endpoint:
+        if self.conn_id != DEFAULT_CONN_ID and not os.environ.get("EKSBATCH_URL"):
+            self.log.info("Connection %s names no service: using the embedded one", self.conn_id)
+        return Endpoint(url=find_or_start_embedded())
+
+    def get_conn(self) -> Any:
+        """A boto3-compatible Batch client (botocore), signed if the connection has keys."""
+        import botocore.session
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        endpoint = self.endpoint()
+        unsigned = {} if endpoint.access_key_id else {"signature_version": UNSIGNED}
+        return botocore.session.Session().create_client(
+            "batch",
+            region_name=endpoint.region,
+            endpoint_url=endpoint.url,
+            aws_access_key_id=endpoint.access_key_id,
+            aws_secret_access_key=endpoint.secret_access_key,
+            verify=endpoint.verify,
+            config=Config(retries={"mode": "standard", "max_attempts": 5}, **unsigned),
+        )
+
+    def terminate_job(self, job_id: str, reason: str) -> None:
+        self.get_conn().terminate_job(jobId=job_id, reason=reason)
+
+    def test_connection(self) -> tuple[bool, str]:
+        try:
+            endpoint = self.endpoint()
+            queues = self.get_conn().describe_job_queues()["jobQueues"]
+        except Exception as error:  # Airflow shows whatever went wrong to the person who asked
+            return False, str(error)
+        names = ", ".join(sorted(queue["jobQueueName"] for queue in queues)) or "none yet"
+        return True, f"{endpoint.url} answers; job queues: {names}"
+
+
+def endpoint_from_connection(connection: Any) -> Endpoint | None:
+    """The endpoint a connection names, or None if it leaves the choice to the embedded service."""
+    extra = json.loads(connection.extra) if connection.extra else {}
+    url = extra.get("endpoint_url") or _url_from_parts(connection)
+    if not url:
+        return None
+    verify = extra.get("verify", True)
+    return Endpoint(
+        url=url.rstrip("/"),
+        access_key_id=connection.login or None,
+        secret_access_key=connection.password or None,
+        region=extra.get("region") or extra.get("region_name") or DEFAULT_REGION,
+        verify=verify
+        if isinstance(verify, bool)
+        else str(verify).lower() not in ("false", "0", "no"),
+    )
+
+
+def _url_from_parts(connection: Any) -> str:
+    host = connection.host or ""
+    if not host or "://" in host:
+        return host
+    scheme = connection.schema or ("https" if connection.port == 443 else "http")
+    return f"{scheme}://{host}:{connection.port}" if connection.port else f"{scheme}://{host}"
+
+
+# ---- the embedded service ----
+
+
+def find_or_start_embedded() -> str:
+    """The URL of the service this machine uses when nothing else is said."""
+    if url := os.environ.get("EKSBATCH_URL"):
+        return url.rstrip("/")
+    home = _embedded_home()
+    return _running_embedded(home) or _start_embedded(home)
+
+
+def _embedded_home() -> Path:
+    return Path(os.environ.get("EKSBATCH_HOME") or Path.home() / ".local" / "share" / "eksbatch")
+
+
+def _running_embedded(home: Path) -> str | None:
+    try:
+        url = str(json.loads((home / "service.json").read_text())["url"])
+        with urllib.request.urlopen(f"{url}/healthz", timeout=2) as answer:
+            return url if answer.status == 200 else None
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return None
+
+
+def _start_embedded(home: Path) -> str:
+    """Start `eksbatch local`, detached; it holds a lock, so two starters get one service."""
+    home.mkdir(parents=True, exist_ok=True)
+    program = "from airflow_eksbatch.cli import main; raise SystemExit(main())"
+    with (home / "local.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "local"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "EKSBATCH_HOME": str(home)},
+        )
+    deadline = time.monotonic() + EMBEDDED_START_S
+    while time.monotonic() < deadline:
+        if url := _running_embedded(home):
+            return url
+        if process.poll():
+            break
+        time.sleep(0.1)
+    raise ServiceAway(
+        f"the embedded service did not start within {EMBEDDED_START_S} s; "
+        f"its output is in {home / 'local.log'}. To use another service, create the connection "
+        f"{DEFAULT_CONN_ID} or set EKSBATCH_URL"
+    )
+
+
+# ---- the client for event loops ----
+
+
+class AsyncBatchClient:
+    """JSON calls of the Batch API over aiohttp, signed by botocore if there are keys."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._http: aiohttp.ClientSession | None = None
+
+    def _session(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._http is None or self._http.closed:
+            self._http = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+                connector=aiohttp.TCPConnector(limit=50, ssl=self.endpoint.verify),
+            )
+        return self._http
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    async def call(
+        self, operation: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """One operation of the Batch API, such as `describejobs`."""
+        text = await self._ask("POST", f"/v1/{operation}", json.dumps(body).encode(), headers)
+        return json.loads(text) if text else {}
+
+    async def get(self, path: str, params: dict[str, Any] | None = None) -> str:
+        """The text of one of the service's own pages under /v1/eksbatch/."""
+        return await self._ask("GET", _with_query(f"/v1/eksbatch/{path}", params))
+
+    async def _ask(
+        self, method: str, path: str, data: bytes = b"", headers: dict[str, str] | None = None
+    ) -> str:
+        import aiohttp
+
+        try:
+            opened = self._request(method, path, data=data, headers=headers, total_s=CALL_TIMEOUT_S)
+            async with opened as answer:
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ServiceAway(f"{self.endpoint.url}: {error or type(error).__name__}") from error
+        raise_for_answer(answer.status, answer.headers.get("x-amzn-ErrorType", ""), text)
+        return text
+
+    async def lines(
+        self, path: str, params: dict[str, Any], silence_s: float
+    ) -> AsyncIterator[bytes]:
+        """The lines of a long-lived answer, until it ends or is silent for too long."""
+        import aiohttp
+
+        target = _with_query(f"/v1/eksbatch/{path}", params)
+        try:
+            async with self._request("GET", target, silence_s=silence_s) as answer:
+                if answer.status != 200:
+                    kind = answer.headers.get("x-amzn-ErrorType", "")
+                    raise_for_answer(answer.status, kind, await answer.text())
+                async for chunk in _split_lines(answer.content):
+                    yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ServiceAway(f"{self.endpoint.url}: {error or type(error).__name__}") from error
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: bytes = b"",
+        headers: dict[str, str] | None = None,
+        total_s: float | None = None,
+        silence_s: float | None = None,
+    ) -> Any:
+        import aiohttp
+        from yarl import URL
+
+        url = self.endpoint.url + path
+        return self._session().request(
+            method,
+            URL(url, encoded=True),
+            data=data or None,
+            headers=self._signed(method, url, data, headers or {}),
+            timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=10, sock_read=silence_s),
+        )
+
+    def _signed(
+        self, method: str, url: str, data: bytes, headers: dict[str, str]
+    ) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", **headers} if data else dict(headers)
+        if not self.endpoint.access_key_id:
+            return headers
+        from botocore.auth import SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+
+        keys = Credentials(self.endpoint.access_key_id, self.endpoint.secret_access_key or "")
+        request = AWSRequest(method=method, url=url, data=data, headers=headers)
+        SigV4Auth(keys, "batch", self.endpoint.region).add_auth(request)
+        return dict(request.headers.items())
+
+
+async def _split_lines(content: Any) -> AsyncIterator[bytes]:
+    """Lines of any length: aiohttp's own iteration refuses those over 128 KiB."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+
+
+def _with_query(path: str, params: dict[str, Any] | None) -> str:
+    # A child's id holds a colon, which stays as it is in a path, also for the signature.
+    path = quote(path, safe="/:")
+    return f"{path}?{urlencode(params)}" if params else path
+
+
+def raise_for_answer(status: int, kind: str, text: str) -> None:
+    """Turn an error answer into what the caller can do about it."""
+    if status < 400:
+        return
+    code = kind.split(":")[0] or f"HTTP {status}"
+    try:
+        body = json.loads(text)
+        message = body.get("message") or body.get("Message") or text
+    except (ValueError, AttributeError):
+        message = text[:500] or "no further explanation"
+    if status == 429 or status >= 500:
+        raise ServiceAway(f"{code}: {message}")
+    raise ServiceRefused(code, message)
+
+
+def job_url(endpoint_url: str, job_id: str) -> str:
+    """Where a person reads about a job."""
+    parts = urlsplit(endpoint_url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}/v1/eksbatch/jobs/{quote(job_id, safe=':')}"

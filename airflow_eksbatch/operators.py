@@ -1,0 +1,400 @@
+"""EKSBatchOperator: says what to run; starts in the triggerer, or on a worker where it must."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from airflow.sdk import BaseOperator
+
+from airflow_eksbatch.arguments import FIELDS, MIN_TIMEOUT_S, BadArguments, check_fields
+from airflow_eksbatch.links import JOB_LINK
+from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
+from airflow_eksbatch.templates import needs_worker_to_render
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.triggers.base import StartTriggerArgs
+
+TRIGGER = "airflow_eksbatch.triggers.EKSBatchJobTrigger"
+STATE_KEY = "eksbatch_job"
+DEFERRALS_KEY = "eksbatch_deferrals"
+MAX_DEFERRALS_AFTER_FAILURE = 5
+TRIGGER_TIMEOUT = "Trigger timeout"
+
+
+class _WhenAsked:
+    """An attribute computed when it is read, so it also sees what a cluster policy has changed.
+
+    Read from the class, as mapped operators do, it is the value that means: on a worker.
+    """
+
+    def __init__(self, on_class: Any, compute: Callable[[Any], Any]) -> None:
+        self._on_class = on_class
+        self._compute = compute
+
+    def __get__(self, operator: Any, owner: type) -> Any:
+        if operator is None or not operator.__dict__.get("_arguments_are_set"):
+            return self._on_class
+        return self._compute(operator)
+
+
+class EKSBatchOperator(BaseOperator):
+    """
+    Run a job, or an array of jobs, on an airflow-eksbatch service.
+
+    The task needs no worker: it is submitted, awaited and ended in the triggerer. A worker starts
+    it where a field is fed by XCom, the task is mapped, or a template, hook or callback needs
+    one (``why_worker`` tells), and ends it where it has outlets or a ``post_execute``.
+
+    :param command: what to run: a list of words, or a string for ``sh -c``. Without it the image
+        or the job definition decides.
+    :param arguments: arguments of the command, or of the image's own one.
+    :param image: container image; the embedded service runs plain processes and ignores it.
+    :param env: environment variables; ``env_vars`` is accepted too.
+    :param vcpus: a multiple of 0.25 (default 1).
+    :param memory: MiB (default 1024).
+    :param gpus: whole GPUs (default none).
+    :param job_name: default: the task id.
+    :param job_queue: name or ARN.
+    :param job_definition: name or ARN of a job definition of yours. Without one, a definition
+        named by its content is registered when it is needed for the first time.
+    :param container_overrides: command, environment and resourceRequirements as BatchOperator
+        takes them.
+    :param eks_properties_override: the same field of SubmitJob.
+    :param parameters: placeholders of ``job_definition``.
+    :param array_size: number of children, 1 to 10,000; each reads AWS_BATCH_JOB_ARRAY_INDEX. AWS
+        Batch has no array of one: that runs as a plain job with the index 0.
+    :param array_properties: ``{"size": n}``, as BatchOperator takes it.
+    :param depends_on: jobs to wait for at the service: job ids, task ids of the same run, or
+        dicts with ``type`` (``N_TO_N``, ``SEQUENTIAL``).
+    :param attempts: how often the service tries a job (platform failures are not counted).
+    :param retry_strategy: the same field of SubmitJob, with evaluateOnExit.
+    :param timeout: seconds or timedelta an attempt may take, at least 60 s; default:
+        ``execution_timeout``.
+    :param share_identifier: fair share; default ``backfill`` for runs of a backfill, else
+        ``today``; the empty string for none.
+    :param scheduling_priority_override: order inside the share, e.g. ``"{{ task.priority_weight }}"``.
+    :param service_account, labels, annotations: of the pod.
+    :param deferrable: False keeps a worker slot while the job runs.
+    :param wait_for_completion: False succeeds as soon as the job is submitted.
+    :param submit_within: seconds or timedelta for which a service that is away is asked again.
+    :param log_lines: how many last lines of the job's output go to the task's log.
+    :param conn_id: connection of type ``eksbatch``; without it the embedded service is used.
+    """
+
+    template_fields: Collection[str] = FIELDS
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "command": "bash",
+        "env": "json",
+        "eks_properties_override": "json",
+    }
+    operator_extra_links = (JOB_LINK,)
+    ui_color = "#f3e9d2"
+
+    job_queue: str
+    start_from_trigger: Any = _WhenAsked(False, lambda operator: not operator.why_worker)
+    start_trigger_args: Any = _WhenAsked(None, lambda operator: operator._start_args())
+
+    def __init__(
+        self,
+        *,
+        command: Sequence[str] | str | None = None,
+        arguments: Sequence[str] | None = None,
+        image: str | None = None,
+        env: Mapping[str, str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        vcpus: float | str | None = None,
+        memory: int | str | None = None,
+        gpus: int | str | None = None,
+        job_name: str | None = None,
+        job_queue: str = "default",
+        job_definition: str | None = None,
+        container_overrides: Mapping[str, Any] | None = None,
+        eks_properties_override: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, str] | None = None,
+        array_size: int | str | None = None,
+        array_properties: Mapping[str, Any] | None = None,
+        depends_on: Sequence[Any] | None = None,
+        attempts: int | str | None = None,
+        retry_strategy: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        share_identifier: str | None = None,
+        scheduling_priority_override: int | str | None = None,
+        tags: Mapping[str, str] | None = None,
+        service_account: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        deferrable: bool = True,
+        wait_for_completion: bool = True,
+        submit_within: float | timedelta = timedelta(hours=1),
+        log_lines: int = 50,
+        conn_id: str = "eksbatch_default",
+        aws_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        given = dict(locals())  # the arguments, before anything else is local
+        super().__init__(**kwargs)
+        for name in FIELDS:
+            setattr(self, name, given.get(name))
+        self.env = _one_of("env", env, "env_vars", env_vars)
+        size = (array_properties or {}).get("size")
+        self.array_size = _one_of("array_size", array_size, "array_properties", size)
+        self.timeout_s = _job_timeout_s(timeout, self.execution_timeout)
+        self.deferrable = deferrable
+        self.wait_for_completion = wait_for_completion
+        self.submit_within_s = _seconds(submit_within)
+        self.log_lines = log_lines
+        self.conn_id = aws_conn_id or conn_id
+        self.job_id: str | None = None
+        self.job_url: str | None = None
+        try:
+            check_fields(self._fields())
+        except BadArguments as error:
+            raise BadArguments(f"task {self.task_id}: {error}") from None
+        self._arguments_are_set = True
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FIELDS}
+
+    # ---- where it runs ----
+
+    @property
+    def why_worker(self) -> list[str]:
+        """Why a worker has to start this task; empty if none has to."""
+        reasons = [
+            (not self.deferrable, "deferrable is False"),
+            (self.on_execute_callback, "it has an on_execute_callback"),
+            (self._pre_execute_hook, "it has a pre_execute"),
+            (self.map_index_template, "it has a map_index_template"),
+            (self._overrides("pre_execute", "execute"), "its class overrides execute"),
+        ]
+        found = [text for applies, text in reasons if applies]
+        dag = self.get_dag()
+        native = bool(dag and dag.render_template_as_native_obj)
+        return found + needs_worker_to_render(self._fields(), native=native)
+
+    @property
+    def _ends_on_worker(self) -> bool:
+        """Outlet events, these hooks and a retry policy exist only there."""
+        return bool(
+            self.outlets
+            or self._post_execute_hook
+            or self.multiple_outputs
+            or self.has_retry_policy
+            or self._overrides("post_execute", "execute_complete")
+        )
+
+    def _overrides(self, *methods: str) -> bool:
+        return any(
+            getattr(type(self), name) is not getattr(EKSBatchOperator, name) for name in methods
+        )
+
+    def _trigger_options(self) -> dict[str, Any]:
+        return {
+            "conn_id": self.conn_id,
+            "resume": self._ends_on_worker,
+            "retries": self.retries or 0,
+            "wait": self.wait_for_completion,
+            "push_result": self.do_xcom_push,
+            "submit_within_s": self.submit_within_s,
+            "log_lines": self.log_lines,
+        }
+
+    def _start_args(self) -> StartTriggerArgs | None:
+        if self.why_worker:
+            return None
+        from airflow.triggers.base import StartTriggerArgs
+
+        given = {name: value for name, value in self._fields().items() if value is not None}
+        return StartTriggerArgs(
+            trigger_cls=TRIGGER,
+            trigger_kwargs={**self._trigger_options(), **given},
+            next_method="execute_complete",
+        )
+
+    # ---- on a worker ----
+
+    def execute(self, context: Context) -> Any:
+        job_id = self._found_again(context) or self._submitted(context)
+        self._remember(context, job_id)
+        if not self.wait_for_completion:
+            return {"job_id": job_id, "status": "SUBMITTED", "exit_code": None, "attempts": 0}
+        if self.deferrable:
+            self._defer_to_trigger(context, job_id)
+        return self._awaited(context, job_id)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """The job ended while the task was deferred."""
+        return self._finished(context, event)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """Airflow resumes here also when the wait itself failed; the job must not be forgotten."""
+        if next_method == "__fail__":
+            error = str(getattr(value := (next_kwargs or {}).get("error"), "value", value))
+            self._after_failed_wait(error, context)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        """Only while a worker has the task; deferred tasks are ended by the trigger."""
+        if self.job_id:
+            from airflow_eksbatch.hooks import EKSBatchHook
+
+            reason = "the Airflow task was ended on its worker"
+            EKSBatchHook(self.conn_id).terminate_job(self.job_id, reason)
+
+    def _submission(self, context: Context) -> Submission:
+        run = run_facts(_of(context, "dag_run"))
+        return build_submission(self._fields(), task=task_key(_of(context, "ti")), run=run)
+
+    def _submitted(self, context: Context) -> str:
+        from airflow_eksbatch.hooks import ServiceRefused
+        from airflow_eksbatch.outcome import EKSBatchJobRefused, feed_for, submit
+
+        async def ask() -> str:
+            feed = feed_for(self.conn_id)
+            try:
+                return await submit(feed, submission, self.submit_within_s, self.log.info)
+            finally:
+                await feed.close()
+
+        try:
+            submission = self._submission(context)
+            job_id = asyncio.run(ask())
+        except (BadArguments, ServiceRefused) as error:
+            raise EKSBatchJobRefused(str(error)) from error
+        self.log.info("Submitted job %s to job queue %s", job_id, self.job_queue)
+        return job_id
+
+    def _found_again(self, context: Context) -> str | None:
+        """The job of an earlier try that lost its worker; a clear asks for a new job instead."""
+        stored: Any = _store(context).get(STATE_KEY) or {}
+        same_clear = stored.get("clear_number") == _clear_number(context)
+        if not stored.get("job_id") or not same_clear:
+            return None
+        status = self._status_now(stored["job_id"])
+        if status in (None, "FAILED"):
+            return None
+        self.log.info("Found job %s of an earlier try again: it is %s", stored["job_id"], status)
+        return str(stored["job_id"])
+
+    def _status_now(self, job_id: str) -> str | None:
+        from airflow_eksbatch.hooks import EKSBatchHook
+
+        jobs = EKSBatchHook(self.conn_id).get_conn().describe_jobs(jobs=[job_id])["jobs"]
+        return jobs[0]["status"] if jobs else None
+
+    def _remember(self, context: Context, job_id: str) -> None:
+        from airflow_eksbatch.hooks import EKSBatchHook, job_url
+
+        self.job_id = job_id
+        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint().url, job_id)
+        _store(context).set(STATE_KEY, {"job_id": job_id, "clear_number": _clear_number(context)})
+
+    def _defer_to_trigger(self, context: Context, job_id: str) -> NoReturn:
+        from airflow_eksbatch.triggers import EKSBatchJobTrigger
+
+        options = {**self._trigger_options(), "job_id": job_id, "from_worker": True}
+        self.defer(
+            trigger=EKSBatchJobTrigger(**options),
+            method_name="execute_complete",
+            timeout=self._time_left(context),
+        )
+
+    def _time_left(self, context: Context) -> timedelta | None:
+        """Airflow does not count a deferred task's execution_timeout, so the deferral carries it."""
+        if self.execution_timeout is None:
+            return None
+        began = _of(context, "ti").start_date or datetime.now(UTC)
+        left = self.execution_timeout - (datetime.now(UTC) - began)
+        return max(left, timedelta(seconds=1))
+
+    def _awaited(self, context: Context, job_id: str) -> Any:
+        """The worker waits itself, on the same stream and by the same code as the trigger."""
+        import msgspec
+
+        from airflow_eksbatch.outcome import feed_for, follow, reading, say_output
+
+        async def wait() -> Any:
+            async with reading(feed_for(self.conn_id)) as feed:
+                outcome = await follow(feed, job_id, self.log.info)
+                await say_output(feed, outcome, self.log_lines, self.log.info)
+                return outcome
+
+        return self._finished(context, msgspec.to_builtins(asyncio.run(wait())))
+
+    def _finished(self, context: Context, event: dict[str, Any]) -> Any:
+        import msgspec
+
+        from airflow_eksbatch.outcome import JobOutcome, result_of
+
+        outcome = msgspec.convert(event, JobOutcome)
+        self.job_id = None
+        _store(context).delete(STATE_KEY)
+        result = result_of(outcome)
+        self.log.info("%s", outcome.sentence)
+        return result
+
+    # ---- when the wait failed ----
+
+    def _after_failed_wait(self, error: str, context: Context) -> None:
+        """End the job of a task that is out of time; wait again for one whose trigger broke."""
+        job_id = self._job_of_this_try(context)
+        if error == TRIGGER_TIMEOUT:
+            from airflow_eksbatch.hooks import EKSBatchHook
+
+            self.log.error("Out of time: terminating job %s", job_id)
+            EKSBatchHook(self.conn_id).terminate_job(
+                job_id, "execution_timeout of the Airflow task"
+            )
+            return
+        store = _store(context)
+        token = task_key(_of(context, "ti")).token
+        before: Any = store.get(DEFERRALS_KEY) or {}
+        count = before.get("count", 0) if before.get("token") == token else 0
+        if count < MAX_DEFERRALS_AFTER_FAILURE:
+            store.set(DEFERRALS_KEY, {"token": token, "count": count + 1})
+            self.log.warning("The wait for job %s broke (%s): waiting again", job_id, error)
+            self._remember(context, job_id)
+            self._defer_to_trigger(context, job_id)
+
+    def _job_of_this_try(self, context: Context) -> str:
+        """A trigger cannot leave a note, but the same token is answered with the same job."""
+        stored: Any = _store(context).get(STATE_KEY) or {}
+        return stored.get("job_id") or self._submitted(context)
+
+
+def _of(context: Context, name: str) -> Any:
+    return dict(context)[name]
+
+
+def _store(context: Context) -> Any:
+    """Notes that outlive the try; not reachable from the triggerer."""
+    return _of(context, "task_state_store")
+
+
+def _clear_number(context: Context) -> int:
+    return getattr(_of(context, "dag_run"), "clear_number", 0) or 0
+
+
+def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
+    if value is not None and other_value is not None:
+        raise BadArguments(f"give {name} or {other}, not both")
+    return other_value if value is None else value
+
+
+def _seconds(value: float | timedelta) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+
+def _job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | None:
+    """The job's own limit. AWS Batch knows none below 60 s; Airflow's is kept by Airflow itself."""
+    if timeout is not None:
+        return int(_seconds(timeout))
+    if execution_timeout is not None:
+        return max(MIN_TIMEOUT_S, int(execution_timeout.total_seconds()))
+    return None

@@ -1,0 +1,213 @@
+"""One job from submit to outcome, the same for a trigger and for a worker that waits itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_eksbatch.hooks import AsyncBatchClient, EKSBatchHook, ServiceAway, ServiceRefused
+from airflow_eksbatch.stream import ENDED, JobFeed, JobNews, Waiter, exit_code_of, feed_of
+from airflow_eksbatch.submission import Submission
+
+LOG_S = 10  # for the last lines of a job's output, which must not hold its end back
+LONGEST_PAUSE_S = 30.0
+SUBMIT_ROUNDS = 4  # a definition to register, a share to drop, and one to spare
+
+
+class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job ended, or why there was none."""
+
+    job_id: str
+    status: str
+    reason: str = ""
+    exit_code: int | None = None
+    attempts: int = 0
+    # Nothing a retry could change: refused, or ended by somebody's hand.
+    final: bool = False
+
+    @property
+    def sentence(self) -> str:
+        if not self.job_id:
+            return self.reason
+        exit_code = "" if self.exit_code is None else f" (exit code {self.exit_code})"
+        because = f": {self.reason}" if self.reason else ""
+        return f"job {self.job_id} {self.status}{exit_code}{because}"
+
+    def result(self) -> dict[str, Any]:
+        """What goes to XCom."""
+        return {
+            "job_id": self.job_id,
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "attempts": self.attempts,
+        }
+
+
+class EKSBatchJobFailed(AirflowException):
+    """The job ended FAILED; a retry of the task submits a new one."""
+
+    def __init__(self, sentence: str, outcome: JobOutcome | None = None) -> None:
+        super().__init__(sentence)
+        self.job_id = outcome.job_id if outcome else ""
+        self.exit_code = outcome.exit_code if outcome else None
+        self.reason = outcome.reason if outcome else ""
+
+
+class EKSBatchJobRefused(AirflowFailException):
+    """The service refused the job, or somebody ended it: retries would not help."""
+
+
+def result_of(outcome: JobOutcome) -> dict[str, Any]:
+    """The task's result, or the exception that says why there is none."""
+    if outcome.status != "FAILED":
+        return outcome.result()
+    if outcome.final:
+        raise EKSBatchJobRefused(outcome.sentence)
+    raise EKSBatchJobFailed(outcome.sentence, outcome)
+
+
+def feed_for(conn_id: str) -> JobFeed:
+    async def connect() -> AsyncBatchClient:
+        return AsyncBatchClient(await EKSBatchHook(conn_id).aendpoint())
+
+    return feed_of(conn_id, connect)
+
+
+async def submit(
+    feed: JobFeed, submission: Submission, within_s: float, say: Callable[[str], Any]
+) -> str:
+    """The job's id. A service that is away is asked again; the token makes that one job."""
+    deadline = time.monotonic() + within_s
+    pause_s, told = 0.5, False
+    while True:
+        try:
+            return await submit_once(feed, submission)
+        except ServiceAway as error:
+            if time.monotonic() + pause_s > deadline:
+                raise ServiceAway(f"gave up after {within_s:g} s: {error}") from error
+            if not told:
+                say(f"The service does not take the job yet ({error}); trying for {within_s:g} s")
+                told = True
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+async def submit_once(feed: JobFeed, submission: Submission) -> str:
+    """One SubmitJob; more calls only where the service lacks what we may add or drop."""
+    service: Any = await feed.service()
+    request = dict(submission.request)
+    for last in (False,) * (SUBMIT_ROUNDS - 1) + (True,):
+        try:
+            answer = await service.call("submitjob", request, submission.headers)
+            return str(answer["jobId"])
+        except ServiceRefused as error:
+            text = error.message.lower()
+            chosen = submission.share_was_chosen or "shareIdentifier" not in request
+            if not last and submission.definition and "definition" in text:
+                await service.call("registerjobdefinition", submission.definition)
+            elif not last and not chosen and "share" in text:
+                del request["shareIdentifier"]  # the job queue has no scheduling policy
+            else:
+                raise
+    raise AssertionError("the last round returns or raises")
+
+
+async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOutcome:
+    """Wait until the job has ended, saying what happens; the outcome is from its last event only."""
+    with feed.waiting_for(job_id) as waiter:
+        last = await _hear_the_end(waiter, say)
+        outcome = JobOutcome(
+            job_id=job_id,
+            status=last.status,
+            reason=last.reason,
+            exit_code=last.exit_code,
+            attempts=last.attempt,
+        )
+        if outcome.status == "FAILED":
+            outcome = await _looked_into(feed, outcome)
+        return outcome
+
+
+async def _hear_the_end(waiter: Waiter, say: Callable[[str], Any]) -> JobNews:
+    shown: tuple[str, int] = ("", 0)
+    while True:
+        news = await waiter.hear()
+        if news.trouble:
+            say(f"Event stream: {news.trouble}")
+        elif news.failed_child:
+            say(f"Array child {news.failed_child} FAILED: {news.reason or 'no reason given'}")
+        elif news.status in ENDED:
+            return news
+        elif (news.status, news.attempt) != shown:
+            shown = (news.status, news.attempt)
+            attempt = f", attempt {news.attempt}" if news.attempt > 1 else ""
+            because = f" ({news.reason})" if news.reason else ""
+            say(f"Job {waiter.job_id} is {news.status}{attempt}{because}")
+
+
+async def _looked_into(feed: JobFeed, outcome: JobOutcome) -> JobOutcome:
+    """Whether it failed or was ended by somebody is only in DescribeJobs."""
+    with contextlib.suppress(ServiceAway, ServiceRefused, TimeoutError):
+        async with asyncio.timeout(LOG_S):
+            service: Any = await feed.service()
+            jobs = (await service.call("describejobs", {"jobs": [outcome.job_id]}))["jobs"]
+        for job in jobs:
+            code = exit_code_of(job)
+            return msgspec.structs.replace(
+                outcome,
+                final=bool(job.get("isTerminated") or job.get("isCancelled")),
+                exit_code=outcome.exit_code if code is None else code,
+                reason=outcome.reason or job.get("statusReason") or "",
+            )
+    return outcome
+
+
+async def say_output(
+    feed: JobFeed, outcome: JobOutcome, lines: int, say: Callable[[str], Any]
+) -> None:
+    """The last lines of the job's output; of an array, those of a child that failed."""
+    if not lines:
+        return
+    try:
+        async with asyncio.timeout(LOG_S):
+            service: Any = await feed.service()
+            job_id = await _whose_output(service, outcome)
+            text = await service.get(f"jobs/{job_id}/log", {"tail": lines}) if job_id else ""
+    except (ServiceAway, ServiceRefused, TimeoutError) as error:
+        say(f"The output of job {outcome.job_id} cannot be shown: {error}")
+        return
+    for line in text.splitlines()[-lines:]:
+        say(f"[{job_id}] {line}")
+
+
+async def _whose_output(service: Any, outcome: JobOutcome) -> str:
+    jobs = (await service.call("describejobs", {"jobs": [outcome.job_id]}))["jobs"]
+    if not any((job.get("arrayProperties") or {}).get("size") for job in jobs):
+        return outcome.job_id
+    if outcome.status != "FAILED":
+        return ""
+    asked = {"arrayJobId": outcome.job_id, "jobStatus": "FAILED", "maxResults": 1}
+    children = (await service.call("listjobs", asked))["jobSummaryList"]
+    return str(children[0]["jobId"]) if children else ""
+
+
+async def terminate(feed: JobFeed, job_id: str, reason: str) -> None:
+    service: Any = await feed.service()
+    await service.call("terminatejob", {"jobId": job_id, "reason": reason})
+
+
+@contextlib.asynccontextmanager
+async def reading(feed: JobFeed) -> AsyncIterator[JobFeed]:
+    """Read the stream here, where no triggerer does it."""
+    reader = asyncio.create_task(feed.read(), name="eksbatch-stream")
+    try:
+        yield feed
+    finally:
+        reader.cancel()
+        await asyncio.wait([reader])

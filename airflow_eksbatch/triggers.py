@@ -1,0 +1,270 @@
+"""EKSBatchJobTrigger: submits if no worker did, waits on the shared stream, ends the task itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from airflow.triggers.base import (
+    BaseEventTrigger,
+    BaseTrigger,
+    TaskFailedEvent,
+    TaskSuccessEvent,
+    TriggerEvent,
+)
+
+from airflow_eksbatch.arguments import FIELDS, BadArguments
+from airflow_eksbatch.hooks import (
+    AsyncBatchClient,
+    EKSBatchHook,
+    ServiceAway,
+    ServiceRefused,
+    job_url,
+)
+from airflow_eksbatch.links import JOB_LINK
+from airflow_eksbatch.outcome import (
+    JobOutcome,
+    feed_for,
+    follow,
+    reading,
+    say_output,
+    submit,
+    submit_once,
+    terminate,
+)
+from airflow_eksbatch.stream import JobFeed
+from airflow_eksbatch.submission import Submission, TaskKey, build_submission, run_facts, task_key
+
+ON_KILL_S = 10  # Airflow gives 30 s to all of on_kill
+# Airflow 3.3 fails a task whose worker reports its end after the task was already resumed.
+WORKER_SETTLES_S = 3.0
+DEFAULT_SUBMIT_WITHIN_S = 3600.0
+DEFAULT_LOG_LINES = 50
+
+
+class EKSBatchJobTrigger(BaseEventTrigger):
+    """
+    Submit one job, if it has no id yet, and end the task when the job ends.
+
+    :param conn_id: Airflow connection of the service; keys never travel with the trigger.
+    :param job_id: the job to wait for, if a worker has submitted it.
+    :param resume: end on a worker (outlets, post_execute, ...) instead of here.
+    :param retries: whether the task has any; a failure that no retry helps then needs a worker.
+    :param from_worker: a worker deferred the task a moment ago.
+    :param wait: False ends the task as soon as the job is submitted.
+    :param push_result: whether the result goes to XCom.
+    :param cancel_on_kill: whether the job ends when a user ends or clears the task.
+    :param submit_within_s: how long a service that is away is asked again to take the job.
+    :param log_lines: how many last lines of the job's output go to the task's log.
+    """
+
+    supports_triggerer_queue = True
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        job_id: str | None = None,
+        resume: bool = False,
+        retries: int = 0,
+        from_worker: bool = False,
+        wait: bool = True,
+        push_result: bool = True,
+        cancel_on_kill: bool = True,
+        submit_within_s: float = DEFAULT_SUBMIT_WITHIN_S,
+        log_lines: int = DEFAULT_LOG_LINES,
+        **fields: Any,
+    ) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self.job_id = job_id
+        self.resume = resume
+        self.retries = retries
+        self.from_worker = from_worker
+        self.wait = wait
+        self.push_result = push_result
+        self.cancel_on_kill = cancel_on_kill
+        self.submit_within_s = submit_within_s
+        self.log_lines = log_lines
+        # Attributes of the operator's names: Airflow renders those in the triggerer.
+        for name in FIELDS:
+            setattr(self, name, fields.pop(name, None))
+        if fields:
+            raise TypeError(f"EKSBatchJobTrigger takes no {', '.join(sorted(fields))}")
+        self._submission: Submission | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        options = ("conn_id", "job_id", "resume", "retries", "from_worker", "wait", "push_result")
+        more = ("cancel_on_kill", "submit_within_s", "log_lines", *FIELDS)
+        found = {name: getattr(self, name) for name in (*options, *more)}
+        kwargs = {name: value for name, value in found.items() if value is not None}
+        return "airflow_eksbatch.triggers.EKSBatchJobTrigger", kwargs
+
+    def shared_stream_key(self) -> tuple[str, str]:
+        return ("eksbatch", self.conn_id)
+
+    @classmethod
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Any]:
+        """Keep the feed read. It finds waiters by job id itself, so nothing is ever broadcast."""
+        await feed_for(kwargs["conn_id"]).read()
+        yield None
+
+    async def filter_shared_stream(
+        self, shared_stream: AsyncIterator[Any]
+    ) -> AsyncIterator[TriggerEvent]:
+        began = time.monotonic()
+        outcome = await self._outcome(feed_for(self.conn_id))
+        event = self._end_event(outcome)
+        if self.from_worker and not isinstance(event, (TaskSuccessEvent, TaskFailedEvent)):
+            await asyncio.sleep(max(0.0, WORKER_SETTLES_S - (time.monotonic() - began)))
+        yield event
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Alone, as `dag.test()` runs triggers: there the operator always resumes."""
+        async with reading(feed_for(self.conn_id)) as feed:
+            outcome = await self._outcome(feed)
+        yield TriggerEvent(msgspec.to_builtins(outcome))
+
+    async def _outcome(self, feed: JobFeed) -> JobOutcome:
+        try:
+            if self.job_id is None:
+                self.job_id = await self._submitted(feed)
+            if not self.wait:
+                return JobOutcome(job_id=self.job_id, status="SUBMITTED")
+            self.log.info("Waiting for job %s", self.job_id)
+            outcome = await follow(feed, self.job_id, self.log.info)
+        except (BadArguments, ServiceRefused) as error:
+            return JobOutcome(job_id="", status="FAILED", reason=str(error), final=True)
+        except ServiceAway as error:
+            return JobOutcome(job_id="", status="FAILED", reason=str(error))
+        await say_output(feed, outcome, self.log_lines, self.log.info)
+        return outcome
+
+    async def _submitted(self, feed: JobFeed) -> str:
+        ti: Any = self.task_instance
+        task, run = task_key(ti), run_facts(ti.get_template_context()["dag_run"])
+        fields = {name: getattr(self, name) for name in FIELDS}
+        submission = self._submission = build_submission(fields, task=task, run=run)
+        job_id = await submit(feed, submission, self.submit_within_s, self.log.info)
+        service: Any = await feed.service()
+        url = job_url(service.endpoint.url, job_id)
+        queue = submission.request["jobQueue"]
+        self.log.info(
+            "Submitted job %s to job queue %s; why it waits: %s/explain", job_id, queue, url
+        )
+        await self._push_link(task, url)
+        return job_id
+
+    async def _push_link(self, task: TaskKey, url: str) -> None:
+        """While it waits is when people want the button, so not only at the end."""
+        from airflow.sdk.execution_time import comms, task_runner
+
+        message = comms.SetXCom(
+            key=JOB_LINK.xcom_key,
+            value=url,
+            dag_id=task.dag_id,
+            run_id=task.run_id,
+            task_id=task.task_id,
+            map_index=task.map_index,
+        )
+        await task_runner.SUPERVISOR_COMMS.asend(message)
+
+    def _end_event(self, outcome: JobOutcome) -> TriggerEvent:
+        failed = outcome.status == "FAILED"
+        if failed:
+            self.log.error("%s", outcome.sentence)
+        else:
+            self.log.info("%s", outcome.sentence)
+        if self.resume or (failed and outcome.final and self.retries):
+            return TriggerEvent(msgspec.to_builtins(outcome))
+        if failed:
+            return TaskFailedEvent()
+        return TaskSuccessEvent(
+            xcoms={"return_value": outcome.result()} if self.push_result else None
+        )
+
+    async def on_kill(self) -> None:
+        """End the job, unless the task only moved to another triggerer."""
+        if not self.cancel_on_kill:
+            return
+        try:
+            async with asyncio.timeout(ON_KILL_S):
+                await self._cancel_unless_handed_over()
+        except (ServiceAway, ServiceRefused, TimeoutError) as error:
+            self.log.warning("Job %s may still run: %s", self.job_id, error or "no answer in time")
+
+    async def _cancel_unless_handed_over(self) -> None:
+        if await self._still_deferred():
+            self.log.info("The task is still deferred: another triggerer has it, the job stays")
+            return
+        feed = feed_for(self.conn_id)
+        if self.job_id is None and self._submission is not None:
+            # The submit may have arrived without its answer; the token finds that same job.
+            self.job_id = await submit_once(feed, self._submission)
+        if self.job_id is not None:
+            await terminate(feed, self.job_id, "the Airflow task was ended or cleared by a user")
+            self.log.info("Terminated job %s", self.job_id)
+
+    async def _still_deferred(self) -> bool:
+        """Also true after a clear whose next try waits already: its submit supersedes our job."""
+        from airflow.sdk.execution_time import comms, task_runner
+
+        task = task_key(self.task_instance)
+        answer: Any = await task_runner.SUPERVISOR_COMMS.asend(
+            comms.GetTaskStates(
+                dag_id=task.dag_id,
+                task_ids=[task.task_id],
+                run_ids=[task.run_id],
+                map_index=task.map_index if task.map_index >= 0 else None,
+            )
+        )
+        states = answer.task_states.get(task.run_id, {})
+        return "deferred" in [str(getattr(state, "value", state)) for state in states.values()]
+
+
+class EKSBatchJobQueueTrigger(BaseTrigger):
+    """Ask until a job queue is ENABLED and VALID."""
+
+    def __init__(self, *, conn_id: str, job_queue: str, every_s: float = 5.0) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self.job_queue = job_queue
+        self.every_s = every_s
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        names = ("conn_id", "job_queue", "every_s")
+        kwargs = {name: getattr(self, name) for name in names}
+        return "airflow_eksbatch.triggers.EKSBatchJobQueueTrigger", kwargs
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        client = AsyncBatchClient(await EKSBatchHook(self.conn_id).aendpoint())
+        try:
+            while True:
+                try:
+                    answer = await client.call("describejobqueues", {"jobQueues": [self.job_queue]})
+                except ServiceAway as error:
+                    self.log.info("%s", error)
+                except ServiceRefused as error:
+                    yield TriggerEvent({"refused": str(error)})
+                    return
+                else:
+                    if (found := queue_verdict(answer["jobQueues"], self.job_queue)) is not None:
+                        yield TriggerEvent(found)
+                        return
+                await asyncio.sleep(self.every_s)
+        finally:
+            await client.close()
+
+
+def queue_verdict(queues: list[dict[str, Any]], name: str) -> dict[str, str] | None:
+    """What to tell the sensor, or None to go on waiting."""
+    if not queues:
+        return {"refused": f"there is no job queue {name}"}
+    queue = queues[0]
+    if queue.get("status") == "INVALID":
+        return {"refused": f"job queue {name} is INVALID: {queue.get('statusReason', '')}"}
+    ready = queue.get("status") == "VALID" and queue.get("state") == "ENABLED"
+    return {"ready": name} if ready else None

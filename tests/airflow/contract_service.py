@@ -1,0 +1,182 @@
+"""The wire contract that the Airflow face relies on, spoken by a small real HTTP server.
+
+It decides nothing: a test says when a job changes. Only for tests of the face by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+from urllib.parse import unquote
+
+from aiohttp import web
+
+
+class ContractService:
+    """Jobs that do what the test says, and the stream that tells of it."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.definitions: set[str] = set()
+        self.events: list[dict[str, Any]] = []
+        self.outputs: dict[str, str] = {}
+        self.refusal = ""
+        self.busy = 0
+        self.fifo = False
+        self.connections = 0
+        self.cursors: list[int] = []
+        self.port = 0
+        self._by_token: dict[str, str] = {}
+        self._runner: web.AppRunner | None = None
+        self._changed = asyncio.Condition()
+        self._silent = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> ContractService:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/v1/eksbatch/events", self._stream)
+        app.router.add_get("/v1/eksbatch/jobs/{job}/log", self._log)
+        app.router.add_post("/v1/{operation}", self._operation)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def change(self, job_id: str, status: str, **more: Any) -> None:
+        """What the test wants to happen to a job or to a child (`id:3`)."""
+        base = job_id.partition(":")[0]
+        if job_id in self.jobs:
+            self.jobs[job_id]["status"] = status
+            self.jobs[job_id]["statusReason"] = more.get("statusReason", "")
+        self.events.append(
+            {
+                "seq": len(self.events) + 1,
+                "time": 0,
+                "jobId": job_id,
+                "jobName": self.jobs[base]["jobName"],
+                "jobQueue": "default",
+                "status": status,
+                "statusReason": "",
+                "exitCode": None,
+                "attempt": 1,
+                "parent": False,
+                **more,
+            }
+        )
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def submitted(self, count: int = 1) -> list[str]:
+        """The ids of the jobs, once there are that many."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.jobs) >= count)
+        return list(self.jobs)
+
+    async def connected(self, count: int = 1) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.connections >= count)
+
+    async def asked(self, operation: str, count: int = 1) -> list[dict[str, Any]]:
+        """The bodies of so many calls of an operation, once they came."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.bodies(operation)) >= count)
+        return self.bodies(operation)
+
+    def bodies(self, operation: str) -> list[dict[str, Any]]:
+        return [body for name, body, _ in self.requests if name == operation]
+
+    # -- the wire --
+
+    async def _operation(self, request: web.Request) -> web.Response:
+        name = request.match_info["operation"]
+        body = await request.json()
+        self.requests.append((name, body, dict(request.headers)))
+        async with self._changed:
+            self._changed.notify_all()
+        if self.busy:
+            self.busy -= 1
+            return _refused("TooManyRequestsException", "Too Many Requests", status=429)
+        answer = getattr(self, f"_{name}")(body, request.headers)
+        async with self._changed:
+            self._changed.notify_all()
+        return answer if isinstance(answer, web.Response) else web.json_response(answer)
+
+    def _submitjob(self, body: dict[str, Any], headers: Any) -> Any:
+        if self.refusal:
+            return _refused("ClientException", self.refusal)
+        if body["jobDefinition"] not in self.definitions:
+            return _refused("ClientException", f"JobDefinition {body['jobDefinition']} not found")
+        if self.fifo and "shareIdentifier" in body:
+            return _refused(
+                "ClientException", "Job with shareIdentifier can only be submitted to ..."
+            )
+        token = unquote(headers.get("x-eksbatch-token", str(uuid.uuid4())))
+        job_id = self._by_token.setdefault(token, str(uuid.uuid4()))
+        size = body.get("arrayProperties")
+        job = {"jobId": job_id, "jobName": body["jobName"], "status": "SUBMITTED"}
+        self.jobs.setdefault(job_id, {**job, **({"arrayProperties": size} if size else {})})
+        return {"jobId": job_id, "jobName": body["jobName"]}
+
+    def _registerjobdefinition(self, body: dict[str, Any], headers: Any) -> Any:
+        self.definitions.add(body["jobDefinitionName"])
+        return {"jobDefinitionName": body["jobDefinitionName"], "revision": 1}
+
+    def _describejobs(self, body: dict[str, Any], headers: Any) -> Any:
+        return {"jobs": [self.jobs[job] for job in body["jobs"] if job in self.jobs]}
+
+    def _listjobs(self, body: dict[str, Any], headers: Any) -> Any:
+        base = body["arrayJobId"]
+        failed = [
+            {"jobId": event["jobId"]}
+            for event in self.events
+            if event["jobId"].startswith(f"{base}:") and event["status"] == "FAILED"
+        ]
+        return {"jobSummaryList": failed[:1]}
+
+    def _terminatejob(self, body: dict[str, Any], headers: Any) -> Any:
+        self.jobs[body["jobId"]] |= {"status": "FAILED", "isTerminated": True}
+        return {}
+
+    async def _log(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.outputs.get(request.match_info["job"], ""))
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        cursor = int(request.query["cursor"])
+        self.cursors.append(cursor)
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(json.dumps({"hello": len(self.events)}).encode() + b"\n")
+        position = len(self.events) if cursor < 0 else cursor
+        self.connections += 1
+        async with self._changed:
+            self._changed.notify_all()
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self.events) > position)
+            batch, position = self.events[position:], len(self.events)
+            await answer.write(json.dumps({"seq": position, "events": batch}).encode() + b"\n")
+
+
+def _refused(code: str, message: str, status: int = 400) -> web.Response:
+    return web.json_response(
+        {"message": message}, status=status, headers={"x-amzn-ErrorType": code}
+    )

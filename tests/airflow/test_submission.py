@@ -1,0 +1,152 @@
+"""What goes over the wire for what an author wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from airflow_eksbatch.arguments import BadArguments, check_fields
+from airflow_eksbatch.submission import RunFacts, Submission, TaskKey, build_submission
+
+TASK = TaskKey(dag_id="weather", run_id="manual__2012-01-01T00:00:00+00:00", task_id="one.month")
+JOB = "3f0c1d9e-8f0a-4d7f-9a43-0f3b4c2d1e5f"
+
+
+def built(run: RunFacts | None = None, **fields: Any) -> Submission:
+    return build_submission({"job_queue": "default", **fields}, task=TASK, run=run or RunFacts())
+
+
+def container(submission: Submission) -> dict[str, Any]:
+    return submission.request["eksPropertiesOverride"]["podProperties"]["containers"][0]
+
+
+def test_what_changes_from_run_to_run_is_an_override_and_the_rest_is_named_by_its_content() -> None:
+    january, february = built(command=["run", "01"]), built(command=["run", "02"])
+    assert container(january) == {"command": ["run", "01"]}
+    assert january.request["jobDefinition"] == february.request["jobDefinition"]
+    assert january.request["jobDefinition"] != built(vcpus=2).request["jobDefinition"]
+    assert january.definition is not None
+    assert january.definition["jobDefinitionName"] == january.request["jobDefinition"]
+
+
+def test_a_string_is_a_shell_line() -> None:
+    assert container(built(command="echo $HOME"))["command"] == ["sh", "-c", "echo $HOME"]
+
+
+def test_resources_are_written_as_batch_on_eks_wants_them() -> None:
+    definition = built(vcpus="0.25", memory=512, gpus=1).definition
+    assert definition is not None
+    pod = definition["eksProperties"]["podProperties"]
+    assert pod["containers"][0]["resources"] == {
+        "requests": {"cpu": "0.25", "memory": "512Mi", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "512Mi", "nvidia.com/gpu": "1"},
+    }
+
+
+def test_a_named_job_definition_is_only_overridden_where_something_is_said() -> None:
+    submission = built(job_definition="mine:3", memory=2048, parameters={"year": 2012})
+    assert submission.definition is None
+    assert submission.request["jobDefinition"] == "mine:3"
+    assert submission.request["parameters"] == {"year": "2012"}
+    assert container(submission) == {
+        "resources": {"requests": {"memory": "2048Mi"}, "limits": {"memory": "2048Mi"}}
+    }
+
+
+def test_backfills_and_todays_runs_are_shares_of_one_job_queue() -> None:
+    assert built(RunFacts(run_type="backfill")).request["shareIdentifier"] == "backfill"
+    assert built(RunFacts(run_type="scheduled")).request["shareIdentifier"] == "today"
+    assert built(share_identifier="mine").request["shareIdentifier"] == "mine"
+    assert "shareIdentifier" not in built(share_identifier="").request
+
+
+def test_the_token_tells_the_try_and_the_story_tells_the_run() -> None:
+    headers = built(RunFacts(run_type="backfill", logical_date="2012-01-01")).headers
+    key, _, attempt = headers["x-eksbatch-token"].rpartition("|")
+    assert unquote(key) == f"weather|{TASK.run_id}|one.month|-1"
+    assert attempt == "1"
+    story = json.loads(unquote(headers["x-eksbatch-airflow"]))
+    assert story["run_type"] == "backfill"
+    assert story["task_id"] == "one.month"
+
+
+def test_dependencies_are_job_ids_dicts_or_tasks_of_the_same_run() -> None:
+    waits = [JOB, "fetch", {"task_id": "split", "type": "N_TO_N"}, {"job_id": JOB}]
+    assert built(depends_on=waits).request["dependsOn"] == [
+        {"jobId": JOB},
+        {"jobId": f"airflow:weather|{TASK.run_id}|fetch|-1"},
+        {"jobId": f"airflow:weather|{TASK.run_id}|split|-1", "type": "N_TO_N"},
+        {"jobId": JOB},
+    ]
+
+
+def test_an_array_of_one_is_a_plain_job_that_believes_to_be_child_0() -> None:
+    assert built(array_size="12").request["arrayProperties"] == {"size": 12}
+    alone = built(array_size=1, command=["run"])
+    assert "arrayProperties" not in alone.request
+    assert container(alone)["command"][:2] == ["env", "AWS_BATCH_JOB_ARRAY_INDEX=0"]
+    with pytest.raises(BadArguments, match="give command"):
+        built(array_size=1)
+
+
+def test_ecs_overrides_of_batch_operator_are_understood() -> None:
+    submission = built(
+        job_definition="mine",
+        container_overrides={
+            "command": ["run"],
+            "environment": [{"name": "YEAR", "value": "2012"}],
+            "resourceRequirements": [{"type": "MEMORY", "value": "512"}],
+        },
+    )
+    assert container(submission)["args"] == ["run"]
+    assert container(submission)["env"] == [{"name": "YEAR", "value": "2012"}]
+    assert container(submission)["resources"]["limits"] == {"memory": "512Mi"}
+
+
+def test_labels_join_an_override_of_ones_own() -> None:
+    override = {"podProperties": {"metadata": {"labels": {"a": "1"}}}}
+    request = built(eks_properties_override=override, labels={"b": 2}, env={"X": 1}).request
+    pod = request["eksPropertiesOverride"]["podProperties"]
+    assert pod["metadata"] == {"labels": {"a": "1", "b": "2"}}
+    assert pod["containers"] == [{"env": [{"name": "X", "value": "1"}]}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"vcpus": 0.3}, "multiple of 0.25"),
+        ({"vcpus": 0}, "at least 0.25"),
+        ({"vcpus": "many"}, "must be a number"),
+        ({"memory": 3}, "between 4"),
+        ({"memory": "1GiB"}, "whole number"),
+        ({"command": []}, "command is empty"),
+        ({"command": " "}, "command is empty"),
+        ({"array_size": 0}, "between 1 and 10000"),
+        ({"array_size": 10_001}, "between 1 and 10000"),
+        ({"timeout_s": 59}, "between 60"),
+        ({"attempts": 11}, "between 1 and 10"),
+        ({"attempts": 2, "retry_strategy": {"attempts": 3}}, "twice"),
+        ({"env": {"AWS_BATCH_JOB_ID": "x"}}, "set by the service"),
+        ({"env": ["A=1"]}, "must be a dict"),
+        ({"share_identifier": "back-fill"}, "letters and digits"),
+        ({"job_name": "my job"}, "up to 128 letters"),
+        ({"depends_on": "fetch"}, "must be a list"),
+        ({"scheduling_priority_override": 10_000}, "between 0 and 9999"),
+        ({"container_overrides": {}, "eks_properties_override": {}}, "not both"),
+        ({"container_overrides": {"command": ["x"]}, "command": ["y"]}, "leave out"),
+        ({"job_definition": "mine", "service_account": "me"}, "belongs to the job definition"),
+        ({"parameters": {"a": "b"}}, "name one"),
+    ],
+)
+def test_what_cannot_be_is_said_when_the_dag_is_parsed(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadArguments, match=says):
+        check_fields(fields)
+
+
+def test_templates_are_checked_once_they_are_rendered() -> None:
+    check_fields({"vcpus": "{{ params.vcpus }}", "array_size": "{{ params.n }}"})
+    with pytest.raises(BadArguments, match="multiple of"):
+        built(vcpus="0.3")
