@@ -76,6 +76,8 @@ class Loop:
         self.start_effects: Callable[[Sequence[Effect]], None] = lambda effects: None
         """Set by the wiring: the performer needs the inbox, and this needs the performer."""
         self.world: World | None = None
+        self.beating = asyncio.Event()
+        """Set by the first committed beat."""
         self.trouble: str | None = "starting"
         """Why the service is not ready, or None."""
 
@@ -150,6 +152,7 @@ class Loop:
         committed = time.monotonic()
         self._wake_at = outcome.wake_at
         self.trouble = None
+        self.beating.set()
         for letter, answer in zip(letters, outcome.answers, strict=False):
             letter.answer(answer)
         self._finish(now, facts, outcome)

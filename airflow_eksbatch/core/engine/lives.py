@@ -51,7 +51,14 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
     else:
         job.tries.pop(attempt.index, None)
         members = ((attempt.index, attempt.index + 1),)
-        settle(turn, job, members, end.succeeded, end.status_reason, attempt)
+        settle(
+            turn,
+            job,
+            members,
+            succeeded=end.succeeded,
+            reason=end.status_reason,
+            attempt=attempt,
+        )
 
 
 def judge(attempt: Attempt, end: AttemptEnd, job: Job) -> Verdict:
@@ -102,6 +109,7 @@ def settle(
     turn: Turn,
     job: Job,
     members: Ranges,
+    *,
     succeeded: bool,
     reason: str | None,
     attempt: Attempt | None = None,
@@ -149,7 +157,7 @@ def fail_pending(turn: Turn, job: Job, members: Ranges) -> None:
     """Pending indices fail because what they wait for did."""
     if members:
         job.pending = ranges.minus(job.pending, members)
-        settle(turn, job, members, False, DEPENDENCY_FAILED)
+        settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)
 
 
 def finish(turn: Turn, job: Job, reason: str | None, attempt: Attempt | None) -> None:

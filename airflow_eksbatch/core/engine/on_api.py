@@ -5,7 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from airflow_eksbatch.core.engine import effects, facts
-from airflow_eksbatch.core.engine.lives import release_ready, settle, stop_attempt
+from airflow_eksbatch.core.engine.lives import (
+    DEPENDENCY_FAILED,
+    release_ready,
+    settle,
+    stop_attempt,
+)
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import dependencies, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -40,7 +45,7 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     world.totals.jobs += spec.size
     if any(succeeded is False for succeeded in fact.dependency_ends.values()):
         members, job.pending = job.pending, ranges.EMPTY
-        settle(turn, job, members, False, "Dependent Job failed")
+        settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)
         return spec.job_id
     if job.is_array or waits_for or matched:
         turn.tell(job, JobStatus.PENDING)
@@ -128,7 +133,7 @@ def stop_job(turn: Turn, job: Job, members: range, reason: str, *, terminate: bo
         job.pending = ranges.minus(job.pending, waiting)
         for index in [index for index in job.tries if ranges.contains(waiting, index)]:
             del job.tries[index]
-        settle(turn, job, waiting, False, reason)
+        settle(turn, job, waiting, succeeded=False, reason=reason)
 
 
 # ---- job queues
