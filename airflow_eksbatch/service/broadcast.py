@@ -157,4 +157,7 @@ class Broadcast:
 
 def _line(subscriber: _Subscriber, events: Sequence[JobEvent]) -> Line:
     subscriber.cursor = events[-1].seq
-    return {"seq": subscriber.cursor, "events": [line_of_event(event) for event in events]}
+    return {
+        "seq": subscriber.cursor,
+        "events": [line_of_event(event) for event in events],
+    }

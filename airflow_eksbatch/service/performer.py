@@ -178,7 +178,7 @@ class Performer:
             lane.fail()
             self._telemetry.effect_failed(batch[0], str(down), lane.failures)
             return self._settings.backoff.after(lane.failures)
-        except Exception as error:  # An adapter's surprise: told loudly, and the effect is not lost.
+        except Exception as error:  # noqa: BLE001 - told loudly, and not lost
             lane.fail()
             self._telemetry.effect_broke(batch[0], error, lane.failures)
             return self._settings.backoff.after(lane.failures)
@@ -239,7 +239,9 @@ class Performer:
                 return [
                     OfferingsListed(compute_environment=name, offerings=offerings),
                     EnvironmentChecked(
-                        name=name, status="VALID", status_reason="ComputeEnvironment Healthy"
+                        name=name,
+                        status="VALID",
+                        status_reason="ComputeEnvironment Healthy",
                     ),
                 ]
         return [

@@ -49,7 +49,7 @@ class StoreThread:
         def run() -> None:
             try:
                 result = act(self._store)
-            except Exception as error:  # Raised again where the caller waits.
+            except Exception as error:  # noqa: BLE001 - raised again where the caller waits
                 _give(loop, _fail, reply, error)
             else:
                 _give(loop, _settle, reply, result)
@@ -74,7 +74,10 @@ def _stop() -> None:
 
 
 def _give(
-    loop: asyncio.AbstractEventLoop, give: Callable[..., None], reply: object, what: object
+    loop: asyncio.AbstractEventLoop,
+    give: Callable[..., None],
+    reply: object,
+    what: object,
 ) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(give, reply, what)

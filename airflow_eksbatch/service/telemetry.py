@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from typing import TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from airflow_eksbatch.core.engine.effects import Effect
 from airflow_eksbatch.core.engine.facts import (
@@ -30,7 +36,6 @@ from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.world import World
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 # A beat of tens of milliseconds is the aim; the last bucket is where people should look.
 _BEAT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -79,12 +84,18 @@ class Telemetry:
             "eksbatch_step_seconds", "Time of one step.", buckets=_BEAT_BUCKETS, **new
         )
         self._commit_s = Histogram(
-            "eksbatch_commit_seconds", "Time of one commit.", buckets=_BEAT_BUCKETS, **new
+            "eksbatch_commit_seconds",
+            "Time of one commit.",
+            buckets=_BEAT_BUCKETS,
+            **new,
         )
         self._facts = Counter("eksbatch_facts", "Facts taken in.", ["fact"], **new)
         self._effects = Counter("eksbatch_effects", "Effects given out.", ["effect"], **new)
         self._failures = Counter(
-            "eksbatch_outside_failures", "Calls to the outside that failed.", ["what"], **new
+            "eksbatch_outside_failures",
+            "Calls to the outside that failed.",
+            ["what"],
+            **new,
         )
         self._ended = Counter("eksbatch_jobs_ended", "Jobs that ended.", ["queue", "status"], **new)
         self._inbox = Gauge("eksbatch_inbox_facts", "Facts that wait for a beat.", **new)
@@ -168,7 +179,14 @@ class Telemetry:
     # ---- what /metrics shows
 
     def exposition(
-        self, world: World | None, *, now: int, ready: bool, inbox: int, undone: int, streams: int
+        self,
+        world: World | None,
+        *,
+        now: int,
+        ready: bool,
+        inbox: int,
+        undone: int,
+        streams: int,
     ) -> bytes:
         """The metrics page."""
         self._ready.set(1 if ready else 0)

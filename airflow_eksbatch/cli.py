@@ -1,0 +1,516 @@
+"""`eksbatch`: run the service, and see what it does. Exit codes: 0 yes, 1 no, 2 a sentence says what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from airflow_eksbatch.service.settings import (
+    BadSetting,
+    Settings,
+    add_settings,
+    default_home,
+    read_settings,
+)
+
+Json = dict[str, Any]
+OK, NO, WRONG = 0, 1, 2
+LIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+STATUSES = (*LIVE, "SUCCEEDED", "FAILED")
+COLORS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "cyan", "STARTING": "cyan"}
+
+
+class Sentence(Exception):
+    """What went wrong, for the person at the terminal."""
+
+
+class NotThere(Exception):
+    """What was asked for does not exist."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point; never ends in a traceback (EKSBATCH_DEBUG=1 shows it)."""
+    try:
+        given = make_parser().parse_args(argv)
+        return given.run(given)
+    except NotThere as answer:
+        return say(str(answer), NO)
+    except (Sentence, BadSetting) as error:
+        return say(str(error), WRONG)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get("EKSBATCH_DEBUG"):
+            raise
+        return say(f"{type(error).__name__}: {error}", WRONG)
+
+
+def say(sentence: str, code: int) -> int:
+    print(f"eksbatch: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+# ---- the service
+
+
+def serve(given: argparse.Namespace) -> int:
+    from airflow_eksbatch.service.wiring import serve_for_ever
+
+    return _served(lambda: serve_for_ever(read_settings(vars(given), os.environ)))
+
+
+def local(given: argparse.Namespace) -> int:
+    from airflow_eksbatch.service.wiring import serve_embedded
+
+    minutes = given.leave_when_idle
+    settings = read_settings(vars(given), os.environ, port=0)
+    return _served(lambda: serve_embedded(settings, minutes))
+
+
+def _served(run: Callable[[], int]) -> int:
+    from airflow_eksbatch.store.port import StoreError
+
+    try:
+        return run()
+    except StoreError as error:
+        raise Sentence(str(error)) from error
+
+
+def keys(given: argparse.Namespace) -> int:
+    """Access keys, in the database itself: they are needed before the service answers."""
+    import secrets
+
+    with _store(given) as store:
+        if given.action == "list":
+            rows = [{"accessKeyId": key} for key in sorted(store.keys())]
+            return show(
+                given,
+                rows,
+                lambda: table("access key id", [[r["accessKeyId"]] for r in rows]),
+            )
+        if given.action == "delete":
+            if not given.access_key:
+                raise Sentence("Name the key to delete; `eksbatch keys list` shows them.")
+            if not store.delete_key(given.access_key):
+                raise NotThere(f"There is no key {given.access_key}.")
+            return show(given, {"deleted": given.access_key}, lambda: print("deleted"))
+        access_key = "EKSB" + "".join(
+            secrets.choice("ABCDEFGHJKLMNPQRSTUVWXYZ234567") for _ in range(16)
+        )
+        secret = secrets.token_urlsafe(30)
+        store.put_key(access_key, secret, given.note)
+    made = {"accessKeyId": access_key, "secretAccessKey": secret}
+
+    def tell() -> None:
+        print(f"AWS_ACCESS_KEY_ID={access_key}\nAWS_SECRET_ACCESS_KEY={secret}")
+        print("The secret is not shown again.", file=sys.stderr)
+
+    return show(given, made, tell)
+
+
+def migrate(given: argparse.Namespace) -> int:
+    with _store(given) as store:
+        del store
+    return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
+
+
+class _store:
+    """The store of the settings, opened for one command; opening brings the schema forward."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._settings = read_settings(vars(given), os.environ)
+
+    def __enter__(self) -> Any:
+        from airflow_eksbatch.service.wiring import make_store
+        from airflow_eksbatch.store.port import StoreError
+
+        self._store = make_store(self._settings)
+        try:
+            self._store.open()
+        except StoreError as error:
+            raise Sentence(str(error)) from error
+        return self._store
+
+    def __exit__(self, *trouble: object) -> None:
+        self._store.close()
+
+
+def simulate(given: argparse.Namespace) -> int:
+    try:
+        from airflow_eksbatch.sim import report
+    except ImportError as error:
+        raise Sentence(f"The simulator is not installed ({error}).") from error
+    return report.run(given)
+
+
+# ---- what it does
+
+
+def jobs(given: argparse.Namespace) -> int:
+    client = Client(given)
+    queues = given.queue or [
+        q["jobQueueName"] for q in client.pages("describejobqueues", "jobQueues")
+    ]
+    statuses = given.status or STATUSES
+    rows: list[Json] = []
+    for queue in queues:
+        for status in statuses:
+            asked: Json = {"jobQueue": queue, "jobStatus": status}
+            found = client.pages("listjobs", "jobSummaryList", asked, limit=given.limit)
+            rows += [{**row, "jobQueue": queue} for row in found]
+    if given.name:
+        rows = [row for row in rows if matches(given.name, row["jobName"])]
+    rows.sort(key=lambda row: row.get("createdAt", 0), reverse=True)
+    rows = rows[: given.limit]
+    return show(given, rows, lambda: table(
+        "job id|name|queue|status|created|ran|why",
+        [[r["jobId"], r["jobName"], r["jobQueue"], r["status"], when(r.get("createdAt")),
+          lasted(r), r.get("statusReason", "")] for r in rows],
+    ))  # fmt: skip
+
+
+def matches(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def job(given: argparse.Namespace) -> int:
+    client = Client(given)
+    if given.log or given.follow:
+        asked = f"?follow={int(given.follow)}" + (
+            f"&attempt={given.attempt}" if given.attempt else ""
+        )
+        for block in client.stream(f"/v1/eksbatch/jobs/{given.job_id}/log{asked}"):
+            sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
+    found = client.get(f"/v1/eksbatch/jobs/{given.job_id}")
+    if not given.log and not given.follow:
+        show(given, found, lambda: tell_job(found))
+    return NO if found["job"]["status"] == "FAILED" else OK
+
+
+def tell_job(found: Json) -> None:
+    """One job for people: what it is, its story, its attempts."""
+    detail = found["job"]
+    array = detail.get("arrayProperties") or {}
+    summary = {k: n for k, n in (array.get("statusSummary") or {}).items() if n}
+    airflow = found.get("airflow") or {}
+    facts = {
+        "job": f"{detail['jobName']} ({detail['jobId']})",
+        "queue": tail(detail["jobQueue"]),
+        "share": detail.get("shareIdentifier"),
+        "definition": tail(detail.get("jobDefinition", "")),
+        "status": detail["status"],
+        "why": detail.get("statusReason"),
+        "array": ", ".join(f"{n} {k}" for k, n in summary.items()),
+        "created": when(detail.get("createdAt")),
+        "started": when(detail.get("startedAt")),
+        "ended": when(detail.get("stoppedAt")),
+        "Airflow": " ".join(
+            str(airflow[k]) for k in ("dag_id", "run_id", "task_id") if k in airflow
+        ),
+    }
+    for name, value in facts.items():
+        if value:
+            print(f"{name:<11}{value}")
+    story = found.get("story") or []
+    if story:
+        print()
+        table("time|of|status|attempt|exit|why", [
+            [when(e["time"]), tail(e["jobId"], ":") if ":" in e["jobId"] else "", e["status"],
+             e["attempt"] or "", "" if e["exitCode"] is None else e["exitCode"],
+             e["statusReason"] or ""] for e in story
+        ])  # fmt: skip
+
+
+def queues(given: argparse.Namespace) -> int:
+    client = Client(given)
+    found = list(client.pages("describejobqueues", "jobQueues"))
+    summary = client.get("/v1/eksbatch/summary")
+    rows = [
+        [
+            q["jobQueueName"], q["state"], q["status"], q["priority"],
+            ", ".join(tail(c["computeEnvironment"]) for c in
+                      sorted(q["computeEnvironmentOrder"], key=lambda c: c["order"])),
+            tail(q.get("schedulingPolicyArn", "")),
+        ]
+        for q in found
+    ]  # fmt: skip
+
+    def tell() -> None:
+        table(
+            "job queue|state|status|priority|compute environments|scheduling policy",
+            rows,
+        )
+        print()
+        tell_summary(summary)
+
+    return show(given, {"jobQueues": found, "summary": summary}, tell)
+
+
+def tell_summary(summary: Json) -> None:
+    """Jobs by status, and what each compute environment has and has cost."""
+    print(", ".join(f"{n} {k}" for k, n in summary["jobs"].items() if n) or "no jobs yet")
+    print()
+    table("compute environment|type|status|vCPUs|max|instances|launched|instance s|USD", [
+        [e["computeEnvironment"], e["type"], e["status"], e["vcpus"], e["maxvCpus"],
+         sum(e["instances"].values()), e["launched"], e["instance_seconds"], e["price_usd"]]
+        for e in summary["compute_environments"]
+    ])  # fmt: skip
+
+
+def explain(given: argparse.Namespace) -> int:
+    found = Client(given).get(f"/v1/eksbatch/jobs/{given.job_id}/explain")
+
+    def tell() -> None:
+        print(f"{found['jobId']} is {found['status']}.")
+        for sentence in found["sentences"]:
+            print(sentence)
+
+    return show(given, found, tell)
+
+
+# ---- talking to a service
+
+
+class Client:
+    """JSON calls to a service: a URL, or the embedded one. Signed when there are keys."""
+
+    TIMEOUT_S = 60
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.url = (given.endpoint_url or os.environ.get("EKSBATCH_URL") or _embedded_url()).rstrip(
+            "/"
+        )
+        self._region = os.environ.get("EKSBATCH_REGION") or Settings().region
+
+    def get(self, path: str) -> Json:
+        return json.loads(b"".join(self.stream(path)))
+
+    def pages(
+        self,
+        operation: str,
+        key: str,
+        asked: Mapping[str, Any] | None = None,
+        limit: int = 100_000,
+    ) -> Iterator[Json]:
+        """Members of all pages of a Batch operation, up to a limit."""
+        body = {**(asked or {})}
+        while True:
+            page = json.loads(b"".join(self.stream(f"/v1/{operation}", json.dumps(body).encode())))
+            yield from page[key][:limit]
+            limit -= len(page[key])
+            if limit <= 0 or not page.get("nextToken"):
+                return
+            body["nextToken"] = page["nextToken"]
+
+    def stream(self, path: str, body: bytes | None = None) -> Iterator[bytes]:
+        """The blocks of an answer; raises Sentence or NotThere for whatever is not one."""
+        import http.client
+        import urllib.error
+        import urllib.request
+
+        url = self.url + path
+        request = urllib.request.Request(url, data=body, headers=self._headers(url, body))
+        try:
+            with urllib.request.urlopen(request, timeout=self.TIMEOUT_S) as reply:
+                while block := reply.read1(65_536):
+                    yield block
+        except urllib.error.HTTPError as error:
+            self._raise(error.code, error.headers.get("x-amzn-ErrorType", ""), error.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise Sentence(
+                f"No service answers at {self.url} ({reason}). Start one with `eksbatch local`, or "
+                "name another by --endpoint-url or EKSBATCH_URL."
+            ) from error
+
+    def _headers(self, url: str, body: bytes | None) -> dict[str, str]:
+        headers = {"content-type": "application/json"} if body is not None else {}
+        access_key, secret = (
+            os.environ.get("AWS_ACCESS_KEY_ID"),
+            os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        )
+        if not access_key or not secret:
+            return headers
+        from botocore.auth import SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+
+        method = "GET" if body is None else "POST"
+        signed = AWSRequest(method=method, url=url, data=body, headers=headers)
+        SigV4Auth(Credentials(access_key, secret), "batch", self._region).add_auth(signed)
+        return dict(signed.headers.items())
+
+    def _raise(self, status: int, kind: str, body: bytes) -> NoReturn:
+        try:
+            message = str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            message = body.decode(errors="replace")[:200] or f"HTTP status {status}"
+        if status == 404 or "does not exist" in message or "not found" in message.lower():
+            raise NotThere(message)
+        if status == 403:
+            message += " Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key of `eksbatch keys create`."
+        raise Sentence(message)
+
+
+def _embedded_url() -> str:
+    try:
+        announced = json.loads((default_home(os.environ) / "service.json").read_text())
+        return str(announced["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Sentence(
+            "No service is running here. Start one with `eksbatch local`, or name one by "
+            "--endpoint-url or EKSBATCH_URL."
+        ) from None
+
+
+# ---- showing
+
+
+def show(given: argparse.Namespace, answer: object, tell: Callable[[], None]) -> int:
+    """The answer as JSON if asked so, else for people."""
+    if given.json:
+        print(json.dumps(answer, indent=2, default=str))
+    else:
+        tell()
+    return OK
+
+
+def table(heads: str, rows: Sequence[Sequence[object]]) -> None:
+    """A table without frames; columns that are empty everywhere are left out."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    titles = heads.split("|")
+    kept = [i for i in range(len(titles)) if not rows or any(str(row[i]) for row in rows)]
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for i in kept:
+        number = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        shown.add_column(titles[i], justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(str(row[i]), COLORS.get(str(row[i]), "")) for i in kept))
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(shown)
+    if not rows:
+        console.print("none", style="dim")
+
+
+def when(ms: int | None) -> str:
+    return datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S") if ms else ""
+
+
+def lasted(row: Json) -> str:
+    started, stopped = row.get("startedAt"), row.get("stoppedAt")
+    return f"{(stopped - started) / 1000:.1f} s" if started and stopped else ""
+
+
+def tail(arn: str, mark: str = "/") -> str:
+    return arn.rpartition(mark)[2]
+
+
+# ---- the command line
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eksbatch", description="AWS Batch on EKS, for Airflow.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, sentence, options in COMMANDS:
+        command = commands.add_parser(name, help=sentence, description=sentence)
+        command.set_defaults(run=run)
+        options(command)
+    return parser
+
+
+def _local_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--leave-when-idle",
+        type=float,
+        metavar="MINUTES",
+        help="end after so long without jobs, instances and requests [default: stay]",
+    )
+    add_settings(command)
+
+
+def _client_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--endpoint-url", help="service to ask [EKSBATCH_URL, else the embedded one]"
+    )
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+
+
+def _jobs_options(command: argparse.ArgumentParser) -> None:
+    _client_options(command)
+    command.add_argument("--queue", action="append", help="only this job queue (may be repeated)")
+    command.add_argument("--status", action="append", choices=STATUSES, help="only this status")
+    command.add_argument("--name", help="only this name; NAME* for a prefix")
+    command.add_argument("--limit", type=int, default=50, help="at most so many [50]")
+
+
+def _job_options(command: argparse.ArgumentParser) -> None:
+    _client_options(command)
+    command.add_argument("job_id", metavar="ID", help="job id; ID:3 for a child of an array")
+    command.add_argument("--log", action="store_true", help="print its output instead")
+    command.add_argument("--follow", action="store_true", help="print its output until it ends")
+    command.add_argument("--attempt", type=int, help="output of this attempt [the last]")
+
+
+def _explain_options(command: argparse.ArgumentParser) -> None:
+    _client_options(command)
+    command.add_argument("job_id", metavar="ID")
+
+
+def _keys_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("create", "list", "delete"))
+    command.add_argument("access_key", nargs="?", help="key to delete")
+    command.add_argument("--note", default="", help="whose key it is")
+    _database_options(command)
+
+
+def _database_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+    command.add_argument("--database", help="as of `eksbatch serve` [EKSBATCH_DATABASE]")
+    command.add_argument("--home", help="as of `eksbatch serve` [EKSBATCH_HOME]")
+
+
+def _simulate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+
+
+COMMANDS: tuple[
+    tuple[
+        str,
+        Callable[[argparse.Namespace], int],
+        str,
+        Callable[[argparse.ArgumentParser], None],
+    ],
+    ...,
+] = (
+    ("serve", serve, "Run the service.", add_settings),
+    (
+        "local",
+        local,
+        "Run this machine's private service, ready to use.",
+        _local_options,
+    ),
+    ("jobs", jobs, "List jobs, newest first.", _jobs_options),
+    ("job", job, "Show one job; exit code 1 if it failed.", _job_options),
+    (
+        "queues",
+        queues,
+        "Show job queues, compute environments and totals.",
+        _client_options,
+    ),
+    ("explain", explain, "Say why a job is not running.", _explain_options),
+    ("simulate", simulate, "Run a workload in virtual time.", _simulate_options),
+    ("keys", keys, "Create, list or delete access keys.", _keys_options),
+    ("migrate", migrate, "Bring the database's schema forward.", _database_options),
+)

@@ -1,0 +1,284 @@
+"""The process: opens everything in order, serves HTTP, ends cleanly on SIGTERM, and tells how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import msgspec
+import uvicorn
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from airflow_eksbatch.cloud.port import Cloud
+from airflow_eksbatch.cluster.port import Cluster
+from airflow_eksbatch.service.broadcast import Broadcast
+from airflow_eksbatch.service.desk import ServiceDesk
+from airflow_eksbatch.service.inbox import Inbox
+from airflow_eksbatch.service.lease import Lease, LeaseLost
+from airflow_eksbatch.service.loop import Loop
+from airflow_eksbatch.service.performer import Performer
+from airflow_eksbatch.service.recorder import Recorder
+from airflow_eksbatch.service.store_thread import StoreThread
+from airflow_eksbatch.service.telemetry import Telemetry
+from airflow_eksbatch.service.watchers import Watchers
+from airflow_eksbatch.store.port import Fenced, Store, StoreError
+
+EXIT_OK, EXIT_USAGE, EXIT_FENCED, EXIT_BUG = 0, 2, 3, 70
+# Time for the last beat and for effects under way; what is not done then is derived again at the next start.
+STOP_S = 20.0
+EFFECTS_S = 3.0
+FORGET_EVERY_S = 600.0
+FORGET_AT_ONCE = 500
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the process is made of."""
+
+    store: StoreThread
+    inbox: Inbox
+    loop: Loop
+    performer: Performer
+    watchers: Watchers
+    lease: Lease
+    broadcast: Broadcast
+    telemetry: Telemetry
+    recorder: Recorder | None
+    cluster: Cluster
+    cloud: Cloud
+    desk: ServiceDesk
+    app: ASGIApp
+    clock: Callable[[], int]
+    keep_ms: int
+
+
+OnReady = Callable[["Process"], Awaitable[None]]
+
+
+class Process:
+    """One run of the service, from an empty event loop to an exit code."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.front = Front(parts)
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin the clean end; a second time ends at once, which is as safe as kill -9."""
+        if self._stop.is_set():
+            os._exit(EXIT_BUG)
+        self._stop.set()
+
+    async def run(self, listening: socket.socket, on_ready: OnReady) -> int:
+        """Until a signal, a lost lease or a bug. Raises StoreError if the database cannot be opened."""
+        parts = self.parts
+        try:
+            await parts.store.ask(lambda store: store.open())
+        except StoreError:
+            await parts.store.close()
+            raise
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        server = _server(self.front)
+        serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
+        try:
+            return await self._serve(serving, on_ready)
+        finally:
+            parts.broadcast.close()
+            server.should_exit = True
+            with contextlib.suppress(Exception):
+                await serving
+            await parts.store.close()
+            if parts.recorder is not None:
+                parts.recorder.close()
+
+    async def _serve(self, serving: asyncio.Task[None], on_ready: OnReady) -> int:
+        parts, stopped = self.parts, asyncio.create_task(self._stop.wait(), name="stop")
+        parts.loop.trouble = "standby"
+        leading = asyncio.create_task(parts.lease.acquire(), name="lease")
+        await asyncio.wait({leading, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if not leading.done():
+            leading.cancel()
+            return EXIT_OK
+        leading.result()
+        parts.loop.trouble = "loading"
+        tasks = await self._open(on_ready)
+        try:
+            await asyncio.wait({*tasks, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+            return await self._close(tasks)
+        finally:
+            stopped.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def _open(self, on_ready: OnReady) -> list[asyncio.Task[None]]:
+        """Start what beats; the first task is the loop itself."""
+        parts = self.parts
+        await parts.cluster.start()
+        await parts.cloud.start()
+        parts.performer.open()
+        parts.watchers.open()
+        return [
+            asyncio.create_task(parts.loop.run(), name="loop"),
+            asyncio.create_task(parts.lease.keep(), name="lease"),
+            asyncio.create_task(self._forget(), name="forget"),
+            asyncio.create_task(self._when_ready(on_ready), name="ready"),
+        ]
+
+    async def _close(self, tasks: list[asyncio.Task[None]]) -> int:
+        """Finish the beat, leave the pods running, and say how it ended."""
+        parts, log = self.parts, self.parts.telemetry.log
+        parts.inbox.close("The service is stopping.")
+        parts.loop.stop()
+        failed = [task for task in tasks if task.done() and task.exception() is not None]
+        if not failed:
+            log.info("stopping")
+            done, _ = await asyncio.wait({tasks[0]}, timeout=STOP_S)
+            failed = [task for task in done if task.exception() is not None]
+        parts.loop.trouble = "stopping"
+        parts.inbox.refuse_waiting("The service is stopping.")
+        await parts.watchers.close()
+        await self._let_effects_end()
+        await parts.performer.close()
+        await parts.cluster.stop()
+        await parts.cloud.stop()
+        if not failed:
+            await parts.lease.release()
+            log.info("stopped")
+            return EXIT_OK
+        return _exit_code(failed[0].exception(), parts.telemetry)
+
+    async def _let_effects_end(self) -> None:
+        until = time.monotonic() + EFFECTS_S
+        while len(self.parts.performer) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
+    async def _when_ready(self, on_ready: OnReady) -> None:
+        """Called once, after the first committed beat; then waits for ever like its siblings."""
+        await self.parts.loop.beating.wait()
+        await on_ready(self)
+        await asyncio.Event().wait()
+
+    async def _forget(self) -> None:
+        """Drop what is older than it is kept for, a little at a time so that commits pass in between."""
+        parts = self.parts
+
+        def forget(store: Store) -> int:
+            return store.forget_before(parts.clock() - parts.keep_ms, FORGET_AT_ONCE)
+
+        while True:
+            try:
+                while await parts.store.ask(forget):
+                    await asyncio.sleep(0.1)
+            except StoreError as error:
+                parts.telemetry.store_failed("forget", str(error))
+            await asyncio.sleep(FORGET_EVERY_S)
+
+
+def _exit_code(error: BaseException | None, telemetry: Telemetry) -> int:
+    if isinstance(error, Fenced | LeaseLost):
+        telemetry.log.error("stopped: the lease is lost", reason=str(error))
+        return EXIT_FENCED
+    telemetry.log.critical("stopped by a bug; start again, nothing is lost", exc_info=error)
+    return EXIT_BUG
+
+
+class Front:
+    """Health and metrics, then the API; notes when somebody last asked for anything."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.last_request_s = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path in ("/healthz", "/readyz", "/metrics"):
+            await (await self._answer(path))(scope, receive, send)
+            return
+        self.last_request_s = time.monotonic()
+        await self._parts.app(scope, receive, send)
+
+    async def _answer(self, path: str) -> Response:
+        parts = self._parts
+        trouble = parts.loop.trouble
+        if path == "/healthz":
+            return JSONResponse({"status": "up"})
+        if path == "/readyz":
+            status = 200 if trouble is None else 503
+            return JSONResponse({"status": trouble or "ready"}, status_code=status)
+        if parts.loop.world is not None:
+            await parts.loop.settled()
+        page = parts.telemetry.exposition(
+            parts.loop.world,
+            now=parts.clock(),
+            ready=trouble is None,
+            inbox=len(parts.inbox),
+            undone=len(parts.performer),
+            streams=parts.broadcast.subscribers,
+        )
+        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process decides when to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: ASGIApp) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=75,
+            backlog=4096,
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises OSError when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_process(make: Callable[[], tuple[Process, socket.socket, OnReady]]) -> int:
+    """Run a process on a fast event loop where there is one."""
+
+    async def main() -> int:
+        process, listening, on_ready = make()
+        return await process.run(listening, on_ready)
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

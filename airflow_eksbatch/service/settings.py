@@ -1,0 +1,289 @@
+"""Every setting of the service: its name, default, environment variable, and what it is for."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class BadSetting(Exception):
+    """A setting that cannot be used; the message is one sentence that says what to do."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `eksbatch serve` and `eksbatch local` can be told. `SETTINGS` says what each means."""
+
+    home: str = ""
+    database: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8642
+    auth: str = "auto"
+    region: str = "us-east-1"
+    cluster: str = "local"
+    idle_s: float = 60.0
+    keep_days: float = 30.0
+    lease_s: int = 10
+    beat_ms: int = 20
+    beat_facts: int = 2_000
+    inbox: int = 10_000
+    calls: int = 32
+    launch_delay_s: float = 2.0
+    on_demand_vcpus: int = 8
+    spot_vcpus: int = 32
+    log_format: str = "text"
+    log_level: str = "info"
+    record: str = ""
+    record_mib: int = 256
+    check_plans: bool = False
+    sqlite_pages: int = 0
+
+    @property
+    def home_path(self) -> Path:
+        return Path(self.home).expanduser() if self.home else default_home({})
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.home_path / 'eksbatch.db'}"
+
+    @property
+    def auth_mode(self) -> str:
+        """Whether requests must be signed: `auto` leaves only loopback open."""
+        if self.auth != "auto":
+            return self.auth
+        return "open" if is_loopback(self.host) else "sigv4"
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    group: str
+    sentence: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "EKSBATCH_" + self.name.upper()
+
+    @property
+    def default(self) -> str | int | float | bool:
+        return getattr(_DEFAULTS, self.name)
+
+
+_DEFAULTS = Settings()
+
+
+def _setting(
+    group: str, name: str, sentence: str, *choices: str, least: float | None = None
+) -> Setting:
+    return Setting(name=name, group=group, sentence=sentence, choices=choices, least=least)
+
+
+WHERE, WHAT, PACE, TELL = "where", "capacity", "pace", "telling"
+GROUPS = {
+    WHERE: "where it lives",
+    WHAT: "where jobs run",
+    PACE: "pace and bounds",
+    TELL: "logs and records",
+}
+SETTINGS: tuple[Setting, ...] = (
+    _setting(
+        WHERE,
+        "home",
+        "Directory for the embedded database, outputs of jobs and service.json "
+        "(empty: ~/.local/share/eksbatch).",
+    ),
+    _setting(
+        WHERE,
+        "database",
+        "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME "
+        "(empty: eksbatch.db in the home directory).",
+    ),
+    _setting(WHERE, "host", "Address to listen on."),
+    _setting(WHERE, "port", "Port to listen on; 0 takes a free one.", least=0),
+    _setting(
+        WHERE,
+        "auth",
+        "sigv4: requests are signed with keys of `eksbatch keys`; open: anybody who "
+        "can connect may do anything; auto: open on loopback, else sigv4.",
+        "auto",
+        "open",
+        "sigv4",
+    ),
+    _setting(WHERE, "region", "AWS region that ARNs name."),
+    _setting(
+        WHERE,
+        "lease_s",
+        "One service beats on a database; a standby takes over this many seconds after it died.",
+        least=1,
+    ),
+    _setting(
+        WHAT,
+        "cluster",
+        "Where pods run; local: processes of this machine on simulated instances.",
+        "local",
+    ),
+    _setting(
+        WHAT,
+        "idle_s",
+        "Seconds an empty instance is kept, where its compute environment does not say.",
+        least=0,
+    ),
+    _setting(
+        WHAT,
+        "launch_delay_s",
+        "Seconds a simulated instance takes from request to ready.",
+        least=0,
+    ),
+    _setting(
+        WHAT,
+        "on_demand_vcpus",
+        "maxvCpus of the compute environment `on-demand` that a new embedded service begins with.",
+        least=1,
+    ),
+    _setting(
+        WHAT,
+        "spot_vcpus",
+        "maxvCpus of the compute environment `spot` that a new embedded service begins with.",
+        least=1,
+    ),
+    _setting(
+        PACE,
+        "beat_ms",
+        "Least time from one beat to the next: how long a submit waits to share a "
+        "commit with others.",
+        least=1,
+    ),
+    _setting(PACE, "beat_facts", "Most facts taken into one beat.", least=1),
+    _setting(
+        PACE,
+        "inbox",
+        "Requests that may wait for a beat; more are answered with TooManyRequestsException.",
+        least=1,
+    ),
+    _setting(PACE, "calls", "Calls to the cluster and the cloud under way at once.", least=1),
+    _setting(
+        PACE,
+        "keep_days",
+        "Days that ended jobs, their attempts and events are kept.",
+        least=0,
+    ),
+    _setting(
+        PACE,
+        "sqlite_pages",
+        "Most pages (4 KiB) the SQLite file may have; 0: as many as the disk holds.",
+        least=0,
+    ),
+    _setting(TELL, "log_format", "text for people, json for machines.", "text", "json"),
+    _setting(TELL, "log_level", "Least severity that is logged.", *LOG_LEVELS),
+    _setting(
+        TELL,
+        "record",
+        "File of the flight recorder: every fact and effect as a JSON line (empty: none).",
+    ),
+    _setting(
+        TELL,
+        "record_mib",
+        "Size at which the flight recorder starts a new file.",
+        least=1,
+    ),
+    _setting(
+        TELL,
+        "check_plans",
+        "Check every plan and the world's indexes: slow, for hunting bugs.",
+    ),
+)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """Where the embedded service lives when nothing is said."""
+    named = environ.get("EKSBATCH_HOME")
+    return Path(named).expanduser() if named else Path.home() / ".local" / "share" / "eksbatch"
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every setting; what is not given stays None and is looked up elsewhere."""
+    for group, title in GROUPS.items():
+        options = parser.add_argument_group(title)
+        for setting in SETTINGS:
+            if setting.group == group:
+                _add_setting(options, setting)
+
+
+def _add_setting(options: argparse._ArgumentGroup, setting: Setting) -> None:
+    default = "empty" if setting.default == "" else setting.default
+    said = f"{setting.sentence} [{setting.variable}, default {default}]".replace("%", "%%")
+    if isinstance(setting.default, bool):
+        options.add_argument(setting.flag, action="store_const", const="true", help=said)
+        return
+    metavar = "|".join(setting.choices) or type(setting.default).__name__.upper()
+    options.add_argument(setting.flag, metavar=metavar.replace("STR", "TEXT"), help=said)
+
+
+def read_settings(
+    given: Mapping[str, object], environ: Mapping[str, str], **preset: object
+) -> Settings:
+    """Settings from options, then environment variables, then `preset`, then defaults. Raises BadSetting."""
+    values: dict[str, object] = dict(preset)
+    for setting in SETTINGS:
+        option, variable = given.get(setting.name), environ.get(setting.variable)
+        if option is not None:
+            values[setting.name] = _parse(setting, str(option), setting.flag)
+        elif variable and not variable.startswith("tcp://"):
+            # Kubernetes sets EKSBATCH_PORT=tcp://... in pods beside a Service named eksbatch.
+            values[setting.name] = _parse(setting, variable, setting.variable)
+    settings = Settings(**values)  # type: ignore[arg-type]
+    _check_together(settings)
+    return settings
+
+
+def _parse(setting: Setting, text: str, said_by: str) -> object:
+    kind = type(setting.default)
+    if setting.choices and text not in setting.choices:
+        raise BadSetting(f"{said_by} must be one of {', '.join(setting.choices)}, not {text!r}.")
+    if kind is bool:
+        if text.lower() not in _TRUE | _FALSE:
+            raise BadSetting(f"{said_by} must be true or false, not {text!r}.")
+        return text.lower() in _TRUE
+    if kind is str:
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise BadSetting(f"{said_by} must be {what}, not {text!r}.") from None
+    if setting.least is not None and not value >= setting.least:
+        raise BadSetting(f"{said_by} must be at least {setting.least:g}, not {text}.")
+    return value
+
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.port > 65_535:
+        raise BadSetting(f"--port must be at most 65535, not {settings.port}.")
+    if settings.auth == "open" and not is_loopback(settings.host):
+        raise BadSetting(
+            f"--auth open is for loopback only: with --host {settings.host} use --auth sigv4 and "
+            "`eksbatch keys create`."
+        )

@@ -1,0 +1,212 @@
+"""Puts the service together; the only module that names concrete adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from airflow_eksbatch.api.app import make_app
+from airflow_eksbatch.api.port import ApiSettings
+from airflow_eksbatch.cloud.port import Cloud
+from airflow_eksbatch.cluster.port import Cluster
+from airflow_eksbatch.core.engine.turn import StepSettings
+from airflow_eksbatch.service import embedded
+from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
+from airflow_eksbatch.service.desk import CloudControl, ServiceDesk
+from airflow_eksbatch.service.inbox import Inbox
+from airflow_eksbatch.service.lease import Lease
+from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
+from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
+from airflow_eksbatch.service.process import (
+    OnReady,
+    Parts,
+    Process,
+    listen,
+    run_process,
+    url_of,
+)
+from airflow_eksbatch.service.recorder import Recorder
+from airflow_eksbatch.service.settings import BadSetting, Settings
+from airflow_eksbatch.service.store_thread import StoreThread
+from airflow_eksbatch.service.telemetry import Telemetry, configure_logging
+from airflow_eksbatch.service.watchers import Watchers
+from airflow_eksbatch.store.port import Store
+
+
+def make_store(settings: Settings) -> Store:
+    """The store a database URL names; nothing is opened yet."""
+    url = settings.database_url
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest.startswith("///"):
+        from airflow_eksbatch.store.sqlite import sqlite_store
+
+        path = Path(rest.removeprefix("///")).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlite_store(path, pages_max=settings.sqlite_pages or None)
+    if scheme.partition("+")[0] in ("postgresql", "postgres"):
+        from airflow_eksbatch.store.postgres import postgres_store
+
+        return postgres_store(url)
+    raise BadSetting(
+        "--database must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, "
+        f"not one that begins with {scheme!r}."
+    )
+
+
+def make_cluster_and_cloud(
+    settings: Settings, clock: Callable[[], int]
+) -> tuple[Cluster, Cloud, CloudControl | None]:
+    """Where pods run and where nodes come from."""
+
+    raise NotImplementedError
+
+
+def make_process(settings: Settings, owner: str, listening: socket.socket) -> Process:
+    """All parts, joined; nothing runs yet."""
+    clock = Clock()
+    telemetry = Telemetry()
+    store = StoreThread(make_store(settings))
+    inbox = Inbox(settings.inbox)
+    broadcast = Broadcast(
+        StreamSettings(),
+        History(
+            events_since=lambda seq, limit: store.ask(lambda s: s.events_since(seq, limit)),
+            first_seq=lambda: store.ask(lambda s: s.first_event_seq()),
+        ),
+    )
+    recorder = (
+        Recorder(Path(settings.record).expanduser(), settings.record_mib << 20)
+        if settings.record
+        else None
+    )
+    loop = Loop(
+        store=store,
+        inbox=inbox,
+        broadcast=broadcast,
+        telemetry=telemetry,
+        recorder=recorder,
+        clock=clock,
+        step_settings=StepSettings(idle_s=settings.idle_s),
+        settings=BeatSettings(
+            interval_s=settings.beat_ms / 1000,
+            facts_max=settings.beat_facts,
+            check_indexes=settings.check_plans,
+        ),
+    )
+    cluster, cloud, control = make_cluster_and_cloud(settings, clock)
+    performer = Performer(
+        cluster=cluster,
+        cloud=cloud,
+        tell=inbox.tell,
+        find_environment=lambda name: (
+            None if loop.world is None else loop.world.compute_environments.get(name)
+        ),
+        telemetry=telemetry,
+        settings=PerformerSettings(at_once=settings.calls),
+    )
+    loop.start_effects = performer.start
+    desk = ServiceDesk(
+        ApiSettings(region=settings.region, auth=settings.auth_mode, base_url=url_of(listening)),
+        loop=loop,
+        inbox=inbox,
+        store=store,
+        broadcast=broadcast,
+        cluster=cluster,
+        control=control,
+    )
+    return Process(
+        Parts(
+            store=store,
+            inbox=inbox,
+            loop=loop,
+            performer=performer,
+            watchers=Watchers(
+                {"cluster": cluster.watch, "cloud": cloud.watch},
+                tell=inbox.tell,
+                telemetry=telemetry,
+                backoff=Backoff(),
+            ),
+            lease=Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry),
+            broadcast=broadcast,
+            telemetry=telemetry,
+            recorder=recorder,
+            cluster=cluster,
+            cloud=cloud,
+            desk=desk,
+            app=make_app(desk),
+            clock=clock,
+            keep_ms=int(settings.keep_days * 86_400_000),
+        )
+    )
+
+
+def serve_for_ever(settings: Settings) -> int:
+    """`eksbatch serve`."""
+    configure_logging(as_json=settings.log_format == "json", level=settings.log_level)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+    async def on_ready(process: Process) -> None:
+        process.parts.telemetry.log.info("ready", url=process.parts.desk.settings.base_url)
+
+    return _run(settings, owner, settings.port, on_ready)
+
+
+def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int:
+    """`eksbatch local`: become the service of this home, or name the one that is."""
+    configure_logging(as_json=settings.log_format == "json", level=settings.log_level)
+    home = embedded.Home(settings.home_path)
+    if not home.try_lock():
+        url = home.wait_for_other()
+        if url is None:
+            raise BadSetting(
+                f"Another service holds {home.path / 'lock'} but does not answer; end it, or choose "
+                "another --home."
+            )
+        print(url, flush=True)
+        return 0
+    background: set[asyncio.Task[None]] = set()
+
+    async def on_ready(process: Process) -> None:
+        await embedded.set_up(process.parts.desk, settings)
+        home.announce(process.parts.desk.settings.base_url)
+        print(process.parts.desk.settings.base_url, flush=True)
+        if leave_after_minutes is not None:
+            background.add(
+                asyncio.create_task(embedded.leave_when_idle(process, leave_after_minutes))
+            )
+
+    # The lock of the home keeps others out, so the lease of a killed service needs no waiting for.
+    try:
+        return _run(settings, "embedded", settings.port, on_ready, home.last_port())
+    finally:
+        home.withdraw()
+
+
+def _run(
+    settings: Settings,
+    owner: str,
+    port: int,
+    on_ready: OnReady,
+    preferred_port: int = 0,
+) -> int:
+    listening = _listen(settings.host, port, preferred_port)
+    return run_process(lambda: (make_process(settings, owner, listening), listening, on_ready))
+
+
+def _listen(host: str, port: int, preferred: int) -> socket.socket:
+    """The port that was asked for, or else the preferred one if it is free, or else any."""
+    try:
+        if not port and preferred:
+            try:
+                return listen(host, preferred)
+            except OSError:
+                return listen(host, 0)
+        return listen(host, port)
+    except OSError as error:
+        raise BadSetting(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}): choose another --port or --host."
+        ) from error
