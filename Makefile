@@ -1,0 +1,34 @@
+# The front door. It needs python3 (3.11 or newer) and make; the rest it sets up under .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: help demo test check bench serve golden seeds
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1@\2/p' Makefile | awk -F@ '{printf "%-12s %s\n", $$1, $$2}'
+
+demo: .venv/ready ## the main job on this machine: a real Airflow backfill; KEEP=1 leaves Airflow up
+	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+
+test: .venv/ready ## all tests; T=tests/core names some, ARGS=-x is for pytest
+	@$(BIN)/pytest -q -n 2 --dist loadfile $(ARGS) $(T)
+
+check: .venv/ready ## format, lint, types, import contracts and the quick tests
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
+	$(BIN)/pytest -q tests/test_tidy.py tests/core
+
+bench: .venv/ready ## measure, and keep results with their conditions in tests/benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+serve: .venv/ready ## the service with its embedded cluster and cloud, until Ctrl-C
+	$(BIN)/eksbatch local $(ARGS)
+
+golden: .venv/ready ## write the golden files anew; read the diff before you commit it
+	GOLDEN=write $(BIN)/pytest -q tests -k golden $(ARGS)
+
+seeds: .venv/ready ## many simulated lives with faults; SEEDS=1000 says how many
+	SEEDS=$(or $(SEEDS),1000) $(BIN)/pytest -q -n 2 tests/simulation $(ARGS)
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up .venv: about a minute, once." && $(PYTHON) -m venv .venv && $(BIN)/pip install -q --disable-pip-version-check --no-deps -r constraints.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . && touch $@
