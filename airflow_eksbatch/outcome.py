@@ -28,6 +28,7 @@ class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     exit_code: int | None = None
     attempts: int = 0
+    is_array: bool = False
     # Nothing a retry could change: refused, or ended by somebody's hand.
     final: bool = False
 
@@ -128,6 +129,7 @@ async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOu
             reason=last.reason,
             exit_code=last.exit_code,
             attempts=last.attempt,
+            is_array=last.is_array,
         )
         if outcome.status == "FAILED":
             outcome = await _looked_into(feed, outcome)
@@ -187,8 +189,7 @@ async def say_output(
 
 
 async def _whose_output(service: Any, outcome: JobOutcome) -> str:
-    jobs = (await service.call("describejobs", {"jobs": [outcome.job_id]}))["jobs"]
-    if not any((job.get("arrayProperties") or {}).get("size") for job in jobs):
+    if not outcome.is_array:
         return outcome.job_id
     if outcome.status != "FAILED":
         return ""

@@ -56,6 +56,7 @@ class JobNews(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     exit_code: int | None = None
     attempt: int = 0
+    is_array: bool = False
     failed_child: str = ""
     trouble: str = ""
     broken: bool = False
@@ -148,7 +149,7 @@ class JobFeed:
                 async for _ in self._read_once():
                     pause_s = FIRST_PAUSE_S
                 trouble = "the service closed the event stream"
-            except Exception as error:  # see read(): even a malformed line must not end it
+            except Exception as error:  # noqa: BLE001  see read(): not even a malformed line
                 trouble = str(error) or type(error).__name__
             self._report_trouble(trouble)
             await asyncio.sleep(pause_s)
@@ -185,6 +186,7 @@ class JobFeed:
                 reason=event.get("statusReason") or "",
                 exit_code=event.get("exitCode"),
                 attempt=event.get("attempt") or 0,
+                is_array=bool(event.get("parent")),
             )
             for waiter in waiters:
                 waiter.tell(news)
@@ -236,7 +238,7 @@ class JobFeed:
             try:
                 await self._look_once()
                 pause_s = FIRST_PAUSE_S
-            except Exception as error:  # as in read(): a look that fails is tried again
+            except Exception as error:  # noqa: BLE001  as in read(): it is tried again
                 self._report_trouble(str(error) or type(error).__name__)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
@@ -272,6 +274,7 @@ def news_from_job(job: dict[str, Any] | None) -> JobNews:
         reason=job.get("statusReason") or "",
         exit_code=exit_code_of(job),
         attempt=len(attempts),
+        is_array=bool((job.get("arrayProperties") or {}).get("size")),
     )
 
 

@@ -74,12 +74,12 @@ def _why_template(template: str, native: bool) -> str:
         tree = environment.parse(template)
     except jinja2.TemplateError:
         return "is a template with a mistake"  # a worker reports it as Airflow always does
-    names = meta.find_undeclared_variables(tree)
-    if unknown := sorted(names - KNOWN_NAMES - TASK_INSTANCE_NAMES):
-        return f"uses {', '.join(unknown)}"
     filters = {node.name for node in tree.find_all((nodes.Filter, nodes.Test))}
     if unknown := sorted(filters - environment.filters.keys() - environment.tests.keys()):
         return f"uses the filter {', '.join(unknown)}"
+    names = meta.find_undeclared_variables(tree)
+    if unknown := sorted(names - KNOWN_NAMES - TASK_INSTANCE_NAMES):
+        return f"uses {', '.join(unknown)}"
     return _why_task_instance(tree, nodes) if names & TASK_INSTANCE_NAMES else ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -32,13 +32,12 @@ class ContractService:
         self._by_token: dict[str, str] = {}
         self._runner: web.AppRunner | None = None
         self._changed = asyncio.Condition()
-        self._silent = False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def __aenter__(self) -> ContractService:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -50,7 +49,8 @@ class ContractService:
         app.router.add_get("/v1/eksbatch/events", self._stream)
         app.router.add_get("/v1/eksbatch/jobs/{job}/log", self._log)
         app.router.add_post("/v1/{operation}", self._operation)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        app.router.add_get("/healthz", self._health)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
@@ -105,6 +105,9 @@ class ContractService:
         return [body for name, body, _ in self.requests if name == operation]
 
     # -- the wire --
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok")
 
     async def _operation(self, request: web.Request) -> web.Response:
         name = request.match_info["operation"]
@@ -171,7 +174,8 @@ class ContractService:
             self._changed.notify_all()
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: len(self.events) > position)
+                while len(self.events) <= position:
+                    await self._changed.wait()
             batch, position = self.events[position:], len(self.events)
             await answer.write(json.dumps({"seq": position, "events": batch}).encode() + b"\n")
 

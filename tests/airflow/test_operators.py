@@ -1,0 +1,200 @@
+"""Where a task starts and ends, decided from its DAG alone, and what the scheduler gets to see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Asset, task, task_group
+
+from airflow_eksbatch.arguments import FIELDS, BadArguments
+from airflow_eksbatch.operators import EKSBatchOperator
+from airflow_eksbatch.triggers import EKSBatchJobTrigger
+
+
+def a_dag(**more: Any) -> DAG:
+    return DAG("weather", schedule=None, start_date=datetime(2012, 1, 1, tzinfo=UTC), **more)
+
+
+def an_operator(dag: DAG | None = None, **more: Any) -> EKSBatchOperator:
+    with dag or a_dag():
+        return EKSBatchOperator(task_id="month", **more)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        None,
+        ["run", "plain"],
+        "run {{ ds }} {{ data_interval_start | ds_nodash }} {{ dag_run.run_type }}",
+        ["run", "{{ ti.try_number }}", "{{ params.x }}", "{% if ds %}a{% endif %}"],
+        "run {{ macros.ds_add(ds, 1) }} {{ var.value.x }}",
+    ],
+)
+def test_no_worker_is_needed_for_what_the_triggerer_can_render(command: Any) -> None:
+    operator = an_operator(command=command)
+    assert operator.why_worker == []
+    assert operator.start_from_trigger is True
+    assert operator.start_trigger_args is not None
+    assert operator.start_trigger_args.next_method == "execute_complete"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"command": "x {{ ti.xcom_pull('a') }}"}, "command uses ti.xcom_pull"),
+        ({"command": "x {{ task_instance.xcom_pull('a') }}"}, "command uses ti.xcom_pull"),
+        ({"command": "x {{ ti }}"}, "command uses ti as a whole"),
+        ({"command": "x {{ prev_start_date_success }}"}, "prev_start_date_success"),
+        ({"command": "x {{ my_macro() }}"}, "command uses my_macro"),
+        ({"command": "x {{ ds | mine }}"}, "the filter mine"),
+        ({"env": {"A": "{{ inlet_events }}"}}, "env uses inlet_events"),
+        ({"command": "x {{ ds"}, "a template with a mistake"),
+        ({"deferrable": False}, "deferrable is False"),
+        ({"on_execute_callback": print}, "on_execute_callback"),
+        ({"pre_execute": print}, "pre_execute"),
+        ({"map_index_template": "{{ ds }}"}, "map_index_template"),
+    ],
+)
+def test_a_worker_starts_what_only_a_worker_can(arguments: dict[str, Any], says: str) -> None:
+    operator = an_operator(**arguments)
+    assert any(says in reason for reason in operator.why_worker), operator.why_worker
+    assert operator.start_from_trigger is False
+    assert operator.start_trigger_args is None
+
+
+def test_a_field_fed_by_another_task_starts_on_a_worker_and_depends_on_it() -> None:
+    with a_dag():
+
+        @task
+        def years() -> list[str]:
+            return ["2012"]
+
+        operator = EKSBatchOperator(task_id="month", env={"YEARS": years()})
+    assert operator.why_worker == ["env is fed by PlainXComArg"]
+    assert operator.upstream_task_ids == {"years"}
+
+
+def test_an_argument_of_a_mapped_task_group_starts_on_a_worker() -> None:
+    made: list[EKSBatchOperator] = []
+    with a_dag():
+
+        @task_group
+        def one(year: str) -> None:
+            made.append(EKSBatchOperator(task_id="month", command=["run", year]))
+
+        one.expand(year=["2012", "2013"])
+    assert made[0].start_from_trigger is False
+
+
+def test_mapped_tasks_start_on_a_worker() -> None:
+    with a_dag():
+        mapped: Any = EKSBatchOperator.partial(task_id="month").expand(command=[["a"], ["b"]])
+    assert mapped.start_from_trigger is False
+    assert mapped.start_trigger_args is None
+
+
+def test_native_rendering_needs_a_worker_only_where_there_is_a_template() -> None:
+    native = a_dag(render_template_as_native_obj=True)
+    assert an_operator(native, command=["run"]).why_worker == []
+    assert an_operator(a_dag(render_template_as_native_obj=True), command="{{ ds }}").why_worker
+
+
+def test_a_cluster_policy_that_changes_the_task_later_is_seen() -> None:
+    operator = an_operator(command=["run"])
+    assert operator.start_from_trigger is True
+    operator.on_execute_callback = [print]
+    assert operator.start_from_trigger is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"outlets": [Asset("s3://bucket/x")]}, {"post_execute": print}, {"multiple_outputs": True}],
+)
+def test_outlets_and_post_execute_end_on_a_worker(arguments: dict[str, Any]) -> None:
+    operator = an_operator(command=["run"], **arguments)
+    assert operator.start_from_trigger is True
+    assert operator.start_trigger_args is not None
+    assert operator.start_trigger_args.trigger_kwargs["resume"] is True
+
+
+def test_a_subclass_with_an_execute_of_its_own_runs_it() -> None:
+    class Mine(EKSBatchOperator):
+        def execute(self, context: Any) -> Any:
+            return super().execute(context)
+
+    with a_dag():
+        assert Mine(task_id="month").start_from_trigger is False
+
+
+def test_the_scheduler_reads_back_what_the_trigger_needs() -> None:
+    from airflow.serialization.decoders import smart_decode_trigger_kwargs
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    dag = a_dag()
+    an_operator(
+        dag,
+        command=["run", "{{ ds }}"],
+        env={"A": "1"},
+        array_size=12,
+        depends_on=["other"],
+        execution_timeout=timedelta(minutes=5),
+    )
+    read_back: Any = DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("month")
+    assert read_back.start_from_trigger is True
+    kwargs = smart_decode_trigger_kwargs(read_back.start_trigger_args.trigger_kwargs)
+    trigger = EKSBatchJobTrigger(**kwargs)
+    _, again = trigger.serialize()
+    assert {name: again[name] for name in ("command", "env", "array_size", "timeout_s")} == {
+        "command": ["run", "{{ ds }}"],
+        "env": {"A": "1"},
+        "array_size": 12,
+        "timeout_s": 300,
+    }
+    assert set(FIELDS) <= set(read_back.template_fields)
+
+
+def test_the_job_gets_the_time_limit_of_the_task() -> None:
+    limit = timedelta(seconds=20)
+    assert an_operator(execution_timeout=limit).timeout_s == 60  # AWS Batch knows no less
+    assert an_operator(timeout=timedelta(hours=1), execution_timeout=limit).timeout_s == 3600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"vcpus": 0.3}, "task month: vcpus must be a multiple of 0.25"),
+        ({"env": {"A": "1"}, "env_vars": {"B": "2"}}, "give env or env_vars, not both"),
+        ({"array_size": 3, "array_properties": {"size": 3}}, "not both"),
+    ],
+)
+def test_a_dag_with_a_mistake_does_not_import(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadArguments, match=says):
+        an_operator(**arguments)
+
+
+def test_a_misspelt_argument_is_refused() -> None:
+    with pytest.raises(TypeError, match="comand"):
+        an_operator(comand=["run"])
+
+
+def test_importing_the_operator_costs_little_more_than_airflow() -> None:
+    program = """
+import sys, airflow.sdk
+from airflow.sdk import BaseOperator, DAG
+before = set(sys.modules)
+from airflow_eksbatch import EKSBatchOperator, EKSBatchJobSensor
+with DAG("d"):
+    EKSBatchOperator(task_id="t", command="echo {{ ds }}")
+heavy = ("aiohttp", "botocore", "boto3", "starlette", "uvicorn", "structlog.dev")
+print(len(set(sys.modules) - before), [m for m in heavy if m in set(sys.modules) - before])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    count, _, heavy = found.stdout.strip().splitlines()[-1].partition(" ")
+    assert heavy == "[]"
+    assert int(count) < 40, found.stdout
