@@ -79,34 +79,44 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.log = structlog.get_logger().bind()
-        new = {"registry": self.registry}
+        registry = self.registry
         self._step_s = Histogram(
-            "eksbatch_step_seconds", "Time of one step.", buckets=_BEAT_BUCKETS, **new
+            "eksbatch_step_seconds", "Time of one step.", buckets=_BEAT_BUCKETS, registry=registry
         )
         self._commit_s = Histogram(
             "eksbatch_commit_seconds",
             "Time of one commit.",
             buckets=_BEAT_BUCKETS,
-            **new,
+            registry=registry,
         )
-        self._facts = Counter("eksbatch_facts", "Facts taken in.", ["fact"], **new)
-        self._effects = Counter("eksbatch_effects", "Effects given out.", ["effect"], **new)
+        self._facts = Counter("eksbatch_facts", "Facts taken in.", ["fact"], registry=registry)
+        self._effects = Counter(
+            "eksbatch_effects", "Effects given out.", ["effect"], registry=registry
+        )
         self._failures = Counter(
             "eksbatch_outside_failures",
             "Calls to the outside that failed.",
             ["what"],
-            **new,
+            registry=registry,
         )
-        self._ended = Counter("eksbatch_jobs_ended", "Jobs that ended.", ["queue", "status"], **new)
-        self._inbox = Gauge("eksbatch_inbox_facts", "Facts that wait for a beat.", **new)
-        self._undone = Gauge("eksbatch_effects_waiting", "Effects not done yet.", **new)
-        self._streams = Gauge("eksbatch_streams", "Readers of the event stream.", **new)
-        self._ready = Gauge("eksbatch_ready", "1 while the service beats.", **new)
-        self._jobs = Gauge("eksbatch_jobs", "Live jobs by status.", ["queue", "status"], **new)
+        self._ended = Counter(
+            "eksbatch_jobs_ended", "Jobs that ended.", ["queue", "status"], registry=registry
+        )
+        self._inbox = Gauge(
+            "eksbatch_inbox_facts", "Facts that wait for a beat.", registry=registry
+        )
+        self._undone = Gauge("eksbatch_effects_waiting", "Effects not done yet.", registry=registry)
+        self._streams = Gauge("eksbatch_streams", "Readers of the event stream.", registry=registry)
+        self._ready = Gauge("eksbatch_ready", "1 while the service beats.", registry=registry)
+        self._jobs = Gauge(
+            "eksbatch_jobs", "Live jobs by status.", ["queue", "status"], registry=registry
+        )
         self._vcpus = Gauge(
-            "eksbatch_vcpus", "vCPUs that are bought.", ["compute_environment"], **new
+            "eksbatch_vcpus", "vCPUs that are bought.", ["compute_environment"], registry=registry
         )
-        self._nodes = Gauge("eksbatch_nodes", "Nodes.", ["compute_environment", "status"], **new)
+        self._nodes = Gauge(
+            "eksbatch_nodes", "Nodes.", ["compute_environment", "status"], registry=registry
+        )
 
     def beat(self, facts: Sequence[Fact], outcome: Outcome, step_s: float, commit_s: float) -> None:
         """One committed beat."""

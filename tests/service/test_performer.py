@@ -1,0 +1,285 @@
+"""The performer: in order for each pod, merged for each environment, and again after trouble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from airflow_eksbatch.cloud.port import CloudDown
+from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.core.engine.effects import (
+    CheckEnvironment,
+    CreatePod,
+    DeletePod,
+    Effect,
+    ForgetPod,
+    LaunchNode,
+    TerminateNode,
+    TerminateStray,
+)
+from airflow_eksbatch.core.engine.facts import (
+    EnvironmentChecked,
+    Fact,
+    InstanceLaunched,
+    OfferingsListed,
+    PodSeen,
+)
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
+from airflow_eksbatch.core.model.job import PodName
+from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
+from airflow_eksbatch.service.telemetry import Telemetry
+
+OFFERING = Offering(
+    instance_type="m6i.large",
+    zone="us-east-1a",
+    market=Market.ON_DEMAND,
+    vcpus=2,
+    memory_mib=8192,
+    allocatable=Resources(cpu_m=1930, memory_mib=7000, pods=29),
+    price_usd_hour=0.1,
+)
+
+
+def create(pod: str) -> CreatePod:
+    return CreatePod(
+        pod=PodName(pod),
+        compute_environment="ce",
+        node_id=NodeId("n"),
+        node_name="n",
+        namespace="default",
+        pod_properties=b"{}",
+        environment={},
+        labels={},
+        grace_s=30,
+    )
+
+
+def delete(pod: str) -> DeletePod:
+    return DeletePod(pod=PodName(pod), compute_environment="ce", grace_s=30)
+
+
+def launch(node: str) -> LaunchNode:
+    return LaunchNode(node_id=NodeId(node), compute_environment="ce", offering=OFFERING)
+
+
+def terminate(node: str) -> TerminateNode:
+    return TerminateNode(
+        node_id=NodeId(node), compute_environment="ce", instance_id=None, node_name=None
+    )
+
+
+class Outside:
+    """A cluster and a cloud that write down what they are asked, and are down when told so."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.down = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.trouble: str | None = None
+
+    async def _enter(self, what: str) -> None:
+        await self.gate.wait()
+        if self.down:
+            self.down -= 1
+            raise ClusterDown("away") if "pod" in what else CloudDown("away")
+        self.asked.append(what)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def check(self, environment: ComputeEnvironment) -> str | None:
+        return self.trouble
+
+    async def create_pod(self, effect: CreatePod) -> Fact | None:
+        await self._enter(f"create pod {effect.pod}")
+        return PodSeen(pod=effect.pod, at=1)
+
+    async def delete_pod(self, effect: DeletePod) -> Fact | None:
+        await self._enter(f"delete pod {effect.pod}")
+        return None
+
+    async def forget_pod(self, effect: ForgetPod) -> None:
+        await self._enter(f"forget pod {effect.pod}")
+
+    async def read_log(self, pod: PodName, offset: int, limit: int) -> tuple[bytes, int] | None:
+        return None
+
+    async def watch(self) -> AsyncIterator[list[Fact]]:
+        yield []
+
+    async def offerings(self, environment: ComputeEnvironment) -> tuple[Offering, ...]:
+        if "x9" in environment.instance_types:
+            raise ValueError("there is no x9")
+        return (OFFERING,)
+
+    async def launch(self, effects: list[LaunchNode]) -> list[Fact]:
+        await self._enter("launch " + " ".join(effect.node_id for effect in effects))
+        return [InstanceLaunched(node_id=e.node_id, instance_id="i", at=1) for e in effects]
+
+    async def terminate(self, effects: list[TerminateNode | TerminateStray]) -> list[Fact]:
+        names = [e.node_id if isinstance(e, TerminateNode) else e.instance_id for e in effects]
+        await self._enter("terminate " + " ".join(names))
+        return []
+
+    async def delete_environment(self, environment: str) -> None:
+        await self._enter(f"delete environment {environment}")
+
+
+class Bench:
+    """A performer between an outside and a list of facts."""
+
+    def __init__(self, environment: ComputeEnvironment | None = None) -> None:
+        self.outside = Outside()
+        self.facts: list[Fact] = []
+        self.performer = Performer(
+            cluster=self.outside,
+            cloud=self.outside,
+            tell=self.facts.extend,
+            find_environment=lambda name: environment,
+            telemetry=Telemetry(),
+            settings=PerformerSettings(at_once=4, backoff=Backoff(first_s=0.001)),
+        )
+
+    async def perform(self, *effects: Effect) -> list[str]:
+        self.performer.start(effects)
+        await self.until_idle()
+        return self.outside.asked
+
+    async def until_idle(self) -> None:
+        while len(self.performer):
+            await asyncio.sleep(0)
+
+
+def run(scenario: Callable[[Bench], Awaitable[None]], **how: ComputeEnvironment) -> None:
+    async def bounded() -> None:
+        bench = Bench(**how)
+        bench.performer.open()
+        async with asyncio.timeout(10):
+            await scenario(bench)
+        await bench.performer.close()
+
+    asyncio.run(bounded())
+
+
+def test_results_come_back_as_facts() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.perform(create("a"))
+        assert bench.facts == [PodSeen(pod=PodName("a"), at=1)]
+
+    run(scenario)
+
+
+def test_effects_of_one_pod_keep_their_order() -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.perform(create("a"))
+        forget = ForgetPod(pod=PodName("a"), compute_environment="ce")
+        asked = await bench.perform(delete("a"), forget)
+        assert asked == ["create pod a", "delete pod a", "forget pod a"]
+
+    run(scenario)
+
+
+def test_the_end_of_a_pod_overtakes_its_creation() -> None:
+    async def scenario(bench: Bench) -> None:
+        assert await bench.perform(create("a"), delete("a")) == ["delete pod a"]
+
+    run(scenario)
+
+
+def test_a_creation_under_way_is_finished_before_the_pod_is_ended() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.outside.gate.clear()
+        bench.performer.start([create("a")])
+        await asyncio.sleep(0)
+        bench.performer.start([delete("a")])
+        bench.outside.gate.set()
+        await bench.until_idle()
+        assert bench.outside.asked == ["create pod a", "delete pod a"]
+
+    run(scenario)
+
+
+def test_a_creation_that_failed_is_overtaken_by_the_end() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.outside.gate.clear()
+        bench.outside.down = 1
+        bench.performer.start([create("a")])
+        await asyncio.sleep(0)
+        bench.performer.start([delete("a")])
+        bench.outside.gate.set()
+        await bench.until_idle()
+        assert bench.outside.asked == ["delete pod a"]
+
+    run(scenario)
+
+
+def test_what_is_asked_for_twice_is_done_once() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.outside.gate.clear()
+        bench.performer.start([create("a")])
+        await asyncio.sleep(0)
+        bench.performer.start([create("a"), create("a"), launch("n"), launch("n")])
+        bench.outside.gate.set()
+        await bench.until_idle()
+        assert sorted(bench.outside.asked) == ["create pod a", "launch n"]
+
+    run(scenario)
+
+
+def test_launches_of_an_environment_go_in_one_call() -> None:
+    async def scenario(bench: Bench) -> None:
+        asked = await bench.perform(
+            launch("a"), launch("b"), terminate("c"), terminate("d"), launch("e")
+        )
+        assert asked == ["launch a b", "terminate c d", "launch e"]
+
+    run(scenario)
+
+
+def test_the_end_of_an_instance_overtakes_its_launch() -> None:
+    async def scenario(bench: Bench) -> None:
+        asked = await bench.perform(launch("a"), launch("b"), terminate("a"))
+        assert asked == ["launch b", "terminate a"]
+
+    run(scenario)
+
+
+def test_what_fails_is_tried_again_and_nothing_else_waits_for_it() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.outside.down = 3
+        asked = await bench.perform(launch("a"), create("b"))
+        assert sorted(asked) == ["create pod b", "launch a"]
+
+    run(scenario)
+
+
+def test_a_compute_environment_is_checked_and_its_offerings_are_told() -> None:
+    environment = ComputeEnvironment(name="ce", arn="", uuid="")
+
+    async def scenario(bench: Bench) -> None:
+        await bench.perform(CheckEnvironment(name="ce"))
+        offerings, checked = bench.facts
+        assert isinstance(offerings, OfferingsListed)
+        assert offerings.offerings == (OFFERING,)
+        assert isinstance(checked, EnvironmentChecked)
+        assert checked.status == "VALID"
+
+    run(scenario, environment=environment)
+
+
+def test_an_environment_that_asks_for_what_does_not_exist_is_invalid_and_says_why() -> None:
+    environment = ComputeEnvironment(name="ce", arn="", uuid="", instance_types=("x9",))
+
+    async def scenario(bench: Bench) -> None:
+        await bench.perform(CheckEnvironment(name="ce"))
+        assert bench.facts == [
+            EnvironmentChecked(
+                name="ce", status="INVALID", status_reason="CLIENT_ERROR - there is no x9"
+            )
+        ]
+
+    run(scenario, environment=environment)
