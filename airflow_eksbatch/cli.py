@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from airflow_eksbatch.service.settings import (
     default_home,
     read_settings,
 )
+from airflow_eksbatch.store.port import Store, StoreError
 
 Json = dict[str, Any]
 OK, NO, WRONG = 0, 1, 2
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return given.run(given)
     except NotThere as answer:
         return say(str(answer), NO)
-    except (Sentence, BadSetting) as error:
+    except (Sentence, BadSetting, StoreError) as error:
         return say(str(error), WRONG)
     except KeyboardInterrupt:
         return 130
@@ -64,24 +66,14 @@ def say(sentence: str, code: int) -> int:
 def serve(given: argparse.Namespace) -> int:
     from airflow_eksbatch.service.wiring import serve_for_ever
 
-    return _served(lambda: serve_for_ever(read_settings(vars(given), os.environ)))
+    return serve_for_ever(read_settings(vars(given), os.environ))
 
 
 def local(given: argparse.Namespace) -> int:
     from airflow_eksbatch.service.wiring import serve_embedded
 
-    minutes = given.leave_when_idle
     settings = read_settings(vars(given), os.environ, port=0)
-    return _served(lambda: serve_embedded(settings, minutes))
-
-
-def _served(run: Callable[[], int]) -> int:
-    from airflow_eksbatch.store.port import StoreError
-
-    try:
-        return run()
-    except StoreError as error:
-        raise Sentence(str(error)) from error
+    return serve_embedded(settings, given.leave_when_idle)
 
 
 def keys(given: argparse.Namespace) -> int:
@@ -117,30 +109,22 @@ def keys(given: argparse.Namespace) -> int:
 
 
 def migrate(given: argparse.Namespace) -> int:
-    with _store(given) as store:
-        del store
+    with _store(given):
+        pass
     return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
 
 
-class _store:
+@contextlib.contextmanager
+def _store(given: argparse.Namespace) -> Iterator[Store]:
     """The store of the settings, opened for one command; opening brings the schema forward."""
+    from airflow_eksbatch.service.wiring import make_store
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self._settings = read_settings(vars(given), os.environ)
-
-    def __enter__(self) -> Any:
-        from airflow_eksbatch.service.wiring import make_store
-        from airflow_eksbatch.store.port import StoreError
-
-        self._store = make_store(self._settings)
-        try:
-            self._store.open()
-        except StoreError as error:
-            raise Sentence(str(error)) from error
-        return self._store
-
-    def __exit__(self, *trouble: object) -> None:
-        self._store.close()
+    store = make_store(read_settings(vars(given), os.environ))
+    try:
+        store.open()
+        yield store
+    finally:
+        store.close()
 
 
 def simulate(given: argparse.Namespace) -> int:
@@ -159,15 +143,16 @@ def jobs(given: argparse.Namespace) -> int:
     queues = given.queue or [
         q["jobQueueName"] for q in client.pages("describejobqueues", "jobQueues")
     ]
-    statuses = given.status or STATUSES
+    statuses = given.status or list(STATUSES)
+    # AWS lists by status or by filter, not by both.
+    named = {"filters": [{"name": "JOB_NAME", "values": [given.name]}]}
+    asked = [named] if given.name else [{"jobStatus": status} for status in statuses]
     rows: list[Json] = []
     for queue in queues:
-        for status in statuses:
-            asked: Json = {"jobQueue": queue, "jobStatus": status}
-            found = client.pages("listjobs", "jobSummaryList", asked, limit=given.limit)
-            rows += [{**row, "jobQueue": queue} for row in found]
-    if given.name:
-        rows = [row for row in rows if matches(given.name, row["jobName"])]
+        for wanted in asked:
+            page = {"jobQueue": queue, **wanted}
+            found = client.pages("listjobs", "jobSummaryList", page, limit=given.limit)
+            rows += [{**row, "jobQueue": queue} for row in found if row["status"] in statuses]
     rows.sort(key=lambda row: row.get("createdAt", 0), reverse=True)
     rows = rows[: given.limit]
     return show(given, rows, lambda: table(
@@ -175,10 +160,6 @@ def jobs(given: argparse.Namespace) -> int:
         [[r["jobId"], r["jobName"], r["jobQueue"], r["status"], when(r.get("createdAt")),
           lasted(r), r.get("statusReason", "")] for r in rows],
     ))  # fmt: skip
-
-
-def matches(pattern: str, name: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 
 def job(given: argparse.Namespace) -> int:
@@ -320,7 +301,8 @@ class Client:
         url = self.url + path
         request = urllib.request.Request(url, data=body, headers=self._headers(url, body))
         try:
-            with urllib.request.urlopen(request, timeout=self.TIMEOUT_S) as reply:
+            timeout_s = None if "follow=1" in path else self.TIMEOUT_S
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
                 while block := reply.read1(65_536):
                     yield block
         except urllib.error.HTTPError as error:
@@ -455,17 +437,16 @@ def _jobs_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=int, default=50, help="at most so many [50]")
 
 
-def _job_options(command: argparse.ArgumentParser) -> None:
+def _one_job_options(command: argparse.ArgumentParser) -> None:
     _client_options(command)
     command.add_argument("job_id", metavar="ID", help="job id; ID:3 for a child of an array")
+
+
+def _job_options(command: argparse.ArgumentParser) -> None:
+    _one_job_options(command)
     command.add_argument("--log", action="store_true", help="print its output instead")
     command.add_argument("--follow", action="store_true", help="print its output until it ends")
     command.add_argument("--attempt", type=int, help="output of this attempt [the last]")
-
-
-def _explain_options(command: argparse.ArgumentParser) -> None:
-    _client_options(command)
-    command.add_argument("job_id", metavar="ID")
 
 
 def _keys_options(command: argparse.ArgumentParser) -> None:
@@ -485,15 +466,9 @@ def _simulate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="the answer as JSON")
 
 
-COMMANDS: tuple[
-    tuple[
-        str,
-        Callable[[argparse.Namespace], int],
-        str,
-        Callable[[argparse.ArgumentParser], None],
-    ],
-    ...,
-] = (
+Run = Callable[[argparse.Namespace], int]
+Options = Callable[[argparse.ArgumentParser], None]
+COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
     ("serve", serve, "Run the service.", add_settings),
     (
         "local",
@@ -509,8 +484,12 @@ COMMANDS: tuple[
         "Show job queues, compute environments and totals.",
         _client_options,
     ),
-    ("explain", explain, "Say why a job is not running.", _explain_options),
+    ("explain", explain, "Say why a job is not running.", _one_job_options),
     ("simulate", simulate, "Run a workload in virtual time.", _simulate_options),
     ("keys", keys, "Create, list or delete access keys.", _keys_options),
     ("migrate", migrate, "Bring the database's schema forward.", _database_options),
 )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

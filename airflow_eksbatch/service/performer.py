@@ -76,7 +76,7 @@ class _Lane:
         """The first effect, with those behind it that go into the same call."""
         first = next(iter(self.waiting.values()))
         alike = _MERGED.get(type(first))
-        for key, effect in list(self.waiting.items()):
+        for key in list(self.waiting):
             if self.under_way and (alike is None or _MERGED.get(key[0]) != alike):
                 break
             if len(self.under_way) == batch_max:
@@ -130,6 +130,8 @@ class Performer:
         self._lanes: dict[str, _Lane] = {}
         self._ready: asyncio.Queue[str] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def __len__(self) -> int:
         """Effects not done yet."""
@@ -140,6 +142,10 @@ class Performer:
         for number in range(self._settings.at_once):
             self._tasks.add(asyncio.create_task(self._work(), name=f"performer-{number}"))
 
+    async def idle(self) -> None:
+        """Until everything asked for is done."""
+        await self._idle.wait()
+
     async def close(self) -> None:
         """Stop where it stands: what was not done is derived again at the next start."""
         for task in self._tasks:
@@ -149,6 +155,7 @@ class Performer:
     def start(self, effects: Iterable[Effect]) -> None:
         """Take these effects in; returns at once."""
         for effect in effects:
+            self._idle.clear()
             key = _lane_of(effect)
             lane = self._lanes.get(key)
             if lane is None:
@@ -169,6 +176,8 @@ class Performer:
                 self._ready.put_nowait(key)
             else:
                 del self._lanes[key]
+                if not self._lanes:
+                    self._idle.set()
 
     async def _perform(self, lane: _Lane, batch: Sequence[Effect]) -> float:
         """Do the batch; 0 when it is done, else the seconds until it is tried again."""
@@ -178,7 +187,7 @@ class Performer:
             lane.fail()
             self._telemetry.effect_failed(batch[0], str(down), lane.failures)
             return self._settings.backoff.after(lane.failures)
-        except Exception as error:  # noqa: BLE001 - told loudly, and not lost
+        except Exception as error:  # An adapter surprised us: told loudly, not lost
             lane.fail()
             self._telemetry.effect_broke(batch[0], error, lane.failures)
             return self._settings.backoff.after(lane.failures)

@@ -143,7 +143,8 @@ class Process:
         parts.loop.trouble = "stopping"
         parts.inbox.refuse_waiting("The service is stopping.")
         await parts.watchers.close()
-        await self._let_effects_end()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(parts.performer.idle(), EFFECTS_S)
         await parts.performer.close()
         await parts.cluster.stop()
         await parts.cloud.stop()
@@ -152,11 +153,6 @@ class Process:
             log.info("stopped")
             return EXIT_OK
         return _exit_code(failed[0].exception(), parts.telemetry)
-
-    async def _let_effects_end(self) -> None:
-        until = time.monotonic() + EFFECTS_S
-        while len(self.parts.performer) and time.monotonic() < until:
-            await asyncio.sleep(0.05)
 
     async def _when_ready(self, on_ready: OnReady) -> None:
         """Called once, after the first committed beat; then waits for ever like its siblings."""
@@ -172,12 +168,12 @@ class Process:
             return store.forget_before(parts.clock() - parts.keep_ms, FORGET_AT_ONCE)
 
         while True:
+            forgotten = 0
             try:
-                while await parts.store.ask(forget):
-                    await asyncio.sleep(0.1)
+                forgotten = await parts.store.ask(forget)
             except StoreError as error:
                 parts.telemetry.store_failed("forget", str(error))
-            await asyncio.sleep(FORGET_EVERY_S)
+            await asyncio.sleep(0.1 if forgotten else FORGET_EVERY_S)
 
 
 def _exit_code(error: BaseException | None, telemetry: Telemetry) -> int:

@@ -49,7 +49,7 @@ class StoreThread:
         def run() -> None:
             try:
                 result = act(self._store)
-            except Exception as error:  # noqa: BLE001 - raised again where the caller waits
+            except Exception as error:  # Raised again where the caller waits
                 _give(loop, _fail, reply, error)
             else:
                 _give(loop, _settle, reply, result)

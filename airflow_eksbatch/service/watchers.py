@@ -48,7 +48,7 @@ class Watchers:
                     failures = 0
                     self._tell(facts)
                 trouble = "it ended"
-            except Exception as error:  # noqa: BLE001 - the next watch looks at everything
+            except Exception as error:  # The next watch looks at everything
                 trouble = f"{type(error).__name__}: {error}"
             failures += 1
             self._telemetry.watch_broke(name, trouble, failures)

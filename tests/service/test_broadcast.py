@@ -133,15 +133,14 @@ def test_a_quiet_stream_has_a_heartbeat_that_moves_no_cursor() -> None:
 def test_closing_ends_every_stream() -> None:
     async def scenario() -> None:
         studio = Studio()
-        lines = []
+        connected = asyncio.Event()
 
         async def read() -> None:
-            async for line in studio.broadcast.subscribe(-1):
-                lines.append(line)
+            async for _ in studio.broadcast.subscribe(-1):
+                connected.set()
 
         reader = asyncio.create_task(read())
-        while not lines:
-            await asyncio.sleep(0)
+        await connected.wait()
         studio.broadcast.close()
         await reader
         assert studio.broadcast.subscribers == 0

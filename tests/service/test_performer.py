@@ -146,12 +146,8 @@ class Bench:
 
     async def perform(self, *effects: Effect) -> list[str]:
         self.performer.start(effects)
-        await self.until_idle()
+        await self.performer.idle()
         return self.outside.asked
-
-    async def until_idle(self) -> None:
-        while len(self.performer):
-            await asyncio.sleep(0)
 
 
 def run(scenario: Callable[[Bench], Awaitable[None]], **how: ComputeEnvironment) -> None:
@@ -197,7 +193,7 @@ def test_a_creation_under_way_is_finished_before_the_pod_is_ended() -> None:
         await asyncio.sleep(0)
         bench.performer.start([delete("a")])
         bench.outside.gate.set()
-        await bench.until_idle()
+        await bench.performer.idle()
         assert bench.outside.asked == ["create pod a", "delete pod a"]
 
     run(scenario)
@@ -211,7 +207,7 @@ def test_a_creation_that_failed_is_overtaken_by_the_end() -> None:
         await asyncio.sleep(0)
         bench.performer.start([delete("a")])
         bench.outside.gate.set()
-        await bench.until_idle()
+        await bench.performer.idle()
         assert bench.outside.asked == ["delete pod a"]
 
     run(scenario)
@@ -224,7 +220,7 @@ def test_what_is_asked_for_twice_is_done_once() -> None:
         await asyncio.sleep(0)
         bench.performer.start([create("a"), create("a"), launch("n"), launch("n")])
         bench.outside.gate.set()
-        await bench.until_idle()
+        await bench.performer.idle()
         assert sorted(bench.outside.asked) == ["create pod a", "launch n"]
 
     run(scenario)
