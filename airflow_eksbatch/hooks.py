@@ -120,7 +120,7 @@ class EKSBatchHook(BaseHook):
         try:
             endpoint = self.endpoint()
             queues = self.get_conn().describe_job_queues()["jobQueues"]
-        except Exception as error:  # noqa: BLE001  Airflow shows it to the person who asked
+        except Exception as error:
             return False, str(error)
         names = ", ".join(sorted(queue["jobQueueName"] for queue in queues)) or "none yet"
         return True, f"{endpoint.url} answers; job queues: {names}"

@@ -104,8 +104,8 @@ class EKSBatchOperator(BaseOperator):
         command: Sequence[str] | str | None = None,
         arguments: Sequence[str] | None = None,
         image: str | None = None,
-        env: Mapping[str, str] | None = None,
-        env_vars: Mapping[str, str] | None = None,
+        env: Mapping[str, Any] | None = None,
+        env_vars: Mapping[str, Any] | None = None,
         vcpus: float | str | None = None,
         memory: int | str | None = None,
         gpus: int | str | None = None,
@@ -114,7 +114,7 @@ class EKSBatchOperator(BaseOperator):
         job_definition: str | None = None,
         container_overrides: Mapping[str, Any] | None = None,
         eks_properties_override: Mapping[str, Any] | None = None,
-        parameters: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
         array_size: int | str | None = None,
         array_properties: Mapping[str, Any] | None = None,
         depends_on: Sequence[Any] | None = None,
@@ -123,10 +123,10 @@ class EKSBatchOperator(BaseOperator):
         timeout: float | timedelta | None = None,
         share_identifier: str | None = None,
         scheduling_priority_override: int | str | None = None,
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, Any] | None = None,
         service_account: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        annotations: Mapping[str, str] | None = None,
+        labels: Mapping[str, Any] | None = None,
+        annotations: Mapping[str, Any] | None = None,
         deferrable: bool = True,
         wait_for_completion: bool = True,
         submit_within: float | timedelta = timedelta(hours=1),
@@ -172,9 +172,7 @@ class EKSBatchOperator(BaseOperator):
             (self._overrides("pre_execute", "execute"), "its class overrides execute"),
         ]
         found = [text for applies, text in reasons if applies]
-        dag = self.get_dag()
-        native = bool(dag and dag.render_template_as_native_obj)
-        return found + needs_worker_to_render(self._fields(), native=native)
+        return found + needs_worker_to_render(self._fields(), self.get_dag())
 
     @property
     def _ends_on_worker(self) -> bool:
@@ -218,7 +216,10 @@ class EKSBatchOperator(BaseOperator):
     # ---- on a worker ----
 
     def execute(self, context: Context) -> Any:
-        job_id = self._found_again(context) or self._submitted(context)
+        job_id = self._found_again(context)
+        if job_id is None:
+            job_id = self._submitted(context)
+            self.log.info("Submitted job %s to job queue %s", job_id, self.job_queue)
         self._remember(context, job_id)
         if not self.wait_for_completion:
             return {"job_id": job_id, "status": "SUBMITTED", "exit_code": None, "attempts": 0}
@@ -267,7 +268,6 @@ class EKSBatchOperator(BaseOperator):
             job_id = asyncio.run(ask())
         except (BadArguments, ServiceRefused) as error:
             raise EKSBatchJobRefused(str(error)) from error
-        self.log.info("Submitted job %s to job queue %s", job_id, self.job_queue)
         return job_id
 
     def _found_again(self, context: Context) -> str | None:

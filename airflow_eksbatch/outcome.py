@@ -146,8 +146,8 @@ async def _hear_the_end(waiter: Waiter, say: Callable[[str], Any]) -> JobNews:
             say(f"Array child {news.failed_child} FAILED: {news.reason or 'no reason given'}")
         elif news.status in ENDED:
             return news
-        elif (news.status, news.attempt) != shown:
-            shown = (news.status, news.attempt)
+        elif (news.status, max(news.attempt, 1)) != shown:
+            shown = (news.status, max(news.attempt, 1))
             attempt = f", attempt {news.attempt}" if news.attempt > 1 else ""
             because = f" ({news.reason})" if news.reason else ""
             say(f"Job {waiter.job_id} is {news.status}{attempt}{because}")

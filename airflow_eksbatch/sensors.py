@@ -42,7 +42,7 @@ class EKSBatchJobSensor(BaseSensorOperator):
         self.log_lines = log_lines
         self.job_url: str | None = None
 
-    def execute(self, context: Context) -> Any:
+    def execute(self, context: Context) -> Any:  # noqa: RET503  defer() never returns
         from airflow_eksbatch.hooks import EKSBatchHook, job_url
 
         self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint().url, self._id)
@@ -125,11 +125,9 @@ class EKSBatchJobQueueSensor(BaseSensorOperator):
         self.conn_id = conn_id
         self.deferrable = deferrable
 
-    def execute(self, context: Context) -> Any:
-        if not self.deferrable:
+    def execute(self, context: Context) -> Any:  # noqa: RET503  defer() never returns
+        if not self.deferrable or self.poke(context):
             return super().execute(context)
-        if self.poke(context):
-            return None
         from datetime import timedelta
 
         from airflow_eksbatch.triggers import EKSBatchJobQueueTrigger

@@ -149,7 +149,7 @@ class JobFeed:
                 async for _ in self._read_once():
                     pause_s = FIRST_PAUSE_S
                 trouble = "the service closed the event stream"
-            except Exception as error:  # noqa: BLE001  see read(): not even a malformed line
+            except Exception as error:
                 trouble = str(error) or type(error).__name__
             self._report_trouble(trouble)
             await asyncio.sleep(pause_s)
@@ -238,7 +238,7 @@ class JobFeed:
             try:
                 await self._look_once()
                 pause_s = FIRST_PAUSE_S
-            except Exception as error:  # noqa: BLE001  as in read(): it is tried again
+            except Exception as error:
                 self._report_trouble(str(error) or type(error).__name__)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

@@ -32,18 +32,32 @@ TASK_INSTANCE_NAMES = frozenset({"ti", "task_instance"})
 KNOWN_TASK_INSTANCE_PARTS = frozenset({"dag_id", "run_id", "task_id", "map_index", "try_number"})
 
 
-def needs_worker_to_render(fields: Mapping[str, Any], *, native: bool) -> list[str]:
+def needs_worker_to_render(fields: Mapping[str, Any], dag: Any) -> list[str]:
     """Why a worker has to render these fields; empty if the triggerer can."""
+    special = _special_rendering(dag)
     reasons = []
     for name, value in fields.items():
         for leaf in _leaves(value):
             if isinstance(leaf, str):
-                reason = _why_template(leaf, native)
+                reason = _why_template(leaf, special)
             else:
                 reason = f"is fed by {type(leaf).__name__}"
             if reason:
                 reasons.append(f"{name} {reason}")
     return reasons
+
+
+def _special_rendering(dag: Any) -> str:
+    """What the DAG says about rendering stays in its file; the triggerer would not follow it."""
+    import jinja2
+
+    if dag is None:
+        return ""
+    if dag.render_template_as_native_obj:
+        return "render_template_as_native_obj"
+    if dag.jinja_environment_kwargs:
+        return "jinja_environment_kwargs"
+    return "" if dag.template_undefined is jinja2.StrictUndefined else "template_undefined"
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -62,14 +76,23 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _why_template(template: str, native: bool) -> str:
-    if native:
-        return "is a template of a DAG that renders native objects"
+def strict_environment() -> Any:
+    """Airflow's filters, and a mistake instead of nothing for a name that is not there."""
     import jinja2
     from airflow.sdk.definitions._internal.templater import SandboxedEnvironment
+
+    return SandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, extensions=["jinja2.ext.do"], cache_size=0
+    )
+
+
+def _why_template(template: str, special: str) -> str:
+    if special:
+        return f"is a template of a DAG with {special}"
+    import jinja2
     from jinja2 import meta, nodes
 
-    environment = SandboxedEnvironment(cache_size=0)
+    environment = strict_environment()
     try:
         tree = environment.parse(template)
     except jinja2.TemplateError:

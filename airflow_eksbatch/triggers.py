@@ -36,7 +36,8 @@ from airflow_eksbatch.outcome import (
     terminate,
 )
 from airflow_eksbatch.stream import JobFeed
-from airflow_eksbatch.submission import Submission, TaskKey, build_submission, run_facts, task_key
+from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
+from airflow_eksbatch.templates import strict_environment
 
 ON_KILL_S = 10  # Airflow gives 30 s to all of on_kill
 # Airflow 3.3 fails a task whose worker reports its end after the task was already resumed.
@@ -112,12 +113,18 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         await feed_for(kwargs["conn_id"]).read()
         yield None
 
+    def get_template_env(self, dag: Any = None) -> Any:
+        """As strict as on a worker: Airflow's own one renders a missing name as nothing here."""
+        return strict_environment()
+
     async def filter_shared_stream(
         self, shared_stream: AsyncIterator[Any]
     ) -> AsyncIterator[TriggerEvent]:
         began = time.monotonic()
         outcome = await self._outcome(feed_for(self.conn_id))
         event = self._end_event(outcome)
+        if isinstance(event, TaskSuccessEvent) and self.push_result:
+            await self._push_xcom("return_value", outcome.result())
         if self.from_worker and not isinstance(event, (TaskSuccessEvent, TaskFailedEvent)):
             await asyncio.sleep(max(0.0, WORKER_SETTLES_S - (time.monotonic() - began)))
         yield event
@@ -155,16 +162,18 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         self.log.info(
             "Submitted job %s to job queue %s; why it waits: %s/explain", job_id, queue, url
         )
-        await self._push_link(task, url)
+        # While it waits is when people want the button, so not only at the end.
+        await self._push_xcom(JOB_LINK.xcom_key, url)
         return job_id
 
-    async def _push_link(self, task: TaskKey, url: str) -> None:
-        """While it waits is when people want the button, so not only at the end."""
+    async def _push_xcom(self, key: str, value: Any) -> None:
+        """As a worker would. An event's own xcoms arrive as JSON text in Airflow 3.3."""
         from airflow.sdk.execution_time import comms, task_runner
 
+        task = task_key(self.task_instance)
         message = comms.SetXCom(
-            key=JOB_LINK.xcom_key,
-            value=url,
+            key=key,
+            value=value,
             dag_id=task.dag_id,
             run_id=task.run_id,
             task_id=task.task_id,
@@ -182,9 +191,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
             return TriggerEvent(msgspec.to_builtins(outcome))
         if failed:
             return TaskFailedEvent()
-        return TaskSuccessEvent(
-            xcoms={"return_value": outcome.result()} if self.push_result else None
-        )
+        return TaskSuccessEvent()
 
     async def on_kill(self) -> None:
         """End the job, unless the task only moved to another triggerer."""

@@ -6,12 +6,15 @@ It decides nothing: a test says when a job changes. Only for tests of the face b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import uuid
 from typing import Any, Self
 from urllib.parse import unquote
 
 from aiohttp import web
+
+HEARTBEAT_S = 5
 
 
 class ContractService:
@@ -50,11 +53,10 @@ class ContractService:
         app.router.add_get("/v1/eksbatch/jobs/{job}/log", self._log)
         app.router.add_post("/v1/{operation}", self._operation)
         app.router.add_get("/healthz", self._health)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        runner = self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        self.port = runner.addresses[0][1]
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -173,11 +175,15 @@ class ContractService:
         async with self._changed:
             self._changed.notify_all()
         while True:
-            async with self._changed:
-                while len(self.events) <= position:
-                    await self._changed.wait()
+            await self._event_after(position)
             batch, position = self.events[position:], len(self.events)
             await answer.write(json.dumps({"seq": position, "events": batch}).encode() + b"\n")
+
+    async def _event_after(self, position: int) -> None:
+        """Or a heartbeat, which is a batch without events."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARTBEAT_S), self._changed:
+                await self._changed.wait_for(lambda: len(self.events) > position)
 
 
 def _refused(code: str, message: str, status: int = 400) -> web.Response:

@@ -86,7 +86,8 @@ def test_an_argument_of_a_mapped_task_group_starts_on_a_worker() -> None:
         def one(year: str) -> None:
             made.append(EKSBatchOperator(task_id="month", command=["run", year]))
 
-        one.expand(year=["2012", "2013"])
+        group: Any = one
+        group.expand(year=["2012", "2013"])
     assert made[0].start_from_trigger is False
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import jinja2
 import pytest
 from airflow.sdk.execution_time import comms, task_runner
 from airflow.triggers.base import TaskFailedEvent, TaskSuccessEvent, TriggerEvent
@@ -122,9 +123,9 @@ def test_a_task_is_submitted_awaited_and_ended_in_the_triggerer(
         event = await ending
         assert isinstance(event, TaskSuccessEvent)
         result = {"job_id": job, "status": "SUCCEEDED", "exit_code": 0, "attempts": 1}
-        assert event.xcoms == {"return_value": result}
         assert supervisor.xcoms == {
-            "_link_EKSBatchJobLink": f"{service.url}/v1/eksbatch/jobs/{job}"
+            "_link_EKSBatchJobLink": f"{service.url}/v1/eksbatch/jobs/{job}",
+            "return_value": result,
         }
         assert service.bodies("submitjob")[0]["shareIdentifier"] == "backfill"
 
@@ -380,6 +381,15 @@ def test_a_trigger_runs_alone_too_as_dag_test_wants_it(play: Any) -> None:
         assert (await ending).payload["status"] == "SUCCEEDED"
 
     play(scenario)
+
+
+def test_a_missing_name_in_a_template_is_a_mistake_and_not_nothing() -> None:
+    trigger = a_trigger(command="echo {{ ds }}")
+    trigger.template_fields = ("command",)
+    with pytest.raises(jinja2.UndefinedError):
+        trigger.render_template_fields({})
+    trigger.render_template_fields({"ds": "2012-01-01"})  # type: ignore[typeddict-item]
+    assert trigger.command == "echo 2012-01-01"  # type: ignore[attr-defined]
 
 
 def test_keys_never_travel_with_the_trigger() -> None:
