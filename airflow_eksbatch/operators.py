@@ -335,9 +335,8 @@ class EKSBatchOperator(BaseOperator):
         outcome = msgspec.convert(event, JobOutcome)
         self.job_id = None
         _store(context).delete(STATE_KEY)
-        result = result_of(outcome)
         self.log.info("%s", outcome.sentence)
-        return result
+        return result_of(outcome)
 
     # ---- when the wait failed ----
 

@@ -1,0 +1,66 @@
+"""DAGs of test_in_airflow.py: each way in which a task can start, wait and end."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Asset, task
+
+from airflow_eksbatch import EKSBatchJobQueueSensor, EKSBatchJobSensor, EKSBatchOperator
+
+SMALL: dict[str, Any] = {"vcpus": 0.25, "memory": 64}
+FOREVER = ["sleep", "600"]
+
+
+def a_dag(dag_id: str) -> DAG:
+    return DAG(dag_id, schedule=None, start_date=datetime(2012, 1, 1, tzinfo=UTC))
+
+
+with a_dag("no_worker"):
+    EKSBatchOperator(
+        task_id="hello",
+        command="echo hello $WHO from {{ dag_run.run_type }} {{ ti.try_number }} {{ params.x }}",
+        env={"WHO": "{{ var.value.get('nobody', 'world') }}"},
+        params={"x": 7},
+        **SMALL,
+    )
+
+with a_dag("worker"):
+
+    @task
+    def words() -> list[str]:
+        return ["echo", "from xcom"]
+
+    hello = EKSBatchOperator(task_id="hello", command=["true"], **SMALL)
+    EKSBatchOperator(task_id="fed", command=words(), **SMALL)  # type: ignore[arg-type]
+    EKSBatchOperator(task_id="blocking", command=["true"], deferrable=False, **SMALL)
+    EKSBatchOperator(task_id="outlets", command=["true"], outlets=[Asset("x://y")], **SMALL)
+    EKSBatchOperator.partial(task_id="mapped", **SMALL).expand(command=[["true"], ["echo", "b"]])
+    EKSBatchJobSensor(task_id="sensor", job_id=hello.output)  # type: ignore[arg-type]
+    EKSBatchJobQueueSensor(task_id="queue", job_queue="default")
+
+with a_dag("failing"):
+    loud = "echo no such month >&2; exit 3"
+    again = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+    EKSBatchOperator(task_id="retried", command=loud, **again, **SMALL)
+    EKSBatchOperator(task_id="blocking", command=loud, deferrable=False, **SMALL)
+    EKSBatchOperator(task_id="refused", command=["true"], job_queue="nowhere", **again, **SMALL)
+    EKSBatchOperator(
+        task_id="late", command=FOREVER, execution_timeout=timedelta(seconds=5), **SMALL
+    )
+
+with a_dag("forever"):
+    EKSBatchOperator(task_id="direct", command=FOREVER, **SMALL)
+    EKSBatchOperator(task_id="worker", command=FOREVER, pre_execute=lambda context: None, **SMALL)
+
+with a_dag("orphan"):
+    EKSBatchOperator(
+        task_id="blocking",
+        command="sleep 15",
+        deferrable=False,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+        **SMALL,
+    )
+
+with a_dag("slow"):
+    EKSBatchOperator(task_id="slow", command="sleep 20; echo done", **SMALL)
