@@ -1,0 +1,159 @@
+"""Nouns to rows and back; pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobSpec, JobStatus, Tries
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import Node
+from airflow_eksbatch.core.model.ranges import EMPTY, Ranges
+from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+
+Row = dict[str, Any]
+
+# What operators set up: few, small, read whole at start.
+NOUNS: dict[str, type[msgspec.Struct]] = {
+    "job_queue": JobQueue,
+    "compute_environment": ComputeEnvironment,
+    "scheduling_policy": SchedulingPolicy,
+    "job_definition": JobDefinition,
+    "share_usage": ShareUsage,
+}
+
+
+class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The part of a job that changes, under short names: it is written at every change."""
+
+    pending: Ranges = msgspec.field(name="p", default=EMPTY)
+    runnable: Ranges = msgspec.field(name="r", default=EMPTY)
+    succeeded: Ranges = msgspec.field(name="s", default=EMPTY)
+    failed: Ranges = msgspec.field(name="f", default=EMPTY)
+    running: dict[int, int] = msgspec.field(name="n", default_factory=dict)
+    tries: dict[int, Tries] = msgspec.field(name="t", default_factory=dict)
+    waits_for: frozenset[JobId] = msgspec.field(name="w", default=frozenset())
+    matched: dict[JobId, Ranges] = msgspec.field(name="m", default_factory=dict)
+    runnable_at: int | None = msgspec.field(name="ra", default=None)
+    stop_reason: str | None = msgspec.field(name="sr", default=None)
+    cancelled: bool = msgspec.field(name="c", default=False)
+    terminated: bool = msgspec.field(name="x", default=False)
+    status_reason: str | None = msgspec.field(name="y", default=None)
+    started_at: int | None = msgspec.field(name="sa", default=None)
+    stopped_at: int | None = msgspec.field(name="so", default=None)
+
+
+STATE_FIELDS = JobState.__struct_fields__
+_encode = msgspec.msgpack.Encoder().encode
+_decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
+_decode_state = msgspec.msgpack.Decoder(JobState).decode
+_decode_attempt = msgspec.msgpack.Decoder(Attempt).decode
+_decode_node = msgspec.msgpack.Decoder(Node).decode
+_decode_event = msgspec.msgpack.Decoder(JobEvent).decode
+
+
+def state_row(job: Job) -> Row:
+    """What an update of a job writes; keys are bind names."""
+    state = JobState(**{name: getattr(job, name) for name in STATE_FIELDS})
+    return {
+        "b_job_id": job.job_id,
+        "status": _status(job).value,
+        "stopped_at": job.stopped_at,
+        "state": _encode(state),
+    }
+
+
+def job_row(job: Job) -> Row:
+    """The whole row of a new job."""
+    spec, row = job.spec, state_row(job)
+    row["job_id"] = row.pop("b_job_id")
+    return row | {
+        "seq": spec.seq,
+        "name": spec.name,
+        "queue": spec.queue,
+        "definition": spec.definition,
+        "share": spec.share,
+        "created_at": spec.created_at,
+        "token": spec.token,
+        "task_key": spec.task_key,
+        "spec": _encode(spec),
+    }
+
+
+def _status(job: Job) -> JobStatus:
+    """Enough for lists of finished jobs; the status of a live one is told by the world."""
+    if job.is_finished:
+        return job.end_status
+    return JobStatus.PENDING if job.is_array or job.pending else JobStatus.RUNNABLE
+
+
+def job_from(spec: bytes, state: bytes) -> Job:
+    decoded = _decode_state(state)
+    return Job(
+        spec=_decode_spec(spec),
+        pending=decoded.pending,
+        runnable=decoded.runnable,
+        succeeded=decoded.succeeded,
+        failed=decoded.failed,
+        running=decoded.running,
+        tries=decoded.tries,
+        waits_for=decoded.waits_for,
+        matched=decoded.matched,
+        runnable_at=decoded.runnable_at,
+        stop_reason=decoded.stop_reason,
+        cancelled=decoded.cancelled,
+        terminated=decoded.terminated,
+        status_reason=decoded.status_reason,
+        started_at=decoded.started_at,
+        stopped_at=decoded.stopped_at,
+    )
+
+
+def attempt_row(attempt: Attempt) -> Row:
+    return {
+        "job_id": attempt.job_id,
+        "idx": attempt.index,
+        "number": attempt.number,
+        "live": attempt.end is None,
+        "body": _encode(attempt),
+    }
+
+
+def attempt_from(body: bytes) -> Attempt:
+    return _decode_attempt(body)
+
+
+def node_row(node: Node) -> Row:
+    return {
+        "node_id": node.node_id,
+        "compute_environment": node.compute_environment,
+        "ended_at": node.ended_at,
+        "body": _encode(node),
+    }
+
+
+def node_from(body: bytes) -> Node:
+    return _decode_node(body)
+
+
+def event_row(event: JobEvent) -> Row:
+    return {"seq": event.seq, "time": event.time, "job_id": event.job_id, "body": _encode(event)}
+
+
+def event_from(body: bytes) -> JobEvent:
+    return _decode_event(body)
+
+
+def noun_row(kind: str, name: str, noun: msgspec.Struct) -> Row:
+    return {"kind": kind, "name": name, "body": _encode(noun)}
+
+
+def noun_from(kind: str, body: bytes) -> Any:
+    return msgspec.msgpack.decode(body, type=NOUNS[kind])
+
+
+def meta_row(key: str, value: msgspec.Struct | int) -> Row:
+    return {"key": key, "body": _encode(value)}

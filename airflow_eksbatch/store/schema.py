@@ -1,0 +1,116 @@
+"""Tables and indexes, once for both databases.
+
+Columns are what queries need; the noun itself is a msgpack blob beside them. A job's specification never changes and lies in
+a column of its own, so a change of state writes only the small state.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+
+VERSION = 1
+metadata = MetaData()
+
+meta = Table(
+    "eksbatch_meta",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+jobs = Table(
+    "eksbatch_jobs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("definition", Text, nullable=False),
+    Column("share", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("stopped_at", BigInteger),
+    Column("token", Text),
+    Column("task_key", Text),
+    Column("spec", LargeBinary, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+)
+# Start-up reads the live ones; lists read one queue, newest first.
+Index("eksbatch_jobs_live", jobs.c.seq, sqlite_where=text("stopped_at IS NULL"),
+      postgresql_where=text("stopped_at IS NULL"))
+Index("eksbatch_jobs_queue", jobs.c.queue, jobs.c.seq)
+Index("eksbatch_jobs_token", jobs.c.token, sqlite_where=text("token IS NOT NULL"),
+      postgresql_where=text("token IS NOT NULL"))
+Index("eksbatch_jobs_task", jobs.c.task_key, jobs.c.seq, sqlite_where=text("task_key IS NOT NULL"),
+      postgresql_where=text("task_key IS NOT NULL"))
+Index("eksbatch_jobs_stopped", jobs.c.stopped_at, sqlite_where=text("stopped_at IS NOT NULL"),
+      postgresql_where=text("stopped_at IS NOT NULL"))
+
+attempts = Table(
+    "eksbatch_attempts",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("idx", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("live", Boolean, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Index("eksbatch_attempts_live", attempts.c.job_id, sqlite_where=text("live"),
+      postgresql_where=text("live"))
+
+nodes = Table(
+    "eksbatch_nodes",
+    metadata,
+    Column("node_id", Text, primary_key=True),
+    Column("compute_environment", Text, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("body", LargeBinary, nullable=False),
+)
+Index("eksbatch_nodes_live", nodes.c.node_id, sqlite_where=text("ended_at IS NULL"),
+      postgresql_where=text("ended_at IS NULL"))
+
+nouns = Table(
+    "eksbatch_nouns",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+events = Table(
+    "eksbatch_events",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Column("job_id", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Index("eksbatch_events_job", events.c.job_id, events.c.seq)
+
+keys = Table(
+    "eksbatch_keys",
+    metadata,
+    Column("access_key", Text, primary_key=True),
+    Column("secret", Text, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+leases = Table(
+    "eksbatch_leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+)

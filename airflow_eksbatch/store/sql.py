@@ -1,0 +1,329 @@
+"""SqlStore: every query of the system, each with a name; the same for SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from airflow_eksbatch.core.model.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.store import rows, schema
+from airflow_eksbatch.store.migrations import migrate
+from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError
+
+LEASE = "beat"
+IDS_AT_ONCE = 500
+"""SQLite takes a bounded number of parameters in one statement."""
+
+Insert = Callable[[Table], Any]
+Explain = Callable[[Exception], str]
+T = TypeVar("T")
+
+
+class SqlStore:
+    """One connection, used by one thread; `insert` makes the dialect's insert, which knows upserts."""
+
+    def __init__(self, engine: Engine, insert: Insert, explain: Explain, lock: str | None) -> None:
+        self._engine = engine
+        self._insert = insert
+        self._explain = explain
+        self._lock = lock
+        self._connection: Connection | None = None
+        self._lease: tuple[str, int] | None = None
+
+    def open(self) -> None:
+        with self._transaction() as connection:
+            if self._lock is not None:
+                connection.execute(text(self._lock))
+            migrate(connection)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """One transaction; every trouble of the database becomes a StoreError that says what to do."""
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect()
+            with self._connection.begin():
+                yield self._connection
+        except (SQLAlchemyError, msgspec.MsgspecError) as error:
+            self._drop_connection()
+            raise StoreError(self._explain(error)) from error
+
+    def _drop_connection(self) -> None:
+        """A connection that failed may be half dead; the next call makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.invalidate()
+                connection.close()
+            except SQLAlchemyError:
+                pass
+
+    # ---- the beat
+
+    def load(self) -> Snapshot:
+        with self._transaction() as connection:
+            nouns: dict[str, list[Any]] = {kind: [] for kind in rows.NOUNS}
+            for kind, body in connection.execute(select(schema.nouns.c.kind, schema.nouns.c.body)):
+                nouns[kind].append(rows.noun_from(kind, body))
+            meta = dict(
+                connection.execute(select(schema.meta.c.key, schema.meta.c.body)).tuples().all()
+            )
+            live = schema.jobs.c.stopped_at.is_(None)
+            jobs = select(schema.jobs.c.spec, schema.jobs.c.state).where(live)
+            attempts = select(schema.attempts.c.body).where(schema.attempts.c.live)
+            nodes = select(schema.nodes.c.body).where(schema.nodes.c.ended_at.is_(None))
+            return Snapshot(
+                jobs=[rows.job_from(spec, state) for spec, state in _raw(connection, jobs)],
+                attempts=[rows.attempt_from(body) for (body,) in _raw(connection, attempts)],
+                nodes=[rows.node_from(body) for (body,) in _raw(connection, nodes)],
+                queues=nouns["job_queue"],
+                compute_environments=nouns["compute_environment"],
+                policies=nouns["scheduling_policy"],
+                definitions=nouns["job_definition"],
+                usages=nouns["share_usage"],
+                totals=_decoded(meta.get("totals"), Totals),
+                counters=_decoded(meta.get("counters"), Counters),
+            )
+
+    def commit(self, changes: Changes) -> None:
+        with self._transaction() as connection:
+            self._check_fence(connection)
+            self._upsert(connection, schema.jobs, [rows.job_row(j) for j in changes.jobs_added])
+            if changes.jobs:
+                connection.execute(_UPDATE_JOB, [rows.state_row(job) for job in changes.jobs])
+            self._upsert(
+                connection, schema.attempts, [rows.attempt_row(a) for a in changes.attempts]
+            )
+            self._upsert(connection, schema.nodes, [rows.node_row(n) for n in changes.nodes])
+            self._upsert(connection, schema.nouns, list(_noun_rows(changes)))
+            self._upsert(connection, schema.events, [rows.event_row(e) for e in changes.events])
+            for kind, name in changes.deleted:
+                connection.execute(
+                    delete(schema.nouns).where(
+                        schema.nouns.c.kind == kind, schema.nouns.c.name == name
+                    )
+                )
+            meta = {"totals": changes.totals, "counters": changes.counters}
+            self._upsert(
+                connection,
+                schema.meta,
+                [rows.meta_row(key, value) for key, value in meta.items() if value is not None],
+            )
+
+    def _upsert(self, connection: Connection, table: Table, values: Sequence[rows.Row]) -> None:
+        """Insert whole rows, or replace those that are there."""
+        if not values:
+            return
+        insert = self._insert(table)
+        keys = [column.name for column in table.primary_key]
+        rest = {c.name: insert.excluded[c.name] for c in table.c if c.name not in keys}
+        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=rest), values)
+
+    def _check_fence(self, connection: Connection) -> None:
+        """Nobody writes who has lost the lease; in the same transaction, so there is no gap."""
+        if self._lease is None:
+            return
+        held = connection.execute(
+            select(schema.leases.c.owner, schema.leases.c.fence)
+            .where(schema.leases.c.name == LEASE)
+            .with_for_update(read=True)
+        ).first()
+        if held is None or tuple(held) != self._lease:
+            raise Fenced("Another service has taken over this database; this one stops writing.")
+
+    # ---- looking for jobs
+
+    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, bool]:
+        found = self._by_ids(
+            schema.jobs.c.job_id,
+            job_ids,
+            select(schema.jobs.c.job_id, schema.jobs.c.status).where(
+                schema.jobs.c.stopped_at.is_not(None)
+            ),
+        )
+        return {JobId(job_id): status == "SUCCEEDED" for job_id, status in found}
+
+    def find_tokens(self, tokens: Iterable[str]) -> dict[str, JobId]:
+        query = select(schema.jobs.c.token, schema.jobs.c.job_id)
+        return {t: JobId(j) for t, j in self._by_ids(schema.jobs.c.token, tokens, query)}
+
+    def find_task_jobs(self, task_keys: Iterable[str]) -> dict[str, JobId]:
+        query = select(schema.jobs.c.task_key, schema.jobs.c.job_id).order_by(schema.jobs.c.seq)
+        return {k: JobId(j) for k, j in self._by_ids(schema.jobs.c.task_key, task_keys, query)}
+
+    def find_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
+        query = select(schema.jobs.c.spec, schema.jobs.c.state)
+        return [rows.job_from(*row) for row in self._by_ids(schema.jobs.c.job_id, job_ids, query)]
+
+    def _by_ids(self, column: Any, values: Iterable[str], query: Any) -> list[Any]:
+        found: list[Any] = []
+        with self._transaction() as connection:
+            for some in _portions(sorted(set(values))):
+                found.extend(connection.execute(query.where(column.in_(some))))
+        return found
+
+    def list_jobs(self, query: JobQuery) -> list[Job]:
+        table = schema.jobs.c
+        wanted = select(table.spec, table.state).order_by(table.seq.desc()).limit(query.limit)
+        if query.queue is not None:
+            wanted = wanted.where(table.queue == query.queue)
+        if query.statuses:
+            wanted = wanted.where(table.status.in_(query.statuses))
+            if set(query.statuses) <= {status.value for status in TERMINAL}:
+                wanted = wanted.where(table.stopped_at.is_not(None))
+        if query.name is not None:
+            wanted = wanted.where(_like(func.lower(table.name), query.name.lower()))
+        if query.definition is not None:
+            wanted = wanted.where(_definition_like(table.definition, query.definition))
+        for value, condition in (
+            (query.share, table.share == query.share),
+            (query.created_before, table.created_at < (query.created_before or 0)),
+            (query.created_after, table.created_at > (query.created_after or 0)),
+            (query.before_seq, table.seq < (query.before_seq or 0)),
+        ):
+            if value is not None:
+                wanted = wanted.where(condition)
+        with self._transaction() as connection:
+            return [rows.job_from(*row) for row in connection.execute(wanted)]
+
+    def find_attempts(self, job_id: JobId, index: int | None = None) -> list[Attempt]:
+        table = schema.attempts.c
+        wanted = select(table.body).where(table.job_id == job_id).order_by(table.idx, table.number)
+        if index is not None:
+            wanted = wanted.where(table.idx == index)
+        with self._transaction() as connection:
+            return [rows.attempt_from(body) for (body,) in connection.execute(wanted)]
+
+    # ---- events
+
+    def events_since(self, seq: int, limit: int, job_id: JobId | None = None) -> list[JobEvent]:
+        table = schema.events.c
+        wanted = select(table.body).where(table.seq > seq).order_by(table.seq).limit(limit)
+        if job_id is not None:
+            wanted = wanted.where(table.job_id == job_id)
+        with self._transaction() as connection:
+            return [rows.event_from(body) for (body,) in connection.execute(wanted)]
+
+    def first_event_seq(self) -> int:
+        """0 when none is kept: then no cursor has a gap but one from another database."""
+        with self._transaction() as connection:
+            return connection.execute(select(func.min(schema.events.c.seq))).scalar() or 0
+
+    def forget_before(self, time: int, limit: int) -> int:
+        old = (
+            select(schema.jobs.c.job_id)
+            .where(schema.jobs.c.stopped_at < time)
+            .order_by(schema.jobs.c.stopped_at)
+            .limit(limit)
+        )
+        with self._transaction() as connection:
+            self._check_fence(connection)
+            job_ids = list(connection.execute(old).scalars())
+            for some in _portions(job_ids):
+                for table in (schema.attempts, schema.events, schema.jobs):
+                    connection.execute(delete(table).where(table.c.job_id.in_(some)))
+            connection.execute(delete(schema.nodes).where(schema.nodes.c.ended_at < time))
+        return len(job_ids)
+
+    # ---- keys and the lease
+
+    def keys(self) -> dict[str, str]:
+        with self._transaction() as connection:
+            found = connection.execute(select(schema.keys.c.access_key, schema.keys.c.secret))
+            return dict(found.tuples().all())
+
+    def put_key(self, access_key: str, secret: str, note: str) -> None:
+        row = {"access_key": access_key, "secret": secret, "note": note}
+        with self._transaction() as connection:
+            self._upsert(connection, schema.keys, [row])
+
+    def delete_key(self, access_key: str) -> bool:
+        with self._transaction() as connection:
+            gone = connection.execute(
+                delete(schema.keys).where(schema.keys.c.access_key == access_key)
+            )
+            return gone.rowcount > 0
+
+    def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
+        with self._transaction() as connection:
+            held = connection.execute(
+                select(schema.leases).where(schema.leases.c.name == LEASE).with_for_update()
+            ).first()
+            if held is not None and held.owner != owner and held.until > now:
+                return None
+            is_mine = held is not None and held.owner == owner
+            fence = (held.fence if held is not None else 0) + (not is_mine)
+            until = now + seconds * 1000
+            row = {"name": LEASE, "owner": owner, "fence": fence, "until": until}
+            self._upsert(connection, schema.leases, [row])
+        self._lease = (owner, fence)
+        return fence
+
+
+_UPDATE_JOB = (
+    update(schema.jobs)
+    .where(schema.jobs.c.job_id == bindparam("b_job_id"))
+    .values(
+        status=bindparam("status"), stopped_at=bindparam("stopped_at"), state=bindparam("state")
+    )
+)
+
+
+def _noun_rows(changes: Changes) -> Iterator[rows.Row]:
+    for queue in changes.queues:
+        yield rows.noun_row("job_queue", queue.name, queue)
+    for environment in changes.compute_environments:
+        yield rows.noun_row("compute_environment", environment.name, environment)
+    for policy in changes.policies:
+        yield rows.noun_row("scheduling_policy", policy.name, policy)
+    for definition in changes.definitions:
+        yield rows.noun_row("job_definition", definition.key, definition)
+    for usage in changes.usages:
+        yield rows.noun_row("share_usage", f"{usage.queue}|{usage.share}", usage)
+
+
+def _raw(connection: Connection, query: Any) -> Iterator[Sequence[Any]]:
+    """Rows straight from the driver: a million live jobs are read at start."""
+    compiled = query.compile(connection.engine, compile_kwargs={"literal_binds": True})
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(str(compiled))
+        while some := cursor.fetchmany(10_000):
+            yield from some
+    finally:
+        cursor.close()
+
+
+def _portions(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), IDS_AT_ONCE):
+        yield values[start : start + IDS_AT_ONCE]
+
+
+def _decoded(body: bytes | None, kind: type[T]) -> T:
+    return kind() if body is None else msgspec.msgpack.decode(body, type=kind)
+
+
+def _like(column: Any, pattern: str) -> Any:
+    """Equality, or a prefix when it ends in `*`."""
+    if pattern.endswith("*"):
+        return column.startswith(pattern[:-1], autoescape=True)
+    return column == pattern
+
+
+def _definition_like(column: Any, pattern: str) -> Any:
+    """`name:revision` is one revision, `name` all of them, `name*` a prefix."""
+    if pattern.endswith("*") or ":" in pattern:
+        return _like(column, pattern)
+    return column.startswith(f"{pattern}:", autoescape=True)
