@@ -123,9 +123,11 @@ class Broadcast:
         if subscriber.cursor > last:
             subscriber.cursor = last
             return {"hello": last, "gap": True}
-        if subscriber.lagging and await self._history.first_seq() > subscriber.cursor + 1:
-            subscriber.cursor, subscriber.lagging = last, False
-            return {"hello": last, "gap": True}
+        if subscriber.lagging:
+            first = await self._history.first_seq()
+            if not 0 < first <= subscriber.cursor + 1:
+                subscriber.cursor, subscriber.lagging = last, False
+                return {"hello": last, "gap": True}
         return {"hello": last}
 
     async def _live(self, subscriber: _Subscriber) -> AsyncIterator[Line]:

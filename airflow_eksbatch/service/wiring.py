@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from airflow_eksbatch.api.app import make_app
 from airflow_eksbatch.api.port import ApiSettings
@@ -58,11 +58,23 @@ def make_store(settings: Settings) -> Store:
 
 
 def make_cluster_and_cloud(
-    settings: Settings, clock: Callable[[], int]
+    settings: Settings,
 ) -> tuple[Cluster, Cloud, CloudControl | None]:
     """Where pods run and where nodes come from."""
+    from airflow_eksbatch.cloud.embedded import CloudSettings, EmbeddedCloud
+    from airflow_eksbatch.cluster.local import LocalCluster
 
-    raise NotImplementedError
+    directory = settings.home_path
+    directory.mkdir(parents=True, exist_ok=True)
+    cluster = LocalCluster(directory)
+    cloud = EmbeddedCloud(
+        directory, cluster, settings=CloudSettings(launch_delay_s=settings.launch_delay_s)
+    )
+
+    async def control(request: dict[str, Any]) -> dict[str, Any]:
+        return cloud.control(request)
+
+    return cluster, cloud, control
 
 
 def make_process(settings: Settings, owner: str, listening: socket.socket) -> Process:
@@ -97,7 +109,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             check_indexes=settings.check_plans,
         ),
     )
-    cluster, cloud, control = make_cluster_and_cloud(settings, clock)
+    cluster, cloud, control = make_cluster_and_cloud(settings)
     performer = Performer(
         cluster=cluster,
         cloud=cloud,
