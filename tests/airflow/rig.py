@@ -123,6 +123,11 @@ class Airflow:
             self.metadata.stop()
             self.metadata = None
 
+    def leave_running(self) -> None:
+        """For people who want to look around; they stop it by its pids."""
+        if self.metadata is not None:
+            self.metadata.leave_running()
+
     def check(self) -> None:
         """Raise Gone if any of the processes has died."""
         for child in self.children.values():
