@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +52,14 @@ class Child:
 
     def wait(self) -> int:
         return self._process.wait()
+
+
+def stop_children(children: Iterable[Child], grace_s: float = 15.0) -> None:
+    """End them and everything they started."""
+    children = list(children)
+    stop_all([child.process for child in children], grace_s)
+    for child in children:
+        child.wait()
 
 
 def stop_all(processes: Sequence[psutil.Process], grace_s: float = 15.0) -> None:

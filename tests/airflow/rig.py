@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.airflow.metadata import Metadata
-from tests.airflow.processes import Child, Gone, stop_all, wait_for
+from tests.airflow.processes import Child, Gone, stop_children, wait_for
 from tests.airflow.rest import AirflowRest
 
 HEALTHY_WITHIN_S = 180.0  # 30 s here; a machine that has to compile Airflow first needs longer
@@ -112,12 +112,12 @@ class Airflow:
         return child
 
     def stop_process(self, name: str) -> None:
-        stop_all([self.children.pop(name).process])
+        stop_children([self.children.pop(name)])
 
     def stop(self) -> None:
         """Everything that was started here, by its own id; the database last."""
         self.rest.close()
-        stop_all([child.process for child in self.children.values()])
+        stop_children(self.children.values())
         self.children.clear()
         if self.metadata is not None:
             self.metadata.stop()

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
-from tests.airflow.processes import Child, stop_all, wait_for
+from tests.airflow.processes import Child, stop_children, wait_for
 from tests.demo.place import Trouble
 
 Json = dict[str, Any]
@@ -61,7 +61,7 @@ class Service:
 
     def stop(self) -> None:
         self._http.close()
-        stop_all([self.child.process])
+        stop_children([self.child])
 
     def summary(self) -> Json:
         return self._ask("GET", "summary")
