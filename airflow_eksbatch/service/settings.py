@@ -270,7 +270,7 @@ def _parse(setting: Setting, text: str, said_by: str) -> object:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise BadSetting(f"{said_by} must be {what}, not {text!r}.") from None
-    if setting.least is not None and not value >= setting.least:
+    if setting.least is not None and not float(value) >= setting.least:
         raise BadSetting(f"{said_by} must be at least {setting.least:g}, not {text}.")
     return value
 

@@ -1,0 +1,238 @@
+"""The beat: nothing is told before it is kept, and a store that fails loses nothing that was told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from airflow_eksbatch.core.engine.effects import CheckEnvironment, Effect
+from airflow_eksbatch.core.engine.facts import (
+    ComputeEnvironmentPut,
+    EnvironmentChecked,
+    JobStopped,
+    JobSubmitted,
+    PolicyPut,
+    QueuePut,
+)
+from airflow_eksbatch.core.engine.turn import StepSettings
+from airflow_eksbatch.core.model.changes import Changes
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.share import SchedulingPolicy
+from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
+from airflow_eksbatch.service.inbox import Inbox
+from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
+from airflow_eksbatch.service.store_thread import StoreThread
+from airflow_eksbatch.service.telemetry import Telemetry
+from airflow_eksbatch.store.port import Fenced, Store, StoreError
+from airflow_eksbatch.store.sqlite import sqlite_store
+
+
+class Trouble:
+    """Stands between the loop and a real store, and fails commits when told so."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.failures: list[StoreError] = []
+        self.commits = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def commit(self, changes: Changes) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.commits += 1
+        self._store.commit(changes)
+
+
+class Heart:
+    """A loop over a real store, with what it asks of the outside in a list."""
+
+    def __init__(self, path: Path) -> None:
+        self.trouble = Trouble(sqlite_store(path))
+        self.store = StoreThread(self.trouble)  # type: ignore[arg-type]
+        self.inbox = Inbox(10_000)
+        self.effects: list[Effect] = []
+        self.loop = Loop(
+            store=self.store,
+            inbox=self.inbox,
+            broadcast=Broadcast(
+                StreamSettings(),
+                History(
+                    events_since=lambda seq, n: self.store.ask(lambda s: s.events_since(seq, n)),
+                    first_seq=lambda: self.store.ask(lambda s: s.first_event_seq()),
+                ),
+            ),
+            telemetry=Telemetry(),
+            recorder=None,
+            clock=Clock(),
+            step_settings=StepSettings(),
+            settings=BeatSettings(interval_s=0.001, check_indexes=True),
+        )
+        self.loop.start_effects = self._start
+
+    def _start(self, effects: Sequence[Effect]) -> None:
+        self.effects.extend(effects)
+
+    async def submit_all(self, specs: Iterable[JobSpec]) -> list[object]:
+        callers = [self.inbox.offer(JobSubmitted(spec=spec)) for spec in specs]
+        return await asyncio.gather(*callers, return_exceptions=True)
+
+
+def a_spec(name: str, **fields: object) -> JobSpec:
+    plain = {
+        "job_id": JobId(f"id-{name}"),
+        "name": name,
+        "queue": "default",
+        "definition": "d:1",
+        "resources": Resources(cpu_m=1000, memory_mib=512, pods=1),
+        "pod": b"{}",
+        "share": "today",
+    }
+    return JobSpec(**{**plain, **fields})  # type: ignore[arg-type]
+
+
+async def give_it_a_queue(heart: Heart) -> None:
+    environment = ComputeEnvironment(name="ce", arn="a", uuid="u", max_vcpus=4)
+    queue = JobQueue(name="default", arn="q", compute_environments=("ce",), policy="fair")
+    await heart.inbox.offer(ComputeEnvironmentPut(compute_environment=environment, create=True))
+    await heart.inbox.offer(PolicyPut(policy=SchedulingPolicy(name="fair", arn="p"), create=True))
+    await heart.inbox.offer(QueuePut(queue=queue, create=True))
+
+
+def run(scenario: Callable[[Heart], Awaitable[None]], path: Path, *, fresh: bool = True) -> None:
+    async def bounded() -> None:
+        heart = Heart(path)
+        await heart.store.ask(lambda store: store.open())
+        beating = asyncio.create_task(heart.loop.run())
+        try:
+            async with asyncio.timeout(20):
+                if fresh:
+                    await give_it_a_queue(heart)
+                await scenario(heart)
+                heart.loop.stop()
+                await beating
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+            await heart.store.close()
+
+    asyncio.run(bounded())
+
+
+def test_submits_that_come_together_share_a_commit(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        before = heart.trouble.commits
+        answers = await heart.submit_all(a_spec(str(number)) for number in range(500))
+        assert answers == [f"id-{number}" for number in range(500)]
+        assert heart.trouble.commits - before <= 3
+
+    run(scenario, tmp_path / "db")
+
+
+def test_what_was_answered_is_there_after_a_new_start(tmp_path: Path) -> None:
+    async def first(heart: Heart) -> None:
+        await heart.submit_all(a_spec(str(number)) for number in range(20))
+
+    async def second(heart: Heart) -> None:
+        await heart.loop.beating.wait()
+        assert heart.loop.world is not None
+        assert len(heart.loop.world.jobs) == 20
+        assert CheckEnvironment(name="ce") in heart.effects
+
+    run(first, tmp_path / "db")
+    run(second, tmp_path / "db", fresh=False)
+
+
+def test_a_repeated_submit_is_the_same_job_also_after_it_has_ended(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        (failed,) = await heart.submit_all([a_spec("failed", token="t")])
+        assert heart.loop.world is not None
+        job = heart.loop.world.jobs[JobId(str(failed))]
+        stop = JobStopped(job_id=job.job_id, reason="no longer wanted", terminate=True)
+        await heart.inbox.offer(stop)
+        assert job.job_id not in heart.loop.world.jobs
+        assert await heart.submit_all([a_spec("again", token="t")]) == [failed]
+
+    run(scenario, tmp_path / "db")
+
+
+def test_a_dependency_that_has_left_the_world_is_looked_up(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        await heart.submit_all([a_spec("first")])
+        await heart.inbox.offer(
+            JobStopped(job_id=JobId("id-first"), reason="enough", terminate=True)
+        )
+        dependent = a_spec("second", depends_on=(Dependency(job_id=JobId("id-first")),))
+        assert await heart.submit_all([dependent]) == ["id-second"]
+        (job,) = await heart.store.ask(lambda store: store.find_jobs([JobId("id-second")]))
+        assert job.status_reason == "Dependent Job failed"
+        unknown = a_spec("third", depends_on=(Dependency(job_id=JobId("nobody")),))
+        (refused,) = await heart.submit_all([unknown])
+        assert isinstance(refused, Rejected)
+
+    run(scenario, tmp_path / "db")
+
+
+def test_a_beat_that_cannot_be_kept_never_happened(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        heart.trouble.failures = [StoreError("No space is left.")]
+        (refused,) = await heart.submit_all([a_spec("lost")])
+        assert isinstance(refused, Rejected)
+        assert refused.code == "ServerException"
+        assert "No space is left" in refused.message
+        await heart.loop.settled()
+        assert heart.loop.world is not None
+        assert not heart.loop.world.jobs
+        assert await heart.submit_all([a_spec("kept")]) == ["id-kept"]
+        assert heart.loop.trouble is None
+
+    run(scenario, tmp_path / "db")
+
+
+def test_what_a_cluster_told_is_not_lost_with_a_beat(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        heart.trouble.failures = [StoreError("No space is left.")] * 3
+        checked = EnvironmentChecked(name="ce", status="INVALID", status_reason="no such subnet")
+        heart.inbox.tell([checked])
+        while isinstance((await heart.submit_all([a_spec("after")]))[0], Rejected):
+            assert heart.loop.trouble is not None
+        assert heart.loop.world is not None
+        assert heart.loop.world.compute_environments["ce"].status == "INVALID"
+
+    run(scenario, tmp_path / "db")
+
+
+def test_who_lost_the_lease_stops_beating(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        heart.trouble.failures = [Fenced("Another service has taken over.")]
+        (refused,) = await heart.submit_all([a_spec("lost")])
+        assert isinstance(refused, Rejected)
+
+    with pytest.raises(Fenced):
+        run(scenario, tmp_path / "db")
+
+
+def test_readers_never_see_what_is_not_committed(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        seen: list[bool] = []
+
+        async def look() -> None:
+            await heart.loop.settled()
+            world = heart.loop.world
+            assert world is not None
+            ids = list(world.jobs)
+            seen.append(len(await heart.store.ask(lambda s: s.find_jobs(ids))) == len(ids))
+
+        submits = heart.submit_all(a_spec(str(number)) for number in range(200))
+        await asyncio.gather(submits, *(look() for _ in range(50)))
+        assert seen == [True] * 50
+
+    run(scenario, tmp_path / "db")
