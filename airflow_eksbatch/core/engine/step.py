@@ -19,7 +19,8 @@ from airflow_eksbatch.core.engine.turn import StepSettings, Turn
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.world import World
-from airflow_eksbatch.core.planner.plan import Launch, Placement, Plan, make_plan
+from airflow_eksbatch.core.planner.plan import Launch, Placement, Plan
+from airflow_eksbatch.core.planner.planning import make_plan
 
 REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.JobSubmitted: on_api.on_job_submitted,
@@ -55,7 +56,7 @@ def step(world: World, news: Sequence[facts.Fact], now: int, settings: StepSetti
     answers = [react(turn, fact) for fact in news]
     on_time.on_time(turn)
     wake_dependents(turn)
-    plan = make_plan(world, now, settings)
+    plan = make_plan(world, now, settings.idle_s)
     carry_out(turn, plan)
     on_api.finish_deletions(turn)
     return Outcome(

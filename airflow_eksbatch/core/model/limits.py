@@ -35,6 +35,8 @@ LAUNCH_ANSWER_S_MAX = 120
 REFUSAL_S = 180
 # A pod that the cluster has not shown this long after its creation is created again (same name: harmless).
 POD_SEEN_S_MAX = 60
+# A job that fits nowhere for this long gets a node kept free for it (planner/fit.py).
+RESERVE_AFTER_S = 300
 # Nodes the planner may ask for in one beat: more than any beat needs, less than an API can take at once.
 LAUNCHES_PER_BEAT_MAX = 500
 # Dispatch turns one queue may take in a beat; a turn takes a share of the class, so the order stays close to exact.

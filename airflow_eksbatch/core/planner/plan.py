@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from airflow_eksbatch.core.model.job_class import JobClass
 from airflow_eksbatch.core.model.node import NodeId, Offering
-
-ClassId = int
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """So many jobs of a class onto a node; ids are drawn later, oldest first."""
 
-    job_class: ClassId
+    job_class: JobClass
     node_id: NodeId
     count: int
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """So many instances of an offering for a compute environment. `choice` is its place in the queue's order (0 first)."""
+    """So many instances of an offering; `choice` is the environment's place in the queue's order, 0 first."""
 
     compute_environment: str
     offering: Offering
@@ -37,5 +36,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     placements: Sequence[Placement] = ()
     launches: Sequence[Launch] = ()
     retirements: Sequence[Retirement] = ()
-    unplaced: Mapping[ClassId, int] = {}
+    unplaced: Mapping[JobClass, int] = {}
     """What still waits after all of this, by class."""

@@ -1,0 +1,115 @@
+"""Whose turn it is: queue priority, fair share, job priority, age.
+
+A turn serves one class with a small part of what can be placed at all, so the order stays close to that of single jobs while
+the number of turns is bounded. With fewer than `TURNS_PER_BEAT_MAX` free places every turn is one job and the order is exact.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.world import World
+
+# A share that runs nothing and never ran is first; a float apart from any real use.
+NO_RIVAL = float("inf")
+
+
+def queues_in_order(world: World) -> list[JobQueue]:
+    """Job queues by descending priority; names break ties, so that plans repeat."""
+    return sorted(world.queues.values(), key=lambda queue: (-queue.priority, queue.name))
+
+
+def lines_by_queue(world: World) -> dict[str, list[ClassLine]]:
+    """Lines in which anybody stands, by job queue."""
+    found: defaultdict[str, list[ClassLine]] = defaultdict(list)
+    for line in world.lines.values():
+        if line.count:
+            found[line.job_class.queue].append(line)
+    return found
+
+
+class ShareLine:
+    """The classes of one share: higher priority first, then the older head."""
+
+    def __init__(self, weight: float, use_vcpus: float) -> None:
+        self.weight = weight
+        self.use_vcpus = use_vcpus
+        self.heads: list[tuple[int, int, int, ClassLine]] = []
+
+    @property
+    def key(self) -> float:
+        """Weighted use: the lowest goes next."""
+        return self.weight * self.use_vcpus
+
+
+class Turns:
+    """The order of one job queue in one beat."""
+
+    def __init__(
+        self, world: World, queue: JobQueue, lines: list[ClassLine], now: int, places: int
+    ) -> None:
+        self._world = world
+        self._shares: dict[str, ShareLine] = {}
+        self._taken: dict[JobClass, int] = {}
+        self._portion = max(1, places // limits.TURNS_PER_BEAT_MAX)
+        policy = world.policies.get(queue.policy) if queue.policy else None
+        for number, line in enumerate(lines):
+            name = line.job_class.share if policy is not None else ""
+            share = self._shares.get(name)
+            if share is None:
+                weight = policy.weight_of(name) if policy is not None else 1.0
+                use = use_vcpus(world, queue.name, name, now)
+                share = self._shares[name] = ShareLine(weight, use)
+            self._enter(share, line, number, line.head_seq(world.jobs))
+        self._order = [(share.key, name) for name, share in self._shares.items() if share.heads]
+        heapq.heapify(self._order)
+
+    def next(self) -> tuple[JobClass, int] | None:
+        """The class whose turn it is and how many of it may be placed before the next turn."""
+        while self._order:
+            share = self._shares[self._order[0][1]]
+            if not share.heads:
+                heapq.heappop(self._order)
+                continue
+            line = share.heads[0][3]
+            left = line.count - self._taken.get(line.job_class, 0)
+            return line.job_class, min(left, self._allowance(share, line))
+        return None
+
+    def served(self, taken: int, *, blocked: bool) -> None:
+        """The turn is over: `taken` of the class were placed; a blocked class does not come again."""
+        _, name = self._order[0]
+        share = self._shares[name]
+        _, _, number, line = heapq.heappop(share.heads)
+        job_class = line.job_class
+        self._taken[job_class] = total = self._taken.get(job_class, 0) + taken
+        share.use_vcpus += taken * job_class.shape.cpu_m / 1000
+        if not blocked and total < line.count:
+            self._enter(share, line, number, line.seq_behind(total, self._world.jobs))
+        heapq.heapreplace(self._order, (share.key, name))
+
+    def _enter(self, share: ShareLine, line: ClassLine, number: int, seq: int | None) -> None:
+        if seq is not None:
+            heapq.heappush(share.heads, (-line.job_class.priority, seq, number, line))
+
+    def _allowance(self, share: ShareLine, line: ClassLine) -> int:
+        """How many may go before another share or class would be first."""
+        vcpus = max(line.job_class.shape.cpu_m, 1) / 1000
+        rivals = [self._shares[name].key for _, name in self._order[1:3]]
+        lead = min(rivals, default=NO_RIVAL) - share.key
+        by_share = lead / (share.weight * vcpus) if lead != NO_RIVAL else NO_RIVAL
+        alone = len(share.heads) == 1 or share.heads[0][0] < min(h[0] for h in share.heads[1:3])
+        by_class = NO_RIVAL if alone else self._portion
+        return int(max(self._portion, min(by_share, by_class, 1 << 40)))
+
+
+def use_vcpus(world: World, queue: str, share: str, now: int) -> float:
+    """Mean vCPUs of a share over the decay window, plus what it runs now."""
+    usage = world.usages.get((queue, share))
+    if usage is None:
+        return 0.0
+    return usage.mean_vcpus(now, world.decay_s(queue)) + usage.running_cpu_m / 1000
