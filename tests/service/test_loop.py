@@ -74,7 +74,7 @@ class Heart:
             recorder=None,
             clock=Clock(),
             step_settings=StepSettings(),
-            settings=BeatSettings(interval_s=0.001, check_indexes=True),
+            settings=BeatSettings(interval_s=0.001),
         )
         self.loop.start_effects = self._start
 
@@ -121,8 +121,10 @@ def run(scenario: Callable[[Heart], Awaitable[None]], path: Path, *, fresh: bool
                 await beating
         finally:
             beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            (ended,) = await asyncio.gather(beating, return_exceptions=True)
             await heart.store.close()
+            if isinstance(ended, Exception):
+                raise ended
 
     asyncio.run(bounded())
 
