@@ -7,6 +7,7 @@ with Airflow(home, dags_folder) as airflow:
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -30,9 +31,12 @@ COMMANDS = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below the ports that the system gives to clients: it stays free until the server takes it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 class Airflow:
