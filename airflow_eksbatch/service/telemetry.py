@@ -18,37 +18,27 @@ from prometheus_client import (
 )
 
 from airflow_eksbatch.core.engine.effects import Effect
-from airflow_eksbatch.core.engine.facts import (
-    EnvironmentChecked,
-    Fact,
-    InstanceGone,
-    InstanceLaunched,
-    LaunchRefused,
-    NodeClosed,
-    NodeLost,
-    NodeReady,
-    PodRefused,
-    SpotInterrupted,
-)
+from airflow_eksbatch.core.engine.facts import Fact, LaunchRefused, PodRefused, SpotInterrupted
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.views import environments, jobs_by_status
 from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus
-from airflow_eksbatch.core.model.node import NodeStatus
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.world import World
 
 # A beat of tens of milliseconds is the aim; the last bucket is where people should look.
 _BEAT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
-_NODE_LINES: dict[type[Fact], tuple[str, str]] = {
-    InstanceLaunched: ("info", "instance launched"),
-    NodeReady: ("info", "node ready"),
-    SpotInterrupted: ("warning", "Spot instance is being reclaimed"),
-    NodeClosed: ("info", "node takes no new pods"),
-    NodeLost: ("warning", "node lost"),
-    InstanceGone: ("info", "instance ended"),
-    LaunchRefused: ("warning", "launch refused"),
-    PodRefused: ("warning", "pod refused"),
-    EnvironmentChecked: ("info", "compute environment checked"),
+_FACT_LINES: dict[type[Fact], str] = {
+    SpotInterrupted: "Spot instance is being reclaimed",
+    LaunchRefused: "launch refused",
+    PodRefused: "pod refused",
+}
+_NODE_LINES: dict[NodeStatus, str] = {
+    NodeStatus.REQUESTED: "instance requested",
+    NodeStatus.LAUNCHED: "instance launched",
+    NodeStatus.READY: "node ready",
+    NodeStatus.TERMINATING: "instance is given back",
+    NodeStatus.GONE: "instance ended",
 }
 
 
@@ -62,6 +52,7 @@ def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None
     )
     structlog.configure(
         processors=[
+            _without_nothing,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -73,12 +64,20 @@ def configure_logging(*, as_json: bool, level: str, stream: TextIO | None = None
     )
 
 
+def _without_nothing(
+    _: object, __: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """What is not known needs no word."""
+    return {name: value for name, value in line.items() if value is not None}
+
+
 class Telemetry:
     """What the service says of itself. The world is looked at only when metrics are read."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.log = structlog.get_logger().bind()
+        self._told: dict[NodeId, NodeStatus] = {}
         registry = self.registry
         self._step_s = Histogram(
             "eksbatch_step_seconds", "Time of one step.", buckets=_BEAT_BUCKETS, registry=registry
@@ -127,11 +126,37 @@ class Telemetry:
         for kind, count in Counts(map(type, outcome.effects)).items():
             self._effects.labels(kind.__name__).inc(count)
         for fact in facts:
-            line = _NODE_LINES.get(type(fact))
+            line = _FACT_LINES.get(type(fact))
             if line is not None:
-                getattr(self.log, line[0])(line[1], **_words_of(fact))
+                self.log.warning(line, **_words_of(fact))
+        for environment in outcome.changes.compute_environments:
+            say = self.log.warning if environment.status == "INVALID" else self.log.info
+            say(
+                "compute environment",
+                name=environment.name,
+                status=environment.status,
+                reason=environment.status_reason,
+            )
+        for node in outcome.changes.nodes:
+            self._tell_node(node)
         for event in outcome.changes.events:
             self._tell_event(event)
+
+    def _tell_node(self, node: Node) -> None:
+        """Nodes are kept at every booking; a line is due only when one moves on in its life."""
+        if self._told.get(node.node_id) is node.status:
+            return
+        self._told[node.node_id] = node.status
+        if node.status is NodeStatus.GONE:
+            del self._told[node.node_id]
+        self.log.info(
+            _NODE_LINES[node.status],
+            node=node.node_id,
+            instance=node.instance_id,
+            pool=node.offering.pool,
+            compute_environment=node.compute_environment,
+            reason=node.reason,
+        )
 
     def _tell_event(self, event: JobEvent) -> None:
         is_end = event.status in TERMINAL
