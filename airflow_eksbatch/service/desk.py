@@ -38,6 +38,7 @@ class ServiceDesk:
         broadcast: Broadcast,
         cluster: Cluster,
         control: CloudControl | None,
+        metrics_text: Callable[[], bytes],
     ) -> None:
         self.settings = settings
         self._loop = loop
@@ -46,12 +47,17 @@ class ServiceDesk:
         self._broadcast = broadcast
         self._cluster = cluster
         self._control = control
+        self.metrics_text = metrics_text
 
     @property
     def world(self) -> World:
         if self._loop.world is None:
             raise self._not_now()
         return self._loop.world
+
+    @property
+    def trouble(self) -> str | None:
+        return self._loop.trouble
 
     async def offer(self, fact: Fact) -> object:
         if self._loop.world is None:

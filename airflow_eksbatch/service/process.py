@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 import uvicorn
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airflow_eksbatch.cloud.port import Cloud
@@ -65,7 +64,7 @@ class Process:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.front = Front(parts)
+        self.front = Front(parts.app)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -185,39 +184,18 @@ def _exit_code(error: BaseException | None, telemetry: Telemetry) -> int:
 
 
 class Front:
-    """Health and metrics, then the API; notes when somebody last asked for anything."""
+    """The API, and when somebody last asked it for anything."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    LOOKS = frozenset({"/healthz", "/readyz", "/metrics"})
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
         self.last_request_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if path in ("/healthz", "/readyz", "/metrics"):
-            await (await self._answer(path))(scope, receive, send)
-            return
-        self.last_request_s = time.monotonic()
-        await self._parts.app(scope, receive, send)
-
-    async def _answer(self, path: str) -> Response:
-        parts = self._parts
-        trouble = parts.loop.trouble
-        if path == "/healthz":
-            return JSONResponse({"status": "up"})
-        if path == "/readyz":
-            status = 200 if trouble is None else 503
-            return JSONResponse({"status": trouble or "ready"}, status_code=status)
-        if parts.loop.world is not None:
-            await parts.loop.settled()
-        page = parts.telemetry.exposition(
-            parts.loop.world,
-            now=parts.clock(),
-            ready=trouble is None,
-            inbox=len(parts.inbox),
-            undone=len(parts.performer),
-            streams=parts.broadcast.subscribers,
-        )
-        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+        if scope.get("path") not in self.LOOKS:
+            self.last_request_s = time.monotonic()
+        await self._app(scope, receive, send)
 
 
 class _Server(uvicorn.Server):

@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -52,11 +53,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.database or f"sqlite:///{self.home_path / 'eksbatch.db'}"
 
     @property
-    def auth_mode(self) -> str:
+    def auth_mode(self) -> Literal["open", "sigv4"]:
         """Whether requests must be signed: `auto` leaves only loopback open."""
-        if self.auth != "auto":
-            return self.auth
-        return "open" if is_loopback(self.host) else "sigv4"
+        is_open = self.auth == "open" or (self.auth == "auto" and is_loopback(self.host))
+        return "open" if is_open else "sigv4"
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):

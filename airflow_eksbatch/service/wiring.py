@@ -121,6 +121,17 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         settings=PerformerSettings(at_once=settings.calls),
     )
     loop.start_effects = performer.start
+
+    def metrics_text() -> bytes:
+        return telemetry.exposition(
+            loop.world,
+            now=clock(),
+            ready=loop.trouble is None,
+            inbox=len(inbox),
+            undone=len(performer),
+            streams=broadcast.subscribers,
+        )
+
     desk = ServiceDesk(
         ApiSettings(region=settings.region, auth=settings.auth_mode, base_url=url_of(listening)),
         loop=loop,
@@ -129,6 +140,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         broadcast=broadcast,
         cluster=cluster,
         control=control,
+        metrics_text=metrics_text,
     )
     return Process(
         Parts(
