@@ -14,6 +14,7 @@ from airflow_eksbatch.core.engine.facts import ClockTicked, Fact, JobSubmitted
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.core.model.world import World
 from airflow_eksbatch.service.broadcast import Broadcast
@@ -85,6 +86,10 @@ class Loop:
         """Until the world shows only what is committed."""
         while not self._settled.is_set():
             await self._settled.wait()
+
+    def find_environment(self, name: str) -> ComputeEnvironment | None:
+        """A compute environment as it is now."""
+        return None if self.world is None else self.world.compute_environments.get(name)
 
     async def run(self) -> None:
         """Load, then beat until `stop`. Raises Fenced, and whatever is a bug."""

@@ -79,22 +79,10 @@ def make_cluster_and_cloud(
 
 def make_process(settings: Settings, owner: str, listening: socket.socket) -> Process:
     """All parts, joined; nothing runs yet."""
-    clock = Clock()
-    telemetry = Telemetry()
+    clock, telemetry, inbox = Clock(), Telemetry(), Inbox(settings.inbox)
     store = StoreThread(make_store(settings))
-    inbox = Inbox(settings.inbox)
-    broadcast = Broadcast(
-        StreamSettings(),
-        History(
-            events_since=lambda seq, limit: store.ask(lambda s: s.events_since(seq, limit)),
-            first_seq=lambda: store.ask(lambda s: s.first_event_seq()),
-        ),
-    )
-    recorder = (
-        Recorder(Path(settings.record).expanduser(), settings.record_mib << 20)
-        if settings.record
-        else None
-    )
+    broadcast = _make_broadcast(store)
+    recorder = _make_recorder(settings)
     loop = Loop(
         store=store,
         inbox=inbox,
@@ -114,24 +102,11 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         cluster=cluster,
         cloud=cloud,
         tell=inbox.tell,
-        find_environment=lambda name: (
-            None if loop.world is None else loop.world.compute_environments.get(name)
-        ),
+        find_environment=loop.find_environment,
         telemetry=telemetry,
         settings=PerformerSettings(at_once=settings.calls),
     )
     loop.start_effects = performer.start
-
-    def metrics_text() -> bytes:
-        return telemetry.exposition(
-            loop.world,
-            now=clock(),
-            ready=loop.trouble is None,
-            inbox=len(inbox),
-            undone=len(performer),
-            streams=broadcast.subscribers,
-        )
-
     desk = ServiceDesk(
         ApiSettings(region=settings.region, auth=settings.auth_mode, base_url=url_of(listening)),
         loop=loop,
@@ -140,20 +115,23 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         broadcast=broadcast,
         cluster=cluster,
         control=control,
-        metrics_text=metrics_text,
+        metrics_text=lambda: telemetry.exposition(
+            loop.world,
+            now=clock(),
+            ready=loop.trouble is None,
+            inbox=len(inbox),
+            undone=len(performer),
+            streams=broadcast.subscribers,
+        ),
     )
+    watches = {"cluster": cluster.watch, "cloud": cloud.watch}
     return Process(
         Parts(
             store=store,
             inbox=inbox,
             loop=loop,
             performer=performer,
-            watchers=Watchers(
-                {"cluster": cluster.watch, "cloud": cloud.watch},
-                tell=inbox.tell,
-                telemetry=telemetry,
-                backoff=Backoff(),
-            ),
+            watchers=Watchers(watches, tell=inbox.tell, telemetry=telemetry, backoff=Backoff()),
             lease=Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry),
             broadcast=broadcast,
             telemetry=telemetry,
@@ -166,6 +144,20 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             keep_ms=int(settings.keep_days * 86_400_000),
         )
     )
+
+
+def _make_broadcast(store: StoreThread) -> Broadcast:
+    history = History(
+        events_since=lambda seq, limit: store.ask(lambda s: s.events_since(seq, limit)),
+        first_seq=lambda: store.ask(lambda s: s.first_event_seq()),
+    )
+    return Broadcast(StreamSettings(), history)
+
+
+def _make_recorder(settings: Settings) -> Recorder | None:
+    if not settings.record:
+        return None
+    return Recorder(Path(settings.record).expanduser(), settings.record_mib << 20)
 
 
 def serve_for_ever(settings: Settings) -> int:
