@@ -9,6 +9,7 @@ killed, its end is written, then it is told: nothing is run again while it still
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -141,9 +142,10 @@ class EmbeddedCloud:
             yield self._untold() + self._full_look()
             looked_at = time.monotonic()
             while True:
-                left_s = looked_at + FULL_LOOK_S - time.monotonic()
                 try:
-                    facts = [await asyncio.wait_for(feed.get(), max(0.0, left_s))]
+                    # Not wait_for: before Python 3.12 it swallows a cancellation now and then.
+                    async with asyncio.timeout(looked_at + FULL_LOOK_S - time.monotonic()):
+                        facts = [await feed.get()]
                 except TimeoutError:
                     facts, looked_at = self._full_look(), time.monotonic()
                 while not feed.empty():
@@ -267,10 +269,9 @@ class EmbeddedCloud:
             self._pass_time()
             times = [at for i in self._book.live.values() for at in self._times_of(i)]
             wait_s = max(0.0, (min(times) - now_ms()) / 1000) if times else None
-            try:
-                await asyncio.wait_for(self._woken.wait(), wait_s)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._woken.wait()
 
     def _times_of(self, instance: Instance) -> list[int]:
         """When time does something to it next."""

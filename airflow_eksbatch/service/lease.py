@@ -10,8 +10,15 @@ from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Store, StoreError
 
 
+LOST = "Another service took the lease of this database while this one could not renew it."
+
+
 class LeaseLost(Exception):
     """Another service beats on this database now."""
+
+
+# Loading keeps the store's thread busy, so nothing can be renewed meanwhile: a million live jobs take 15 s.
+LOAD_S = 120
 
 
 class Lease:
@@ -47,15 +54,18 @@ class Lease:
             await asyncio.sleep(self._seconds / 3)
             try:
                 if not await self.renew():
-                    raise LeaseLost(
-                        "Another service took the lease of this database: it ran on while this one could not renew."
-                    )
+                    raise LeaseLost(LOST)
             except StoreError as error:
                 self._telemetry.store_failed("lease", str(error))
 
     async def renew(self) -> bool:
         """Take or keep the lease for its whole length from now."""
         return await self._store.commit(self._take(self._seconds)) is not None
+
+    async def hold(self) -> None:
+        """Keep it through a load; raises LeaseLost."""
+        if await self._store.commit(self._take(max(LOAD_S, self._seconds))) is None:
+            raise LeaseLost(LOST)
 
     async def release(self) -> None:
         """Let a standby begin at once."""

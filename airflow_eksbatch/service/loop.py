@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -60,6 +60,7 @@ class Loop:
         telemetry: Telemetry,
         recorder: Recorder | None,
         clock: Callable[[], int],
+        hold_lease: Callable[[], Awaitable[None]],
         step_settings: StepSettings,
         settings: BeatSettings,
     ) -> None:
@@ -74,6 +75,7 @@ class Loop:
         self._settled = asyncio.Event()
         self._stopping = False
         self._wake_at: int | None = None
+        self._hold_lease = hold_lease
         self.start_effects: Callable[[Sequence[Effect]], None] = lambda effects: None
         """Set by the wiring: the performer needs the inbox, and this needs the performer."""
         self.world: World | None = None
@@ -105,6 +107,8 @@ class Loop:
             except StoreError as error:
                 failures += 1
                 self._pause(error)
+                if self._stopping:
+                    return
                 await asyncio.sleep(backoff.after(failures))
                 await self._load()
                 continue
@@ -209,10 +213,14 @@ class Loop:
         self._telemetry.store_failed("commit", str(error))
 
     async def _load(self) -> None:
-        """Make the world from the store, however long the store takes to be there again."""
+        """Make the world from the store, however long the store takes to be there again.
+
+        The lease is held through it; that it can be written also shows that the store takes commits again.
+        """
         backoff, failures = Backoff(first_s=0.1, most_s=5.0), 0
         while True:
             try:
+                await self._hold_lease()
                 world = await self._store.ask(lambda store: World(store.load()))
                 break
             except Fenced:

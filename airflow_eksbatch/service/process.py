@@ -142,8 +142,9 @@ class Process:
         parts.loop.trouble = "stopping"
         parts.inbox.refuse_waiting("The service is stopping.")
         await parts.watchers.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(parts.performer.idle(), EFFECTS_S)
+        if not failed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(parts.performer.idle(), EFFECTS_S)
         await parts.performer.close()
         await parts.cluster.stop()
         await parts.cloud.stop()

@@ -83,6 +83,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     store = StoreThread(make_store(settings))
     broadcast = _make_broadcast(store)
     recorder = _make_recorder(settings)
+    lease = Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry)
     loop = Loop(
         store=store,
         inbox=inbox,
@@ -90,6 +91,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         telemetry=telemetry,
         recorder=recorder,
         clock=clock,
+        hold_lease=lease.hold,
         step_settings=StepSettings(idle_s=settings.idle_s),
         settings=BeatSettings(
             interval_s=settings.beat_ms / 1000,
@@ -132,7 +134,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             loop=loop,
             performer=performer,
             watchers=Watchers(watches, tell=inbox.tell, telemetry=telemetry, backoff=Backoff()),
-            lease=Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry),
+            lease=lease,
             broadcast=broadcast,
             telemetry=telemetry,
             recorder=recorder,

@@ -27,6 +27,7 @@ from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.inbox import Inbox
+from airflow_eksbatch.service.lease import Lease
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
@@ -60,6 +61,8 @@ class Heart:
         self.store = StoreThread(self.trouble)  # type: ignore[arg-type]
         self.inbox = Inbox(10_000)
         self.effects: list[Effect] = []
+        clock, telemetry = Clock(), Telemetry()
+        lease = Lease("me", 10, store=self.store, clock=clock, telemetry=telemetry)
         self.loop = Loop(
             store=self.store,
             inbox=self.inbox,
@@ -70,9 +73,10 @@ class Heart:
                     first_seq=lambda: self.store.ask(lambda s: s.first_event_seq()),
                 ),
             ),
-            telemetry=Telemetry(),
+            telemetry=telemetry,
             recorder=None,
-            clock=Clock(),
+            clock=clock,
+            hold_lease=lease.hold,
             step_settings=StepSettings(),
             settings=BeatSettings(interval_s=0.001),
         )

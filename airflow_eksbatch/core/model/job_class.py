@@ -70,13 +70,25 @@ class ClassLine:
             self._compact()
         return None
 
+    def first(self, number: int, jobs: Mapping[JobId, Job]) -> list[Job]:
+        """The oldest jobs in line, at most `number`."""
+        self.head(jobs)
+        found: list[Job] = []
+        for _, job_id in self._entries[self._start :]:
+            job = jobs.get(job_id)
+            if job is not None and job.runnable:
+                found.append(job)
+            if len(found) >= number:
+                break
+        return found
+
     def seq_behind(self, taken: int, jobs: Mapping[JobId, Job]) -> int | None:
         """Age of the oldest job once `taken` indices are gone; None when that empties the line."""
         if taken >= self.count:
             return None
         if len(self._entries) - self._start == self.count:
             return self._entries[self._start + taken][0]
-        for seq, job_id in self._entries[self._start :] if taken else ():
+        for seq, job_id in self._entries[self._start :]:
             job = jobs.get(job_id)
             taken -= ranges.count(job.runnable) if job is not None else 0
             if taken < 0:

@@ -1,0 +1,1 @@
+"""Speaks the AWS Batch wire API, and what we add to it."""

@@ -1,0 +1,162 @@
+"""SigV4, or open to this machine: who may ask."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from urllib.parse import quote
+
+import msgspec
+
+from airflow_eksbatch.core.model.errors import Rejected
+
+SKEW_S = 15 * 60
+ALGORITHM = "AWS4-HMAC-SHA256"
+LOOPBACK = ("127.", "::1")
+
+
+class Signed(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it came over the wire; header names in lower case."""
+
+    method: str
+    raw_path: str
+    raw_query: str
+    headers: Mapping[str, str]
+    body: bytes
+    client: str
+
+
+class Credential(msgspec.Struct, frozen=True, kw_only=True):
+    access_key: str
+    date: str
+    region: str
+    service: str
+    signed_headers: tuple[str, ...]
+    signature: str
+
+
+def denied(message: str, code: str = "AccessDeniedException") -> Rejected:
+    return Rejected(message, code)
+
+
+def is_local(client: str) -> bool:
+    """Whether the caller is on this machine; a Unix socket has no address."""
+    return not client or client.startswith(LOOPBACK)
+
+
+def check_request(request: Signed, keys: Mapping[str, str], *, is_open: bool) -> str:
+    """The access key of the caller ("" when it is open and unsigned); raises Rejected."""
+    header = request.headers.get("authorization")
+    if is_open and is_local(request.client):
+        return access_key_of(header)
+    if header is None:
+        raise denied(
+            "The request is not signed. Create a key with `eksbatch keys create` and give it to "
+            "the client.",
+            "MissingAuthenticationTokenException",
+        )
+    credential = parse_credential(header)
+    secret = keys.get(credential.access_key)
+    if secret is None:
+        raise denied(
+            f"The access key {credential.access_key} is not known here. "
+            "`eksbatch keys list` shows the keys there are.",
+            "UnrecognizedClientException",
+        )
+    check_date(request.headers.get("x-amz-date", ""), credential)
+    expected = signature_of(request, credential, secret)
+    if not hmac.compare_digest(expected, credential.signature):
+        raise denied(
+            "The signature does not match: the secret key is wrong, or the request was changed "
+            "on its way.",
+            "InvalidSignatureException",
+        )
+    return credential.access_key
+
+
+def access_key_of(header: str | None) -> str:
+    """The name a caller goes by where signatures are not checked."""
+    try:
+        return parse_credential(header).access_key if header else ""
+    except Rejected:
+        return ""
+
+
+def parse_credential(header: str) -> Credential:
+    try:
+        algorithm, _, rest = header.partition(" ")
+        parts = dict(part.strip().split("=", 1) for part in rest.split(","))
+        access_key, date, region, service, _ = parts["Credential"].rsplit("/", 4)
+        if algorithm != ALGORITHM:
+            raise ValueError(algorithm)
+        return Credential(
+            access_key=access_key,
+            date=date,
+            region=region,
+            service=service,
+            signed_headers=tuple(parts["SignedHeaders"].split(";")),
+            signature=parts["Signature"],
+        )
+    except (KeyError, ValueError) as error:
+        raise denied(
+            f"The Authorization header is not AWS Signature Version 4 ({ALGORITHM}).",
+            "IncompleteSignatureException",
+        ) from error
+
+
+def check_date(stamp: str, credential: Credential) -> None:
+    """A signature is good for 15 minutes either way."""
+    try:
+        signed_at = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise denied(
+            "The x-amz-date header is missing or malformed.", "IncompleteSignatureException"
+        ) from None
+    apart_s = abs((datetime.now(UTC) - signed_at).total_seconds())
+    if apart_s > SKEW_S or not stamp.startswith(credential.date):
+        raise denied(
+            f"The request was signed {int(apart_s)} s away from now; at most {SKEW_S} s are "
+            "allowed. Set the clock of the client or of this machine.",
+            "InvalidSignatureException",
+        )
+
+
+def signature_of(request: Signed, credential: Credential, secret: str) -> str:
+    """The signature this request must have (AWS Signature Version 4)."""
+    headers = "".join(
+        f"{name}:{' '.join(request.headers.get(name, '').split())}\n"
+        for name in credential.signed_headers
+    )
+    canonical = "\n".join(
+        (
+            request.method,
+            quote(request.raw_path, safe="/-_.~"),
+            "&".join(sorted(request.raw_query.split("&"))) if request.raw_query else "",
+            headers,
+            ";".join(credential.signed_headers),
+            hashlib.sha256(request.body).hexdigest(),
+        )
+    )
+    scope = f"{credential.date}/{credential.region}/{credential.service}/aws4_request"
+    to_sign = "\n".join(
+        (
+            ALGORITHM,
+            request.headers.get("x-amz-date", ""),
+            scope,
+            hashlib.sha256(canonical.encode()).hexdigest(),
+        )
+    )
+    key = signing_key(secret, credential.date, credential.region, credential.service)
+    return hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def signing_key(secret: str, date: str, region: str, service: str) -> bytes:
+    """Derived once a day and client."""
+    key = f"AWS4{secret}".encode()
+    for part in (date, region, service, "aws4_request"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    return key

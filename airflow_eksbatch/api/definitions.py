@@ -1,0 +1,153 @@
+"""From a job definition and the overrides of a submit to what one pod will run; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+
+Wire = dict[str, Any]
+REFERENCE = re.compile(r"Ref::([A-Za-z0-9_-]+)")
+# containerOverrides is ECS's; its resource names in ours.
+RESOURCE_KEYS = {"VCPU": "cpu", "MEMORY": "memory", "GPU": "nvidia.com/gpu"}
+
+
+def find_definition(
+    definitions: Mapping[str, Mapping[int, JobDefinition]], wanted: str
+) -> JobDefinition:
+    """By `name` (its newest ACTIVE revision), `name:revision` or ARN."""
+    plain = wanted.rsplit("/", 1)[-1] if wanted.startswith("arn:") else wanted
+    name, _, revision = plain.partition(":")
+    revisions = definitions.get(name, {})
+    if revision:
+        number = int(revision) if revision.isascii() and revision.isdigit() else 0
+        found = revisions.get(number)
+        if found is not None and found.status != "ACTIVE":
+            raise Rejected(f"Job definition {plain} is {found.status}: register it again.")
+    else:
+        active = [d for d in revisions.values() if d.status == "ACTIVE"]
+        found = max(active, key=lambda d: d.revision, default=None)
+    if found is None:
+        raise Rejected(f"Job definition {plain} does not exist. RegisterJobDefinition makes it.")
+    return found
+
+
+def resolve_pod(definition: JobDefinition, request: Wire) -> tuple[Wire, dict[str, str]]:
+    """podProperties with overrides applied and parameters filled in, and the parameters."""
+    pod: Wire = msgspec.json.decode(definition.pod)
+    override = (request.get("eksPropertiesOverride") or {}).get("podProperties")
+    if override:
+        apply_override(pod, override)
+    if request.get("containerOverrides"):
+        apply_container_overrides(pod, request["containerOverrides"])
+    parameters = {**definition.parameters, **(request.get("parameters") or {})}
+    for container in (*pod.get("containers", ()), *pod.get("initContainers", ())):
+        for key in ("command", "args"):
+            if container.get(key):
+                container[key] = [substitute(word, parameters) for word in container[key]]
+    return pod, parameters
+
+
+def substitute(word: str, parameters: Mapping[str, str]) -> str:
+    """Fill every `Ref::name` of one word."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in parameters:
+            raise Rejected(
+                f"Unable to substitute value. No parameter found for reference {match[1]}"
+            )
+        return parameters[match[1]]
+
+    return REFERENCE.sub(value, word)
+
+
+def apply_override(pod: Wire, override: Wire) -> None:
+    """eksPropertiesOverride.podProperties: containers by name, or by position without one."""
+    for key in ("containers", "initContainers"):
+        for position, entry in enumerate(override.get(key) or ()):
+            override_container(container_for(pod.get(key) or [], entry, position), entry)
+    for key in ("labels", "annotations"):
+        added = (override.get("metadata") or {}).get(key)
+        if added:
+            pod.setdefault("metadata", {}).setdefault(key, {}).update(added)
+    namespace = (override.get("metadata") or {}).get("namespace")
+    if namespace:
+        pod.setdefault("metadata", {})["namespace"] = namespace
+
+
+def container_for(containers: list[Wire], entry: Wire, position: int) -> Wire:
+    name = entry.get("name")
+    for container in containers:
+        if name is not None and container.get("name", "Default") == name:
+            return container
+    if name is None and position < len(containers):
+        return containers[position]
+    raise Rejected(
+        f"eksPropertiesOverride names container {name or position}, which the job definition "
+        f"does not have: it has {', '.join(c.get('name', 'Default') for c in containers) or 'none'}."
+    )
+
+
+def override_container(container: Wire, entry: Wire) -> None:
+    """Command, args, image and resources are replaced; env is merged by name."""
+    for key in ("image", "command", "args"):
+        if entry.get(key):
+            container[key] = entry[key]
+    if entry.get("resources"):
+        container["resources"] = deepcopy(entry["resources"])
+    if entry.get("env"):
+        container["env"] = merge_env(container.get("env") or [], entry["env"])
+
+
+def merge_env(before: list[Wire], added: list[Wire]) -> list[Wire]:
+    merged = {entry["name"]: entry for entry in before}
+    merged.update({entry["name"]: entry for entry in added if entry.get("name")})
+    return list(merged.values())
+
+
+def apply_container_overrides(pod: Wire, overrides: Wire) -> None:
+    """ECS's containerOverrides, as stock clients send them, on the first container."""
+    containers = pod.get("containers") or []
+    if not containers:
+        return
+    first = containers[0]
+    if overrides.get("command"):
+        first["args" if first.get("args") or not first.get("command") else "command"] = overrides[
+            "command"
+        ]
+    if overrides.get("environment"):
+        first["env"] = merge_env(first.get("env") or [], overrides["environment"])
+    for entry in overrides.get("resourceRequirements") or ():
+        key = RESOURCE_KEYS[entry["type"]]
+        value = f"{entry['value']}Mi" if key == "memory" else entry["value"]
+        resources = first.setdefault("resources", {})
+        for part in ("requests", "limits"):
+            if key in (resources.get(part) or {}) or part == "requests":
+                resources.setdefault(part, {})[key] = value
+
+
+def check_pod(pod: Wire) -> None:
+    """Rules of podProperties that the model does not carry."""
+    containers = pod.get("containers") or []
+    if not 1 <= len(containers) <= 10:
+        raise Rejected("eksProperties.podProperties.containers must have 1 to 10 entries.")
+    names: set[str] = set()
+    for container in (*containers, *(pod.get("initContainers") or ())):
+        name = container.get("name", "Default")
+        if name in names:
+            raise Rejected(f"Two containers are named {name}: names must differ.")
+        names.add(name)
+        if not container.get("image"):
+            raise Rejected(f"Container {name} needs an image.")
+        for entry in container.get("env") or ():
+            if entry["name"].startswith("AWS_BATCH"):
+                raise Rejected(f"Variable {entry['name']}: names with AWS_BATCH are reserved.")
+    namespace = (pod.get("metadata") or {}).get("namespace", "jobs")
+    if namespace == "default" or namespace.startswith("kube"):
+        raise Rejected("metadata.namespace must not be default and not begin with kube.")

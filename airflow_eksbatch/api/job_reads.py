@@ -1,0 +1,283 @@
+"""DescribeJobs, ListJobs, GetJobQueueSnapshot: live jobs from the world, ended ones from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.api.call import Call, Operation, now_ms
+from airflow_eksbatch.api.names import name_of, page_token, position_of, split_job_id
+from airflow_eksbatch.api.port import Desk
+from airflow_eksbatch.api.shapes import JobView, job_detail, job_summary, status_in, summary_of
+from airflow_eksbatch.core.model import limits, ranges
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobStatus
+from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.store.port import JobQuery, Store
+
+SNAPSHOT_JOBS = 100
+SNAPSHOT_SHARES = 20
+PAGE_WITH_FILTER = 100
+FILTERS = ("JOB_NAME", "JOB_DEFINITION", "BEFORE_CREATED_AT", "AFTER_CREATED_AT", "SHARE_IDENTIFIER")
+
+
+async def find_jobs(desk: Desk, job_ids: Iterable[JobId]) -> dict[JobId, Job]:
+    """Jobs by id wherever they are; unknown ones are left out."""
+    wanted = set(job_ids)
+    found = {job_id: desk.world.jobs[job_id] for job_id in wanted if job_id in desk.world.jobs}
+    missing = wanted - found.keys()
+    if missing:
+        ended = await desk.ask(lambda store: store.find_jobs(missing))
+        found |= {job.job_id: job for job in ended}
+    return found
+
+
+async def view_of(desk: Desk, job: Job, index: int | None) -> JobView:
+    """A job or child with its attempts."""
+    attempts: list[Attempt] = []
+    if index is not None or not job.is_array:
+        attempts = await desk.ask(lambda store: store.find_attempts(job.job_id, index or 0))
+    return make_view(desk.world, job, index, attempts)
+
+
+def make_view(world: World, job: Job, index: int | None, attempts: list[Attempt]) -> JobView:
+    node = world.nodes.get(attempts[-1].node_id) if attempts else None
+    environment = world.compute_environments.get(node.compute_environment) if node else None
+    return JobView(
+        job=job,
+        index=index,
+        status=status_in(world, job, index),
+        attempts=attempts,
+        namespace=environment.namespace if environment else "",
+        cluster_arn=environment.cluster_arn if environment else "",
+        summary=summary_of(world, job) if index is None else None,
+    )
+
+
+async def describe_jobs(call: Call) -> dict[str, Any]:
+    """Up to 100 jobs or children; unknown ids are left out (AWS)."""
+    wanted = call.input["jobs"]
+    if len(wanted) > limits.DESCRIBE_MAX:
+        raise Rejected(f"jobs takes at most {limits.DESCRIBE_MAX} ids, not {len(wanted)}.")
+    await call.desk.settled()
+    ids = [split_job_id(job_id) for job_id in wanted]
+    jobs = await find_jobs(call.desk, (JobId(plain) for plain, _ in ids))
+    details = []
+    for plain, index in ids:
+        job = jobs.get(JobId(plain))
+        if job is None or (index is not None and not (job.is_array and index < job.spec.size)):
+            continue
+        details.append(job_detail(await view_of(call.desk, job, index), call.desk.settings))
+    return {"jobs": details}
+
+
+# ---- lists
+
+
+async def list_jobs(call: Call) -> dict[str, Any]:
+    """Jobs of a queue, or children of an array."""
+    request = call.input
+    given = [n for n in ("jobQueue", "arrayJobId", "multiNodeJobId") if request.get(n)]
+    if len(given) != 1:
+        raise Rejected("ListJobs takes exactly one of jobQueue, arrayJobId and multiNodeJobId.")
+    await call.desk.settled()
+    if given == ["multiNodeJobId"]:
+        return {"jobSummaryList": []}
+    if given == ["arrayJobId"]:
+        return await list_children(call)
+    return await list_queue(call)
+
+
+async def list_children(call: Call) -> dict[str, Any]:
+    """Children of an array in the order of their indices."""
+    desk, request = call.desk, call.input
+    plain, _ = split_job_id(request["arrayJobId"])
+    job = (await find_jobs(desk, [JobId(plain)])).get(JobId(plain))
+    if job is None or not job.is_array:
+        return {"jobSummaryList": []}
+    status = JobStatus(request.get("jobStatus", "RUNNING"))
+    start, size = position_of(request.get("nextToken")), page_size(request)
+    members: list[int] = []
+    position = start
+    for position in range(start, job.spec.size):
+        if len(members) == size:
+            break
+        if status_in(desk.world, job, position) is status:
+            members.append(position)
+    else:
+        position = job.spec.size
+    by_index: dict[int, list[Attempt]] = {}
+    if members:
+        for attempt in await desk.ask(lambda store: store.find_attempts(job.job_id)):
+            by_index.setdefault(attempt.index, []).append(attempt)
+    rows = [
+        job_summary(make_view(desk.world, job, index, by_index.get(index, [])), desk.settings)
+        for index in members
+    ]
+    more = {"nextToken": page_token(position)} if position < job.spec.size else {}
+    return {"jobSummaryList": rows, **more}
+
+
+def page_size(request: dict[str, Any]) -> int:
+    most = PAGE_WITH_FILTER if request.get("filters") else limits.LIST_JOBS_PAGE_MAX
+    return max(1, min(request.get("maxResults") or most, most))
+
+
+async def list_queue(call: Call) -> dict[str, Any]:
+    """One page, newest first. Without a status only RUNNING jobs; most filters overrule the status (AWS)."""
+    desk, request = call.desk, call.input
+    query, statuses = query_of(request)
+    if query.queue not in desk.world.queues:
+        raise Rejected(f"Job queue {query.queue} does not exist.")
+    live = [] if statuses and set(statuses) <= TERMINAL else live_jobs(desk.world, query, statuses)
+    size = query.limit
+    ended = []
+    if not statuses or set(statuses) & TERMINAL:
+        ended = await desk.ask(lambda store: ended_jobs(store, query, statuses))
+    rows = sorted([*live[: size + 1], *ended], key=lambda job: -job.spec.seq)[: size + 1]
+    views = [await view_of(desk, job, None) for job in rows[:size]]
+    more = {"nextToken": page_token(rows[size - 1].spec.seq)} if len(rows) > size else {}
+    return {"jobSummaryList": [job_summary(view, desk.settings) for view in views], **more}
+
+
+def query_of(request: dict[str, Any]) -> tuple[JobQuery, tuple[JobStatus, ...]]:
+    """The query and the statuses asked for (none: all)."""
+    filters = request.get("filters") or []
+    if len(filters) > 1:
+        raise Rejected("ListJobs takes one filter at a time.")
+    values: dict[str, Any] = {}
+    for entry in filters:
+        name, wanted = entry.get("name"), entry.get("values") or []
+        if name not in FILTERS or len(wanted) != 1:
+            raise Rejected(f"A filter has one value and a name of {', '.join(FILTERS)}.")
+        values[name] = wanted[0]
+    statuses: tuple[JobStatus, ...] = (JobStatus(request.get("jobStatus", "RUNNING")),)
+    if filters and "SHARE_IDENTIFIER" not in values:
+        statuses = ()
+    definition = values.get("JOB_DEFINITION")
+    query = JobQuery(
+        queue=name_of(request["jobQueue"]),
+        name=values.get("JOB_NAME"),
+        definition=name_of(definition) if definition else None,
+        share=values.get("SHARE_IDENTIFIER"),
+        created_before=milliseconds(values.get("BEFORE_CREATED_AT")),
+        created_after=milliseconds(values.get("AFTER_CREATED_AT")),
+        before_seq=position_of(request.get("nextToken")) or None,
+        limit=page_size(request),
+    )
+    return query, statuses
+
+
+def milliseconds(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise Rejected(f"Times in filters are epoch milliseconds, not {text!r}.")
+    return int(text)
+
+
+def live_jobs(world: World, query: JobQuery, statuses: tuple[JobStatus, ...]) -> list[Job]:
+    """Live jobs of the queue that match, newest first."""
+    jobs = (world.jobs[job_id] for job_id in world.jobs_by_queue.get(query.queue or "", ()))
+    found = [
+        job
+        for job in jobs
+        if (not statuses or world.status_of(job) in statuses) and matches(job, query)
+    ]
+    return sorted(found, key=lambda job: -job.spec.seq)
+
+
+def matches(job: Job, query: JobQuery) -> bool:
+    spec = job.spec
+    name, definition = query.name, query.definition
+    return (
+        (query.before_seq is None or spec.seq < query.before_seq)
+        and (name is None or alike(spec.name.lower(), name.lower()))
+        and (definition is None or definition_alike(spec.definition, definition))
+        and (query.share is None or spec.share == query.share)
+        and (query.created_before is None or spec.created_at < query.created_before)
+        and (query.created_after is None or spec.created_at > query.created_after)
+    )
+
+
+def alike(text: str, pattern: str) -> bool:
+    return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
+
+
+def definition_alike(text: str, pattern: str) -> bool:
+    if pattern.endswith("*") or ":" in pattern:
+        return alike(text, pattern)
+    return text.startswith(f"{pattern}:")
+
+
+def ended_jobs(store: Store, query: JobQuery, statuses: tuple[JobStatus, ...]) -> list[Job]:
+    wanted = [s.value for s in (statuses or TERMINAL) if s in TERMINAL]
+    return store.list_jobs(
+        msgspec.structs.replace(query, statuses=tuple(sorted(wanted)), limit=query.limit + 1)
+    )
+
+
+# ---- the head of a queue
+
+
+async def get_job_queue_snapshot(call: Call) -> dict[str, Any]:
+    """The first 100 runnable jobs as they would be served, and who uses how much."""
+    await call.desk.settled()
+    desk, world = call.desk, call.desk.world
+    name = name_of(call.input["jobQueue"])
+    if name not in world.queues:
+        raise Rejected(f"Job queue {name} does not exist.")
+    now = now_ms()
+    lines = [line for line in world.lines.values() if line.job_class.queue == name and line.count]
+    heads = sorted(
+        (job for line in lines for job in line.first(SNAPSHOT_JOBS, world.jobs)),
+        key=lambda job: (-job.spec.priority, job.spec.seq),
+    )[:SNAPSHOT_JOBS]
+    usages = [usage for (queue, _), usage in world.usages.items() if queue == name]
+    used = sum(usage.running_cpu_m for usage in usages) / 1000
+    shares = sorted(usages, key=lambda usage: -usage.running_cpu_m)[:SNAPSHOT_SHARES]
+    return {
+        "frontOfQueue": {
+            "jobs": [
+                {
+                    "jobArn": desk.settings.arn(f"job/{first_id(job)}"),
+                    "earliestTimeAtPosition": job.runnable_at or job.spec.created_at,
+                }
+                for job in heads
+            ],
+            "lastUpdatedAt": now,
+        },
+        "queueUtilization": {
+            "totalCapacityUsage": [{"capacityUnit": "cpu", "quantity": used}],
+            "fairshareUtilization": {
+                "activeShareCount": len(usages),
+                "topCapacityUtilization": [
+                    {
+                        "shareIdentifier": usage.share,
+                        "capacityUsage": [
+                            {"capacityUnit": "cpu", "quantity": usage.running_cpu_m / 1000}
+                        ],
+                    }
+                    for usage in shares
+                    if usage.share
+                ],
+            },
+            "lastUpdatedAt": now,
+        },
+    }
+
+
+def first_id(job: Job) -> str:
+    """The job, or the array's first runnable child."""
+    if not job.is_array:
+        return job.job_id
+    return f"{job.job_id}:{next(ranges.indices(job.runnable))}"
+
+
+OPERATIONS: dict[str, Operation] = {
+    "DescribeJobs": describe_jobs,
+    "ListJobs": list_jobs,
+    "GetJobQueueSnapshot": get_job_queue_snapshot,
+}

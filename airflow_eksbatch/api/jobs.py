@@ -1,0 +1,244 @@
+"""SubmitJob, and the ways a job ends by request."""
+
+from __future__ import annotations
+
+import uuid
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from airflow_eksbatch.api.call import Call, Operation, now_ms
+from airflow_eksbatch.api.definitions import check_pod, find_definition, resolve_pod
+from airflow_eksbatch.api.names import SHARE, check_job_name, check_tags, name_of, split_job_id
+from airflow_eksbatch.api.shapes import (
+    dependencies_from,
+    resources_of_pod,
+    retry_from,
+    timeout_from,
+)
+from airflow_eksbatch.core.engine.facts import JobStopped, JobSubmitted
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.retry import RetryStrategy
+from airflow_eksbatch.core.model.world import World
+
+AIRFLOW_JOB = "airflow:"
+TASK_TOKEN = "t:"
+CALL_TOKEN = "c:"
+
+Resolved = tuple[bytes, Resources, dict[str, str]]
+
+
+async def submit_job(call: Call) -> dict[str, Any]:
+    """One new job, or the one that an earlier submit with this token made."""
+    await call.desk.settled()
+    request, world = call.input, call.desk.world
+    token, task_key, try_number = token_of(call)
+    queue = world.queues.get(name_of(request["jobQueue"]))
+    definition = find_definition(world.definitions, request["jobDefinition"])
+    pod, resources, parameters = resolved(definition, request)
+    check_share(queue, request.get("shareIdentifier"), request.get("schedulingPriorityOverride"))
+    if queue is not None:
+        check_can_ever_run(world, queue, resources)
+    array_size = array_size_of(request)
+    priority = request.get("schedulingPriorityOverride")
+    spec = JobSpec(
+        job_id=JobId(str(uuid.uuid4())),
+        name=check_job_name(request["jobName"]),
+        queue=queue.name if queue is not None else name_of(request["jobQueue"]),
+        definition=definition.key,
+        resources=resources,
+        pod=pod,
+        share=request.get("shareIdentifier", ""),
+        priority=definition.scheduling_priority if priority is None else priority,
+        array_size=array_size,
+        retry=retry_from(request.get("retryStrategy")) or definition.retry or RetryStrategy(),
+        timeout_s=timeout_from(request.get("timeout")) or definition.timeout_s,
+        depends_on=await known_dependencies(call, array_size),
+        parameters=parameters,
+        tags=check_tags(request.get("tags")),
+        token=token,
+        task_key=task_key,
+        try_number=try_number,
+        airflow=airflow_of(call),
+        created_at=now_ms(),
+    )
+    job_id = await call.desk.offer(JobSubmitted(spec=spec))
+    arn = call.desk.settings.arn(f"job/{job_id}")
+    return {"jobName": spec.name, "jobId": job_id, "jobArn": arn}
+
+
+@lru_cache(maxsize=4096)
+def resolved_plain(pod: bytes, parameters: tuple[tuple[str, str], ...]) -> tuple[bytes, Resources]:
+    """A definition without overrides, worked out once."""
+    definition = JobDefinition(name="", revision=0, arn="", pod=pod, parameters=dict(parameters))
+    found, _ = resolve_pod(definition, {})
+    return msgspec.json.encode(found), resources_of_pod(found)
+
+
+def resolved(definition: JobDefinition, request: dict[str, Any]) -> Resolved:
+    """What the pod will run and needs, with the parameters that filled it."""
+    if not request.get("eksPropertiesOverride") and not request.get("containerOverrides"):
+        parameters = {**definition.parameters, **(request.get("parameters") or {})}
+        pod, resources = resolved_plain(definition.pod, tuple(sorted(parameters.items())))
+        return pod, resources, parameters
+    changed, parameters = resolve_pod(definition, request)
+    check_pod(changed)
+    return msgspec.json.encode(changed), resources_of_pod(changed), parameters
+
+
+def token_of(call: Call) -> tuple[str | None, str | None, int]:
+    """What makes a repeat the same job: the caller's token, or the id that SDKs keep over their retries."""
+    header = call.headers.get("x-eksbatch-token")
+    if header is None:
+        invocation = call.headers.get("amz-sdk-invocation-id")
+        return (f"{CALL_TOKEN}{call.access_key}:{invocation}" if invocation else None), None, 0
+    key, _, number = header.rpartition("|")
+    if not key or not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise Rejected("x-eksbatch-token must be a task key and a try number: KEY|1.")
+    return f"{TASK_TOKEN}{call.access_key}:{header}", unquote(key), int(number)
+
+
+def airflow_of(call: Call) -> bytes | None:
+    header = call.headers.get("x-eksbatch-airflow")
+    if header is None:
+        return None
+    try:
+        told = msgspec.json.decode(unquote(header))
+    except (msgspec.DecodeError, UnicodeError):
+        raise Rejected("x-eksbatch-airflow must be JSON, percent-encoded.") from None
+    return msgspec.json.encode(told)
+
+
+def array_size_of(request: dict[str, Any]) -> int | None:
+    size = (request.get("arrayProperties") or {}).get("size")
+    if size is None:
+        return None
+    if not limits.ARRAY_SIZE_MIN <= size <= limits.ARRAY_SIZE_MAX:
+        raise Rejected(
+            f"arrayProperties.size must be {limits.ARRAY_SIZE_MIN} to {limits.ARRAY_SIZE_MAX}, "
+            f"not {size}."
+        )
+    return int(size)
+
+
+def check_share(queue: JobQueue | None, share: str | None, priority: int | None) -> None:
+    if queue is None:
+        return
+    if queue.policy is None and (share is not None or priority is not None):
+        raise Rejected(
+            "Job with shareIdentifier or schedulingPriority can only be submitted to job queue "
+            "with fair share scheduling policy."
+        )
+    if queue.policy is not None and not share:
+        raise Rejected(f"shareIdentifier is required: job queue {queue.name} has a fair share policy.")
+    if share is not None and not SHARE.match(share):
+        raise Rejected("shareIdentifier must be up to 255 letters and digits.")
+
+
+def check_can_ever_run(world: World, queue: JobQueue, resources: Resources) -> None:
+    """AWS lets such a job wait for ever; we say at once that no environment can hold it."""
+    rooms: list[Resources] = []
+    for name in queue.compute_environments:
+        environment = world.compute_environments.get(name)
+        if environment is None or not environment.managed or name not in world.offerings:
+            return
+        rooms += [o.allocatable for o in world.offerings[name]]
+    if not rooms or any(resources.fits(room) for room in rooms):
+        return
+    largest = max(rooms)
+    raise Rejected(
+        "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement "
+        "(vCPU/memory/GPU) is higher than that can be met by the CE(s) attached to the job queue. "
+        f"It asks for {resources.cpu_m / 1000:g} vCPU, {resources.memory_mib} MiB, "
+        f"{resources.gpu} GPU; the largest instance of {', '.join(queue.compute_environments)} "
+        f"leaves {largest.cpu_m / 1000:g} vCPU, {largest.memory_mib} MiB, {largest.gpu} GPU to jobs."
+    )
+
+
+async def known_dependencies(call: Call, array_size: int | None) -> tuple[Dependency, ...]:
+    """dependsOn, with Airflow tasks replaced by their newest jobs."""
+    found = dependencies_from(call.input.get("dependsOn"), array_size)
+    keys = [
+        entry.job_id.removeprefix(AIRFLOW_JOB)
+        for entry in found
+        if entry.job_id.startswith(AIRFLOW_JOB)
+    ]
+    if not keys:
+        return tuple(
+            msgspec.structs.replace(entry, job_id=JobId(name_of(entry.job_id))) for entry in found
+        )
+    world = call.desk.world
+    jobs = {key: world.job_by_task[key] for key in keys if key in world.job_by_task}
+    missing = [key for key in keys if key not in jobs]
+    if missing:
+        jobs |= await call.desk.ask(lambda store: store.find_task_jobs(missing))
+    for key in keys:
+        if key not in jobs:
+            raise Rejected(f"dependsOn names the Airflow task {key}, which has submitted no job yet.")
+    return tuple(
+        msgspec.structs.replace(entry, job_id=jobs[entry.job_id.removeprefix(AIRFLOW_JOB)])
+        if entry.job_id.startswith(AIRFLOW_JOB)
+        else msgspec.structs.replace(entry, job_id=JobId(name_of(entry.job_id)))
+        for entry in found
+    )
+
+
+# ---- ends by request
+
+
+async def stop(call: Call, job_id: str, *, terminate: bool) -> None:
+    reason = call.input["reason"]
+    if not job_id or not reason or len(reason) > limits.REASON_LENGTH_MAX:
+        raise Rejected(
+            f"jobId and a reason of up to {limits.REASON_LENGTH_MAX} characters are required."
+        )
+    plain, index = split_job_id(job_id)
+    fact = JobStopped(job_id=JobId(plain), index=index, reason=reason, terminate=terminate)
+    await call.desk.offer(fact)
+
+
+async def cancel_job(call: Call) -> dict[str, Any]:
+    await stop(call, call.input["jobId"], terminate=False)
+    return {}
+
+
+async def terminate_job(call: Call) -> dict[str, Any]:
+    await stop(call, call.input["jobId"], terminate=True)
+    return {}
+
+
+async def stop_many(call: Call, *, terminate: bool) -> dict[str, Any]:
+    """Each job by itself; one that fails is told and does not hold up the others."""
+    successful: list[str] = []
+    errors: list[dict[str, str]] = []
+    for job_id in call.input["jobs"]:
+        try:
+            await stop(call, job_id, terminate=terminate)
+            successful.append(job_id)
+        except Rejected as refusal:
+            errors.append({"job": job_id, "code": refusal.code, "message": refusal.message})
+    return {"successful": successful, "errors": errors}
+
+
+async def cancel_jobs(call: Call) -> dict[str, Any]:
+    return await stop_many(call, terminate=False)
+
+
+async def terminate_jobs(call: Call) -> dict[str, Any]:
+    return await stop_many(call, terminate=True)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "SubmitJob": submit_job,
+    "CancelJob": cancel_job,
+    "TerminateJob": terminate_job,
+    "CancelJobs": cancel_jobs,
+    "TerminateJobs": terminate_jobs,
+}

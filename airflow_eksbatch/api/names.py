@@ -1,0 +1,84 @@
+"""Names, ARNs and page tokens."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TypeVar
+
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.errors import Rejected
+
+RESOURCE = re.compile(r"^[A-Za-z0-9_-]{1,128}$")
+JOB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")
+T = TypeVar("T")
+SHARE = re.compile(r"^[A-Za-z0-9]{0,255}\*?$")
+
+
+def name_of(value: str) -> str:
+    """A name, given as name or ARN: what follows the last slash."""
+    return value.rsplit("/", 1)[-1] if value.startswith("arn:") else value
+
+
+def check_name(value: str, what: str) -> str:
+    if not RESOURCE.match(value):
+        raise Rejected(
+            f"{what} must be 1 to 128 letters, digits, hyphens and underscores, not {value!r}."
+        )
+    return value
+
+
+def check_job_name(value: str) -> str:
+    if not JOB_NAME.match(value):
+        raise Rejected(
+            "jobName must be 1 to 128 letters, digits, hyphens and underscores and begin with a "
+            f"letter or digit, not {value!r}."
+        )
+    return value
+
+
+def check_tags(tags: dict[str, str] | None) -> dict[str, str]:
+    """At most 50; keys up to 128 characters, values up to 256, `aws:` is reserved."""
+    tags = tags or {}
+    if len(tags) > limits.TAGS_MAX:
+        raise Rejected(f"At most {limits.TAGS_MAX} tags are allowed, not {len(tags)}.")
+    for key, value in tags.items():
+        if not 1 <= len(key) <= 128 or len(value) > 256 or key.lower().startswith("aws:"):
+            raise Rejected(
+                f"Tag {key!r}: keys have 1 to 128 characters and do not begin with aws:, "
+                "values have up to 256."
+            )
+    return tags
+
+
+def split_job_id(job_id: str) -> tuple[str, int | None]:
+    """`uuid` or `uuid:index`, as id or ARN."""
+    plain, _, index = name_of(job_id).partition(":")
+    return plain, int(index) if index.isascii() and index.isdigit() and len(index) < 7 else None
+
+
+def page_token(position: object) -> str:
+    """Opaque to callers."""
+    return base64.urlsafe_b64encode(f"1.{position}".encode()).decode().rstrip("=")
+
+
+def position_of(token: str | None) -> int:
+    """Where the next page begins; 0 without a token."""
+    if not token:
+        return 0
+    try:
+        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+        version, _, position = text.partition(".")
+        if version != "1":
+            raise ValueError
+        return int(position)
+    except (binascii.Error, UnicodeError, ValueError):
+        raise Rejected("nextToken is not one that this service gave: begin without it.") from None
+
+
+def page(rows: list[T], token: str | None, size: int) -> tuple[list[T], str | None]:
+    """One page of what is all in memory, and the token of the next."""
+    start = position_of(token)
+    end = start + size
+    return rows[start:end], page_token(end) if end < len(rows) else None

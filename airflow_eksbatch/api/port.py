@@ -1,0 +1,63 @@
+"""What the API asks of the service behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from airflow_eksbatch.core.engine.facts import Fact
+from airflow_eksbatch.core.model.job import Attempt
+from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.store.port import Store
+
+T = TypeVar("T")
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    region: str = "us-east-1"
+    account: str = "000000000000"
+    auth: Literal["open", "sigv4"] = "sigv4"
+    """`open` takes unsigned requests from this machine only."""
+    base_url: str = ""
+
+    def arn(self, tail: str) -> str:
+        return f"arn:aws:batch:{self.region}:{self.account}:{tail}"
+
+
+class Desk(Protocol):
+    settings: ApiSettings
+
+    @property
+    def world(self) -> World:
+        """To read, after `settled()`."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the service is not ready, or None."""
+        ...
+
+    async def offer(self, fact: Fact) -> Any:
+        """Hand in a fact and wait for its commit; raises Rejected."""
+        ...
+
+    async def settled(self) -> None:
+        """Until no beat is between its step and its commit."""
+        ...
+
+    async def ask(self, question: Callable[[Store], T]) -> T:
+        """Run a question on the store's thread."""
+        ...
+
+    async def read_log(self, attempt: Attempt, offset: int, limit: int) -> tuple[bytes, int] | None:
+        ...
+
+    def subscribe(self, cursor: int) -> AsyncIterator[dict[str, Any]]:
+        """Lines of the event stream."""
+        ...
+
+    async def control_cloud(self, request: dict[str, Any]) -> dict[str, Any]: ...
+
+    def metrics_text(self) -> bytes: ...

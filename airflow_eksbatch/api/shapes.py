@@ -1,0 +1,366 @@
+"""Wire dicts to model and back, both ways, nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.api.port import ApiSettings
+from airflow_eksbatch.core.engine.views import array_summary
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import (
+    Attempt,
+    Dependency,
+    DependencyType,
+    Job,
+    JobId,
+    JobStatus,
+    pod_name,
+)
+from airflow_eksbatch.core.model.resources import NOTHING, Resources
+from airflow_eksbatch.core.model.retry import EvaluateOnExit, RetryAction, RetryStrategy
+from airflow_eksbatch.core.model.world import World
+
+Wire = dict[str, Any]
+MEMORY = re.compile(r"^[0-9]+Mi$")
+
+
+# ---- from the wire
+
+
+def retry_from(wire: Wire | None) -> RetryStrategy | None:
+    """retryStrategy; AWS wants `attempts` beside evaluateOnExit."""
+    if not wire:
+        return None
+    rules = wire.get("evaluateOnExit", [])
+    if rules and "attempts" not in wire:
+        raise Rejected("retryStrategy.attempts must be given with evaluateOnExit.")
+    attempts = wire.get("attempts", 1)
+    if not 1 <= attempts <= limits.ATTEMPTS_MAX:
+        raise Rejected(f"retryStrategy.attempts must be 1 to {limits.ATTEMPTS_MAX}, not {attempts}.")
+    if len(rules) > limits.EVALUATE_ON_EXIT_MAX:
+        raise Rejected(
+            f"retryStrategy.evaluateOnExit takes at most {limits.EVALUATE_ON_EXIT_MAX} rules."
+        )
+    return RetryStrategy(
+        attempts=attempts, evaluate_on_exit=tuple(rule_from(rule) for rule in rules)
+    )
+
+
+def rule_from(rule: Wire) -> EvaluateOnExit:
+    action = str(rule.get("action", "")).upper()
+    if action not in ("RETRY", "EXIT"):
+        raise Rejected("evaluateOnExit.action must be RETRY or EXIT.")
+    return EvaluateOnExit(
+        action=RetryAction(action),
+        on_status_reason=rule.get("onStatusReason"),
+        on_reason=rule.get("onReason"),
+        on_exit_code=rule.get("onExitCode"),
+    )
+
+
+def timeout_from(wire: Wire | None) -> int | None:
+    if not wire or wire.get("attemptDurationSeconds") is None:
+        return None
+    seconds = wire["attemptDurationSeconds"]
+    if seconds < limits.TIMEOUT_S_MIN:
+        raise Rejected(
+            f"timeout.attemptDurationSeconds must be at least {limits.TIMEOUT_S_MIN}, not {seconds}."
+        )
+    return int(seconds)
+
+
+def dependencies_from(wire: list[Wire] | None, array_size: int | None) -> tuple[Dependency, ...]:
+    """dependsOn; SEQUENTIAL and N_TO_N need an array."""
+    found: list[Dependency] = []
+    for entry in wire or []:
+        kind = DependencyType(entry["type"]) if entry.get("type") else DependencyType.PLAIN
+        if kind is not DependencyType.PLAIN and array_size is None:
+            raise Rejected(f"dependsOn.type {kind.value} is for array jobs: give arrayProperties.size.")
+        if kind is DependencyType.SEQUENTIAL:
+            found.append(Dependency(type=kind))
+        elif not entry.get("jobId"):
+            raise Rejected("dependsOn.jobId is required.")
+        else:
+            found.append(Dependency(type=kind, job_id=JobId(entry["jobId"])))
+    if len(found) > limits.DEPENDENCIES_MAX:
+        raise Rejected(f"dependsOn takes at most {limits.DEPENDENCIES_MAX} jobs, not {len(found)}.")
+    return tuple(found)
+
+
+def resources_of_pod(pod: Wire) -> Resources:
+    """Effective request of the pod: the larger of its largest init container and the sum of the others."""
+    total, largest = NOTHING, NOTHING
+    for container in pod.get("containers", []):
+        total = total.plus(resources_of_container(container))
+    for container in pod.get("initContainers", []):
+        one = resources_of_container(container)
+        largest = Resources(
+            cpu_m=max(largest.cpu_m, one.cpu_m),
+            memory_mib=max(largest.memory_mib, one.memory_mib),
+            gpu=max(largest.gpu, one.gpu),
+        )
+    return Resources(
+        cpu_m=max(total.cpu_m, largest.cpu_m),
+        memory_mib=max(total.memory_mib, largest.memory_mib),
+        gpu=max(total.gpu, largest.gpu),
+        pods=1,
+    )
+
+
+def resources_of_container(container: Wire) -> Resources:
+    """Requests, filled from limits; in the units that AWS Batch allows."""
+    given = container.get("resources") or {}
+    wanted = {**(given.get("limits") or {}), **(given.get("requests") or {})}
+    name = container.get("name", "Default")
+    for key in ("cpu", "memory"):
+        if key not in wanted:
+            raise Rejected(f"Container {name}: resources needs a request or a limit for {key}.")
+    return Resources(
+        cpu_m=cpu_m_from(str(wanted["cpu"]), name),
+        memory_mib=memory_from(str(wanted["memory"]), name),
+        gpu=whole_from(str(wanted.get("nvidia.com/gpu", "0")), name, "nvidia.com/gpu"),
+    )
+
+
+def cpu_m_from(text: str, name: str) -> int:
+    try:
+        cpu_m = float(text) * 1000
+        if cpu_m < 250 or cpu_m % 250 or cpu_m > 1e9:
+            raise ValueError
+    except ValueError:
+        raise Rejected(
+            f"Container {name}: cpu must be a multiple of 0.25 from 0.25 on, not {text!r}."
+        ) from None
+    return int(cpu_m)
+
+
+def memory_from(text: str, name: str) -> int:
+    if not MEMORY.match(text) or not 4 <= int(text[:-2]) <= 1 << 40:
+        raise Rejected(
+            f"Container {name}: memory must be a whole number of Mi from 4Mi on, such as 512Mi, "
+            f"not {text!r}."
+        )
+    return int(text[:-2])
+
+
+def whole_from(text: str, name: str, key: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise Rejected(f"Container {name}: {key} must be a whole number, not {text!r}.")
+    return int(text)
+
+
+# ---- to the wire
+
+
+def retry_wire(retry: RetryStrategy) -> Wire:
+    rules = [
+        {
+            "action": rule.action.value.lower(),
+            **{
+                name: value
+                for name, value in (
+                    ("onStatusReason", rule.on_status_reason),
+                    ("onReason", rule.on_reason),
+                    ("onExitCode", rule.on_exit_code),
+                )
+                if value is not None
+            },
+        }
+        for rule in retry.evaluate_on_exit
+    ]
+    return {"attempts": retry.attempts, "evaluateOnExit": rules}
+
+
+def dependencies_wire(depends_on: tuple[Dependency, ...]) -> list[Wire]:
+    return [
+        {
+            **({"jobId": entry.job_id} if entry.job_id else {}),
+            **({} if entry.type is DependencyType.PLAIN else {"type": entry.type.value}),
+        }
+        for entry in depends_on
+    ]
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job, or one child of an array, with what DescribeJobs needs of it."""
+
+    job: Job
+    index: int | None
+    """None: the job as a whole."""
+    status: JobStatus
+    attempts: list[Attempt]
+    """Of the index (a plain job has index 0), oldest first, the live one included."""
+    namespace: str = ""
+    cluster_arn: str = ""
+    summary: dict[str, int] | None = None
+
+    @property
+    def public_id(self) -> str:
+        return self.job.job_id if self.index is None else f"{self.job.job_id}:{self.index}"
+
+
+def status_in(world: World, job: Job, index: int | None) -> JobStatus:
+    """Status of a live or finished job, or of one child."""
+    if index is None:
+        return world.status_of(job)
+    number = job.running.get(index)
+    if number is not None:
+        attempt = world.attempts.get(pod_name(job.job_id, index, number))
+        return attempt.status if attempt is not None else JobStatus.STARTING
+    return job.status_of(index)
+
+
+def job_detail(view: JobView, settings: ApiSettings) -> Wire:
+    """JobDetail of an EKS job."""
+    job, spec = view.job, view.job.spec
+    last = view.attempts[-1] if view.attempts else None
+    detail: Wire = {
+        "jobArn": settings.arn(f"job/{view.public_id}"),
+        "jobName": spec.name,
+        "jobId": view.public_id,
+        "jobQueue": settings.arn(f"job-queue/{spec.queue}"),
+        "status": view.status.value,
+        "statusReason": status_reason(view, last),
+        "attempts": [],
+        "eksAttempts": [eks_attempt(view, attempt) for attempt in view.attempts if attempt.end],
+        "createdAt": spec.created_at,
+        "retryStrategy": retry_wire(spec.retry),
+        "startedAt": last.started_at if last is not None else job.started_at,
+        "stoppedAt": stopped_at(view, last),
+        "dependsOn": dependencies_wire(spec.depends_on),
+        "jobDefinition": settings.arn(f"job-definition/{spec.definition}"),
+        "parameters": spec.parameters,
+        "timeout": {"attemptDurationSeconds": spec.timeout_s} if spec.timeout_s else None,
+        "tags": spec.tags if view.index is None else None,
+        "platformCapabilities": [],
+        "eksProperties": {"podProperties": pod_detail(view, last)},
+        "container": container_view(view, last),
+        "shareIdentifier": spec.share or None,
+        "schedulingPriority": spec.priority if spec.share else None,
+        "isCancelled": job.cancelled,
+        "isTerminated": job.terminated,
+    }
+    if view.index is not None:
+        detail["arrayProperties"] = {"index": view.index, "statusSummary": {}}
+    elif job.is_array:
+        detail["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
+    return {name: value for name, value in detail.items() if value is not None}
+
+
+def status_reason(view: JobView, last: Attempt | None) -> str | None:
+    """The job's own reason once it has ended, else what became of the last attempt."""
+    if view.index is None and view.job.status_reason:
+        return view.job.status_reason
+    if last is not None and last.end is not None:
+        return last.end.status_reason
+    if view.status is JobStatus.FAILED:
+        return view.job.stop_reason or "Dependent Job failed"
+    return None
+
+
+def stopped_at(view: JobView, last: Attempt | None) -> int | None:
+    if view.index is None:
+        return view.job.stopped_at
+    ended = view.status in (JobStatus.SUCCEEDED, JobStatus.FAILED)
+    return last.stopped_at if ended and last is not None else None
+
+
+def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
+    end = attempt.end
+    assert end is not None
+    pod = msgspec.json.decode(view.job.spec.pod)
+    wire: Wire = {
+        "containers": [
+            ended_container(container.get("name", "Default"), attempt)
+            for container in pod.get("containers", [])
+        ],
+        "initContainers": [],
+        "eksClusterArn": view.cluster_arn,
+        "podName": attempt.pod_name,
+        "podNamespace": view.namespace,
+        "nodeName": attempt.node_id,
+        "startedAt": attempt.started_at,
+        "stoppedAt": attempt.stopped_at,
+        "statusReason": end.status_reason,
+    }
+    return {name: value for name, value in wire.items() if value is not None}
+
+
+def ended_container(name: str, attempt: Attempt) -> Wire:
+    end = attempt.end
+    wire: Wire = {"name": name, "containerID": attempt.pod_name}
+    if end is not None and end.exit_code is not None:
+        wire["exitCode"] = end.exit_code
+    if end is not None and end.reason:
+        wire["reason"] = end.reason[: limits.CONTAINER_REASON_LENGTH_MAX]
+    return wire
+
+
+def pod_detail(view: JobView, last: Attempt | None) -> Wire:
+    """podProperties as resolved, with where the last attempt ran and how it ended."""
+    pod: Wire = msgspec.json.decode(view.job.spec.pod)
+    if last is not None:
+        pod["podName"], pod["nodeName"] = last.pod_name, last.node_id
+        for container in pod.get("containers", []):
+            ended = ended_container(container.get("name", "Default"), last)
+            container.update({k: v for k, v in ended.items() if k in ("exitCode", "reason")})
+    return pod
+
+
+def container_view(view: JobView, last: Attempt | None) -> Wire | None:
+    """Not in AWS's answer for EKS jobs; clients made for ECS find exit code and log stream here."""
+    if view.index is None and view.job.is_array:
+        return None
+    pod: Wire = msgspec.json.decode(view.job.spec.pod)
+    first = (pod.get("containers") or [{}])[0]
+    wire: Wire = {"image": first.get("image", ""), "command": first.get("args", [])}
+    if last is not None:
+        wire["logStreamName"] = last.pod_name
+        ended = ended_container("", last)
+        wire.update({k: v for k, v in ended.items() if k in ("exitCode", "reason")})
+    return wire
+
+
+def job_summary(view: JobView, settings: ApiSettings) -> Wire:
+    """JobSummary of ListJobs."""
+    job, spec = view.job, view.job.spec
+    last = view.attempts[-1] if view.attempts else None
+    wire: Wire = {
+        "jobArn": settings.arn(f"job/{view.public_id}"),
+        "jobId": view.public_id,
+        "jobName": spec.name,
+        "createdAt": spec.created_at,
+        "status": view.status.value,
+        "statusReason": status_reason(view, last),
+        "startedAt": last.started_at if last is not None else job.started_at,
+        "stoppedAt": stopped_at(view, last),
+        "jobDefinition": settings.arn(f"job-definition/{spec.definition}"),
+        "shareIdentifier": spec.share or None,
+        "capacityUsage": [{"capacityUnit": "cpu", "quantity": spec.resources.cpu_m / 1000}],
+        "isCancelled": job.cancelled or None,
+        "isTerminated": job.terminated or None,
+    }
+    if last is not None:
+        wire["scheduledAt"] = last.created_at
+        ended = ended_container("", last)
+        container = {k: v for k, v in ended.items() if k in ("exitCode", "reason")}
+        wire["container"] = container or None
+    if view.index is not None:
+        wire["arrayProperties"] = {"index": view.index}
+    elif job.is_array:
+        wire["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
+    return {name: value for name, value in wire.items() if value is not None}
+
+
+def summary_of(world: World, job: Job) -> dict[str, int] | None:
+    return array_summary(world, job) if job.is_array else None
+
+
+def without_nothing(wire: Mapping[str, Any]) -> Wire:
+    """Members that are None are not sent."""
+    return {name: value for name, value in wire.items() if value is not None}
