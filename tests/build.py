@@ -22,7 +22,7 @@ from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage, ShareWeight
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 
 ARN = "arn:aws:batch:us-east-1:000000000000"
 # Epoch ms of the moment at which tests begin: large enough that nothing is before zero.

@@ -77,9 +77,7 @@ def test_core_has_no_clock_no_chance_and_no_outside(path: Path) -> None:
 
 def test_the_map_names_every_module_and_no_other() -> None:
     named = set(re.findall(r"`([\w/]+\.py)`", (PACKAGE / "README.md").read_text()))
-    there = {
-        p.relative_to(PACKAGE).as_posix() for p in MODULES if p.name != "__init__.py"
-    }
+    there = {p.relative_to(PACKAGE).as_posix() for p in MODULES if p.name != "__init__.py"}
     assert named - there == set(), "the map names modules that do not exist"
     assert there - named == set(), "modules that the map does not name"
 

@@ -14,13 +14,19 @@ from airflow_eksbatch.api.shapes import JobView, job_detail, job_summary, status
 from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobStatus
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import JobQuery, Store
 
 SNAPSHOT_JOBS = 100
 SNAPSHOT_SHARES = 20
 PAGE_WITH_FILTER = 100
-FILTERS = ("JOB_NAME", "JOB_DEFINITION", "BEFORE_CREATED_AT", "AFTER_CREATED_AT", "SHARE_IDENTIFIER")
+FILTERS = (
+    "JOB_NAME",
+    "JOB_DEFINITION",
+    "BEFORE_CREATED_AT",
+    "AFTER_CREATED_AT",
+    "SHARE_IDENTIFIER",
+)
 
 
 async def find_jobs(desk: Desk, job_ids: Iterable[JobId]) -> dict[JobId, Job]:

@@ -26,7 +26,7 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import RetryStrategy
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 
 AIRFLOW_JOB = "airflow:"
 TASK_TOKEN = "t:"
@@ -137,7 +137,9 @@ def check_share(queue: JobQueue | None, share: str | None, priority: int | None)
             "with fair share scheduling policy."
         )
     if queue.policy is not None and not share:
-        raise Rejected(f"shareIdentifier is required: job queue {queue.name} has a fair share policy.")
+        raise Rejected(
+            f"shareIdentifier is required: job queue {queue.name} has a fair share policy."
+        )
     if share is not None and not SHARE.match(share):
         raise Rejected("shareIdentifier must be up to 255 letters and digits.")
 
@@ -181,7 +183,9 @@ async def known_dependencies(call: Call, array_size: int | None) -> tuple[Depend
         jobs |= await call.desk.ask(lambda store: store.find_task_jobs(missing))
     for key in keys:
         if key not in jobs:
-            raise Rejected(f"dependsOn names the Airflow task {key}, which has submitted no job yet.")
+            raise Rejected(
+                f"dependsOn names the Airflow task {key}, which has submitted no job yet."
+            )
     return tuple(
         msgspec.structs.replace(entry, job_id=jobs[entry.job_id.removeprefix(AIRFLOW_JOB)])
         if entry.job_id.startswith(AIRFLOW_JOB)

@@ -9,7 +9,7 @@ import msgspec
 
 from airflow_eksbatch.core.engine.facts import Fact
 from airflow_eksbatch.core.model.job import Attempt
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import Store
 
 T = TypeVar("T")
@@ -51,8 +51,9 @@ class Desk(Protocol):
         """Run a question on the store's thread."""
         ...
 
-    async def read_log(self, attempt: Attempt, offset: int, limit: int) -> tuple[bytes, int] | None:
-        ...
+    async def read_log(
+        self, attempt: Attempt, offset: int, limit: int
+    ) -> tuple[bytes, int] | None: ...
 
     def subscribe(self, cursor: int) -> AsyncIterator[dict[str, Any]]:
         """Lines of the event stream."""

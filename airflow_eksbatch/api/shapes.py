@@ -23,7 +23,7 @@ from airflow_eksbatch.core.model.job import (
 )
 from airflow_eksbatch.core.model.resources import NOTHING, Resources
 from airflow_eksbatch.core.model.retry import EvaluateOnExit, RetryAction, RetryStrategy
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 
 Wire = dict[str, Any]
 MEMORY = re.compile(r"^[0-9]+Mi$")
@@ -41,7 +41,9 @@ def retry_from(wire: Wire | None) -> RetryStrategy | None:
         raise Rejected("retryStrategy.attempts must be given with evaluateOnExit.")
     attempts = wire.get("attempts", 1)
     if not 1 <= attempts <= limits.ATTEMPTS_MAX:
-        raise Rejected(f"retryStrategy.attempts must be 1 to {limits.ATTEMPTS_MAX}, not {attempts}.")
+        raise Rejected(
+            f"retryStrategy.attempts must be 1 to {limits.ATTEMPTS_MAX}, not {attempts}."
+        )
     if len(rules) > limits.EVALUATE_ON_EXIT_MAX:
         raise Rejected(
             f"retryStrategy.evaluateOnExit takes at most {limits.EVALUATE_ON_EXIT_MAX} rules."
@@ -80,7 +82,9 @@ def dependencies_from(wire: list[Wire] | None, array_size: int | None) -> tuple[
     for entry in wire or []:
         kind = DependencyType(entry["type"]) if entry.get("type") else DependencyType.PLAIN
         if kind is not DependencyType.PLAIN and array_size is None:
-            raise Rejected(f"dependsOn.type {kind.value} is for array jobs: give arrayProperties.size.")
+            raise Rejected(
+                f"dependsOn.type {kind.value} is for array jobs: give arrayProperties.size."
+            )
         if kind is DependencyType.SEQUENTIAL:
             found.append(Dependency(type=kind))
         elif not entry.get("jobId"):

@@ -135,9 +135,11 @@ def string_check(shape: Shape) -> Check:
 
 
 def number_check(shape: Shape) -> Check:
-    kinds: tuple[type, ...] = {"boolean": (bool,), "double": (int, float), "float": (int, float)}.get(
-        shape.type_name, (int,)
-    )
+    kinds: tuple[type, ...] = {
+        "boolean": (bool,),
+        "double": (int, float),
+        "float": (int, float),
+    }.get(shape.type_name, (int,))
     least = shape.metadata.get("min", -INT_MAX)
     most = shape.metadata.get("max", INT_MAX)
 

@@ -11,7 +11,7 @@ from airflow_eksbatch.cluster.port import Cluster
 from airflow_eksbatch.core.engine.facts import Fact
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Attempt
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, unavailable
 from airflow_eksbatch.service.loop import Loop

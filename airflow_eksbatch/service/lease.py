@@ -9,7 +9,6 @@ from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Store, StoreError
 
-
 LOST = "Another service took the lease of this database while this one could not renew it."
 
 

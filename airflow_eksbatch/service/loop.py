@@ -16,7 +16,7 @@ from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import JobId
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, Letter, unavailable
 from airflow_eksbatch.service.performer import Backoff

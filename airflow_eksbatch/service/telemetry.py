@@ -23,7 +23,7 @@ from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.views import environments, jobs_by_status
 from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 
 # A beat of tens of milliseconds is the aim; the last bucket is where people should look.
 _BEAT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from airflow_eksbatch.core.model.changes import Changes, Snapshot
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.world.changes import Changes, Snapshot
 
 
 class StoreError(Exception):

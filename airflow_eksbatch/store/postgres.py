@@ -20,9 +20,7 @@ def postgres_store(url: str) -> SqlStore:
         parsed = make_url(url).set(drivername="postgresql+psycopg")
     except ArgumentError as error:
         raise StoreError(f"This is no database URL: {error}") from error
-    engine = create_engine(
-        parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S}
-    )
+    engine = create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S})
     place = f"PostgreSQL at {parsed.host or 'the local socket'}, database {parsed.database}"
     return SqlStore(engine, insert, lambda error: _explain(error, place), lock=MIGRATION_LOCK)
 

@@ -47,15 +47,32 @@ jobs = Table(
     Column("state", LargeBinary, nullable=False),
 )
 # Start-up reads the live ones; lists read one queue, newest first.
-Index("eksbatch_jobs_live", jobs.c.seq, sqlite_where=text("stopped_at IS NULL"),
-      postgresql_where=text("stopped_at IS NULL"))
+Index(
+    "eksbatch_jobs_live",
+    jobs.c.seq,
+    sqlite_where=text("stopped_at IS NULL"),
+    postgresql_where=text("stopped_at IS NULL"),
+)
 Index("eksbatch_jobs_queue", jobs.c.queue, jobs.c.seq)
-Index("eksbatch_jobs_token", jobs.c.token, sqlite_where=text("token IS NOT NULL"),
-      postgresql_where=text("token IS NOT NULL"))
-Index("eksbatch_jobs_task", jobs.c.task_key, jobs.c.seq, sqlite_where=text("task_key IS NOT NULL"),
-      postgresql_where=text("task_key IS NOT NULL"))
-Index("eksbatch_jobs_stopped", jobs.c.stopped_at, sqlite_where=text("stopped_at IS NOT NULL"),
-      postgresql_where=text("stopped_at IS NOT NULL"))
+Index(
+    "eksbatch_jobs_token",
+    jobs.c.token,
+    sqlite_where=text("token IS NOT NULL"),
+    postgresql_where=text("token IS NOT NULL"),
+)
+Index(
+    "eksbatch_jobs_task",
+    jobs.c.task_key,
+    jobs.c.seq,
+    sqlite_where=text("task_key IS NOT NULL"),
+    postgresql_where=text("task_key IS NOT NULL"),
+)
+Index(
+    "eksbatch_jobs_stopped",
+    jobs.c.stopped_at,
+    sqlite_where=text("stopped_at IS NOT NULL"),
+    postgresql_where=text("stopped_at IS NOT NULL"),
+)
 
 attempts = Table(
     "eksbatch_attempts",
@@ -66,8 +83,12 @@ attempts = Table(
     Column("live", Boolean, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
-Index("eksbatch_attempts_live", attempts.c.job_id, sqlite_where=text("live"),
-      postgresql_where=text("live"))
+Index(
+    "eksbatch_attempts_live",
+    attempts.c.job_id,
+    sqlite_where=text("live"),
+    postgresql_where=text("live"),
+)
 
 nodes = Table(
     "eksbatch_nodes",
@@ -77,8 +98,12 @@ nodes = Table(
     Column("ended_at", BigInteger),
     Column("body", LargeBinary, nullable=False),
 )
-Index("eksbatch_nodes_live", nodes.c.node_id, sqlite_where=text("ended_at IS NULL"),
-      postgresql_where=text("ended_at IS NULL"))
+Index(
+    "eksbatch_nodes_live",
+    nodes.c.node_id,
+    sqlite_where=text("ended_at IS NULL"),
+    postgresql_where=text("ended_at IS NULL"),
+)
 
 nouns = Table(
     "eksbatch_nouns",

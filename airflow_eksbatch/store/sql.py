@@ -10,8 +10,8 @@ import msgspec
 from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from airflow_eksbatch.core.model.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.store import rows, schema
 from airflow_eksbatch.store.migrations import migrate
 from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError

@@ -27,7 +27,9 @@ def fill_percent(row: Mapping[str, Any]) -> int:
     """How full a node is, by the fuller of vCPUs and memory."""
     parts = [
         row["used_vcpus"] / row["allocatable_vcpus"] if row["allocatable_vcpus"] else 0,
-        row["used_memory_mib"] / row["allocatable_memory_mib"] if row["allocatable_memory_mib"] else 0,
+        row["used_memory_mib"] / row["allocatable_memory_mib"]
+        if row["allocatable_memory_mib"]
+        else 0,
     ]
     return round(100 * max(parts))
 

@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from airflow_eksbatch.core.model import ranges  # noqa: E402
-from airflow_eksbatch.core.model.changes import Changes, Counters, Totals  # noqa: E402
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment  # noqa: E402
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec  # noqa: E402
 from airflow_eksbatch.core.model.job_queue import JobQueue  # noqa: E402
 from airflow_eksbatch.core.model.resources import Resources  # noqa: E402
+from airflow_eksbatch.core.world.changes import Changes, Counters, Totals  # noqa: E402
 from airflow_eksbatch.store.sqlite import sqlite_store  # noqa: E402
 from tests.service.running import RunningService, a_definition, submit  # noqa: E402
 

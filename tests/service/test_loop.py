@@ -18,13 +18,13 @@ from airflow_eksbatch.core.engine.facts import (
     QueuePut,
 )
 from airflow_eksbatch.core.engine.turn import StepSettings
-from airflow_eksbatch.core.model.changes import Changes
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy
+from airflow_eksbatch.core.world.changes import Changes
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease

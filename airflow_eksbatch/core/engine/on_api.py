@@ -177,9 +177,7 @@ def on_queue_deleted(turn: Turn, name: str) -> None:
 # ---- compute environments
 
 
-def on_compute_environment_put(
-    turn: Turn, fact: facts.ComputeEnvironmentPut
-) -> ComputeEnvironment:
+def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) -> ComputeEnvironment:
     """A new one, or one that changed more than its size, is checked before it is used."""
     world, environment = turn.world, fact.compute_environment
     before = world.compute_environments.get(environment.name)
@@ -289,5 +287,3 @@ def on_definition_deregistered(turn: Turn, fact: facts.DefinitionDeregistered) -
     if definition is None:
         raise Rejected(f"Job definition {fact.name}:{fact.revision} does not exist.")
     turn.world.put_definition(msgspec.structs.replace(definition, status="INACTIVE"))
-
-

@@ -86,9 +86,7 @@ def on_instances_listed(turn: Turn, fact: facts.InstancesListed) -> None:
         elif node.instance_id is None:
             on_instance_launched(
                 turn,
-                facts.InstanceLaunched(
-                    node_id=node.node_id, instance_id=instance_id, at=fact.at
-                ),
+                facts.InstanceLaunched(node_id=node.node_id, instance_id=instance_id, at=fact.at),
             )
     for node in list(known.values()):
         if node.compute_environment != fact.compute_environment:

@@ -146,9 +146,7 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
 def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
     """The machine is gone: its attempts ended with it, at no cost to the user."""
     name = node.instance_id or node.node_name or node.node_id
-    end = AttemptEnd(
-        cause=Cause.PLATFORM, status_reason=f"Host EC2 (instance {name}) terminated."
-    )
+    end = AttemptEnd(cause=Cause.PLATFORM, status_reason=f"Host EC2 (instance {name}) terminated.")
     for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
         attempt = turn.world.attempts[pod]
         end_attempt(turn, attempt, attempt.stopping or end, at)

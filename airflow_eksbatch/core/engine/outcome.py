@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from airflow_eksbatch.core.engine.effects import Effect
-from airflow_eksbatch.core.model.changes import Changes
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.planner.plan import Plan
+from airflow_eksbatch.core.world.changes import Changes
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,9 +18,9 @@ from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.turn import StepSettings, Turn
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.node import Node, NodeStatus
-from airflow_eksbatch.core.model.world import World
 from airflow_eksbatch.core.planner.plan import Launch, Placement, Plan
 from airflow_eksbatch.core.planner.planning import make_plan
+from airflow_eksbatch.core.world.world import World
 
 REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.JobSubmitted: on_api.on_job_submitted,

@@ -11,7 +11,7 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.world import World
 
 
 class StepSettings(msgspec.Struct, frozen=True, kw_only=True):

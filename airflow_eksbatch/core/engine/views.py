@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from airflow_eksbatch.core.model import ranges
-from airflow_eksbatch.core.model.changes import Totals
 from airflow_eksbatch.core.model.job import Job, JobStatus, pod_name
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.changes import Totals
+from airflow_eksbatch.core.world.world import World
 
 View = dict[str, object]
 
@@ -94,7 +94,10 @@ def summary(world: World, now: int) -> View:
         "jobs": {
             "submitted": totals.jobs,
             "PENDING": pending,
-            **{s.value: statuses[s] for s in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING)},
+            **{
+                s.value: statuses[s]
+                for s in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING)
+            },
             "SUCCEEDED": totals.succeeded,
             "FAILED": totals.failed,
         },

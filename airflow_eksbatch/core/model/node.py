@@ -89,9 +89,7 @@ class Node(msgspec.Struct, kw_only=True):
 
     @property
     def is_coming(self) -> bool:
-        return (
-            self.status in (NodeStatus.REQUESTED, NodeStatus.LAUNCHED) and self.closed is None
-        )
+        return self.status in (NodeStatus.REQUESTED, NodeStatus.LAUNCHED) and self.closed is None
 
 
 def estimate_allocatable(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node, NodeId
-from airflow_eksbatch.core.model.world import World
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor
 from airflow_eksbatch.core.planner.plan import Placement
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.world.world import World
 
 Demand = dict[JobClass, int]
 
@@ -78,9 +78,7 @@ def serve(
         for floor in floors:
             if wanted:
                 for node_id, count in floor.fit(job_class.shape, wanted):
-                    placements.append(
-                        Placement(job_class=job_class, node_id=node_id, count=count)
-                    )
+                    placements.append(Placement(job_class=job_class, node_id=node_id, count=count))
                     wanted -= count
         placed = left.setdefault(job_class, world.lines[job_class].count)
         left[job_class] = placed - (allowed - wanted)

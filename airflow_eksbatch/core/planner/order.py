@@ -10,9 +10,9 @@ import heapq
 from collections import defaultdict
 
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.world import World
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.world.world import World
 
 # A share that runs nothing and never ran is first; a float apart from any real use.
 NO_RIVAL = float("inf")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from airflow_eksbatch.core.model.job_class import JobClass
 from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.world.job_class import JobClass
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

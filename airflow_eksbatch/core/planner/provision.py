@@ -13,11 +13,11 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.model.world import World
 from airflow_eksbatch.core.planner.fit import Demand, floors_of_coming_nodes
 from airflow_eksbatch.core.planner.order import queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor
 from airflow_eksbatch.core.planner.plan import Launch
+from airflow_eksbatch.core.world.world import World
 
 Shapes = dict[Resources, int]
 

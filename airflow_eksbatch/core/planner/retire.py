@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
-from airflow_eksbatch.core.model.world import World
 from airflow_eksbatch.core.planner.plan import Placement, Retirement
+from airflow_eksbatch.core.world.world import World
 
 
 def retire_nodes(
@@ -31,9 +31,7 @@ def retire_nodes(
     return retirements
 
 
-def why_retire(
-    world: World, node: Node, busy: set[NodeId], now: int, idle_s: float
-) -> str | None:
+def why_retire(world: World, node: Node, busy: set[NodeId], now: int, idle_s: float) -> str | None:
     """Why this node should go now; None keeps it."""
     environment = world.compute_environments.get(node.compute_environment)
     if environment is None or not environment.managed:

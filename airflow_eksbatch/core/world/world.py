@@ -6,7 +6,6 @@ import heapq
 from collections import defaultdict
 
 from airflow_eksbatch.core.model import limits, ranges
-from airflow_eksbatch.core.model.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import (
     Attempt,
@@ -17,12 +16,13 @@ from airflow_eksbatch.core.model.job import (
     PodName,
     pod_name,
 )
-from airflow_eksbatch.core.model.job_class import ClassLine, JobClass, class_of
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NODE_TRANSITIONS, Node, NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
 
 Room = tuple[str, Resources]
 """Compute environment and what is free: nodes alike in both are alike for packing."""
@@ -261,7 +261,12 @@ class World:
         changes.attempts = list(self._dirty_attempts.values())
         changes.nodes = list(self._dirty_nodes.values())
         changes.usages = list(self._dirty_usages.values())
-        for dirty in (self._dirty_jobs, self._dirty_attempts, self._dirty_nodes, self._dirty_usages):
+        for dirty in (
+            self._dirty_jobs,
+            self._dirty_attempts,
+            self._dirty_nodes,
+            self._dirty_usages,
+        ):
             dirty.clear()
         if not changes.is_empty:
             changes.totals, changes.counters = self.totals, self.counters
@@ -364,4 +369,3 @@ class World:
         if job.running:
             return self.attempts[pod_name(job.job_id, 0, job.running[0])].status
         return JobStatus.PENDING if job.pending else JobStatus.RUNNABLE
-

@@ -1,0 +1,1 @@
+"""The world: all live nouns and their indexes."""
