@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from airflow_eksbatch.api.call import Call, Operation, now_ms
-from airflow_eksbatch.api.definitions import check_pod, find_definition, resolve_pod
 from airflow_eksbatch.api.names import SHARE, check_job_name, check_tags, name_of, split_job_id
+from airflow_eksbatch.api.pod_properties import check_pod, find_definition, resolve_pod
+from airflow_eksbatch.api.port import Call, Operation, now_ms
 from airflow_eksbatch.api.shapes import (
     dependencies_from,
     resources_of_pod,
@@ -99,10 +99,10 @@ def token_of(call: Call) -> tuple[str | None, str | None, int]:
     if header is None:
         invocation = call.headers.get("amz-sdk-invocation-id")
         return (f"{CALL_TOKEN}{call.access_key}:{invocation}" if invocation else None), None, 0
-    key, _, number = header.rpartition("|")
-    if not key or not number.isascii() or not number.isdigit() or len(number) > 9:
+    key, _, number = unquote(header).rpartition("|")
+    if not key or "\0" in key or not number.isascii() or not number.isdigit() or len(number) > 9:
         raise Rejected("x-eksbatch-token must be a task key and a try number: KEY|1.")
-    return f"{TASK_TOKEN}{call.access_key}:{header}", unquote(key), int(number)
+    return f"{TASK_TOKEN}{call.access_key}:{key}|{int(number)}", key, int(number)
 
 
 def airflow_of(call: Call) -> bytes | None:

@@ -1,8 +1,9 @@
-"""What the API asks of the service behind it."""
+"""What the API asks of the service behind it, and what an operation is given."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -19,7 +20,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "us-east-1"
     account: str = "000000000000"
     auth: Literal["open", "sigv4"] = "sigv4"
-    """`open` takes unsigned requests from this machine only."""
+    """`open` takes unsigned requests from whoever can connect."""
     base_url: str = ""
 
     def arn(self, tail: str) -> str:
@@ -62,3 +63,20 @@ class Desk(Protocol):
     async def control_cloud(self, request: dict[str, Any]) -> dict[str, Any]: ...
 
     def metrics_text(self) -> bytes: ...
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """The validated input of an operation, who asks, and the desk."""
+
+    desk: Desk
+    input: dict[str, Any]
+    headers: Mapping[str, str]
+    access_key: str
+
+
+Operation = Callable[[Call], Awaitable[dict[str, Any]]]
+
+
+def now_ms() -> int:
+    """Epoch milliseconds, as every timestamp on this wire."""
+    return time.time_ns() // 1_000_000

@@ -17,6 +17,7 @@ from airflow_eksbatch.core.model.job import (
     Dependency,
     DependencyType,
     Job,
+    JobEvent,
     JobId,
     JobStatus,
     pod_name,
@@ -359,6 +360,22 @@ def job_summary(view: JobView, settings: ApiSettings) -> Wire:
     elif job.is_array:
         wire["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
     return {name: value for name, value in wire.items() if value is not None}
+
+
+def event_wire(event: JobEvent) -> Wire:
+    """One event, as streams and stories tell it."""
+    return {
+        "seq": event.seq,
+        "time": event.time,
+        "jobId": event.public_id,
+        "jobName": event.job_name,
+        "jobQueue": event.job_queue,
+        "status": event.status.value,
+        "statusReason": event.status_reason,
+        "exitCode": event.exit_code,
+        "attempt": event.attempt,
+        "parent": event.parent,
+    }
 
 
 def summary_of(world: World, job: Job) -> dict[str, int] | None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import botocore.session
-from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureShape
+from botocore.model import ListShape, MapShape, ServiceModel, StructureShape
 
 from airflow_eksbatch.core.model.errors import Rejected
 
@@ -36,7 +36,8 @@ def service_model() -> ServiceModel:
 @cache
 def operations() -> dict[str, str]:
     """Last part of the path -> operation name."""
-    return {name.lower(): name for name in service_model().operation_names}
+    names: Any = service_model().operation_names
+    return {name.lower(): name for name in names}
 
 
 @cache
@@ -50,7 +51,7 @@ def bad(path: str, problem: str) -> Rejected:
     return Rejected(f"Error executing request, Exception : {path.lstrip('.') or 'body'} {problem}")
 
 
-def check_of(shape: Shape) -> Check:
+def check_of(shape: Any) -> Check:
     """Compiled once for each shape of the model."""
     if isinstance(shape, StructureShape):
         return structure_check(shape)
@@ -63,7 +64,7 @@ def check_of(shape: Shape) -> Check:
     return number_check(shape)
 
 
-def structure_check(shape: StructureShape) -> Check:
+def structure_check(shape: Any) -> Check:
     members = {name: check_of(member) for name, member in shape.members.items()}
     required = frozenset(shape.required_members)
 
@@ -82,7 +83,7 @@ def structure_check(shape: StructureShape) -> Check:
     return check
 
 
-def list_check(shape: ListShape) -> Check:
+def list_check(shape: Any) -> Check:
     member = check_of(shape.member)
     least, most = limits_of(shape)
 
@@ -96,7 +97,7 @@ def list_check(shape: ListShape) -> Check:
     return check
 
 
-def map_check(shape: MapShape) -> Check:
+def map_check(shape: Any) -> Check:
     key, member = check_of(shape.key), check_of(shape.value)
     _, most = limits_of(shape)
 
@@ -114,7 +115,7 @@ def map_check(shape: MapShape) -> Check:
     return check
 
 
-def string_check(shape: Shape) -> Check:
+def string_check(shape: Any) -> Check:
     least, most = limits_of(shape)
     enum = frozenset(shape.metadata.get("enum", ()))
     pattern = shape.metadata.get("pattern")
@@ -134,7 +135,7 @@ def string_check(shape: Shape) -> Check:
     return check
 
 
-def number_check(shape: Shape) -> Check:
+def number_check(shape: Any) -> Check:
     kinds: tuple[type, ...] = {
         "boolean": (bool,),
         "double": (int, float),
@@ -153,7 +154,7 @@ def number_check(shape: Shape) -> Check:
     return check
 
 
-def limits_of(shape: Shape) -> tuple[int, int]:
+def limits_of(shape: Any) -> tuple[int, int]:
     return int(shape.metadata.get("min", 0)), int(shape.metadata.get("max", INT_MAX))
 
 
@@ -161,3 +162,17 @@ def between(least: float, most: float) -> str:
     if most >= INT_MAX:
         return f"at least {least}"
     return f"{least} to {most}" if least > -INT_MAX else f"at most {most}"
+
+
+def check_text(given: object, body: bytes) -> None:
+    """Refuse NUL in any string; looked for only where the body can have one."""
+    if b"\\u0000" in body and has_nul(given):
+        raise bad("", "has a NUL character, which no text here can hold: leave it out.")
+
+
+def has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(has_nul(key) or has_nul(one) for key, one in value.items())
+    return isinstance(value, list) and any(has_nul(one) for one in value)

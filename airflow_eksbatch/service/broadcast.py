@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from airflow_eksbatch.api.shapes import event_wire
 from airflow_eksbatch.core.model.job import JobEvent
 
 Line = dict[str, Any]
@@ -28,22 +29,6 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     events_since: Callable[[int, int], Awaitable[list[JobEvent]]]
     first_seq: Callable[[], Awaitable[int]]
-
-
-def line_of_event(event: JobEvent) -> Line:
-    """One event in the words of the wire."""
-    return {
-        "seq": event.seq,
-        "time": event.time,
-        "jobId": event.public_id,
-        "jobName": event.job_name,
-        "jobQueue": event.job_queue,
-        "status": event.status.value,
-        "statusReason": event.status_reason,
-        "exitCode": event.exit_code,
-        "attempt": event.attempt,
-        "parent": event.parent,
-    }
 
 
 class _Subscriber:
@@ -161,5 +146,5 @@ def _line(subscriber: _Subscriber, events: Sequence[JobEvent]) -> Line:
     subscriber.cursor = events[-1].seq
     return {
         "seq": subscriber.cursor,
-        "events": [line_of_event(event) for event in events],
+        "events": [event_wire(event) for event in events],
     }

@@ -119,7 +119,7 @@ def first_facts(settings: Settings, desk: ServiceDesk) -> list[Fact]:
             market=market,
             max_vcpus=vcpus,
             cluster_arn=f"arn:aws:eks:{desk.settings.region}:{desk.settings.account}:cluster/local",
-            namespace="default",
+            namespace="eksbatch-jobs",
             created_at=now,
         )
         return ComputeEnvironmentPut(compute_environment=noun, create=True)

@@ -140,6 +140,9 @@ class Loop:
             self._inbox.give_back(letters)
             raise
         except BaseException:
+            # Whoever waits to read is let go, and finds that there is no world.
+            self.world = None
+            self._settled.set()
             for letter in letters:
                 letter.answer(unavailable("The service failed at this and starts again."))
             raise

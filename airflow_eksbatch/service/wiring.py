@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_eksbatch.api.app import make_app
+from airflow_eksbatch.api.extension import fetch_from
 from airflow_eksbatch.api.port import ApiSettings
 from airflow_eksbatch.cloud.port import Cloud
 from airflow_eksbatch.cluster.port import Cluster
@@ -35,6 +36,7 @@ from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry, configure_logging
 from airflow_eksbatch.service.watchers import Watchers
 from airflow_eksbatch.store.port import Store
+from airflow_eksbatch.web.app import make_web_app
 
 
 def make_store(settings: Settings) -> Store:
@@ -141,7 +143,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             cluster=cluster,
             cloud=cloud,
             desk=desk,
-            app=make_app(desk),
+            app=make_app(desk, make_web_app(fetch_from(desk))),
             clock=clock,
             keep_ms=int(settings.keep_days * 86_400_000),
         )

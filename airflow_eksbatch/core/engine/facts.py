@@ -78,6 +78,15 @@ class DefinitionDeregistered(Fact, frozen=True, kw_only=True):
     revision: int
 
 
+class TagsChanged(Fact, frozen=True, kw_only=True):
+    """TagResource and UntagResource, in the words of the ARN."""
+
+    kind: Literal["job-queue", "compute-environment", "scheduling-policy", "job-definition"]
+    name: str
+    added: dict[str, str] = {}
+    removed: tuple[str, ...] = ()
+
+
 # ---- from a cluster
 
 

@@ -12,7 +12,7 @@ from airflow_eksbatch.core.engine.lives import (
     stop_attempt,
 )
 from airflow_eksbatch.core.engine.turn import Turn
-from airflow_eksbatch.core.model import dependencies, ranges
+from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
@@ -287,3 +287,29 @@ def on_definition_deregistered(turn: Turn, fact: facts.DefinitionDeregistered) -
     if definition is None:
         raise Rejected(f"Job definition {fact.name}:{fact.revision} does not exist.")
     turn.world.put_definition(msgspec.structs.replace(definition, status="INACTIVE"))
+
+
+# ---- tags
+
+
+def on_tags_changed(turn: Turn, fact: facts.TagsChanged) -> None:
+    """Tags are merged here, so that two callers at once lose nothing."""
+    world = turn.world
+    if fact.kind == "job-definition":
+        name, _, revision = fact.name.partition(":")
+        number = int(revision) if revision.isdigit() and len(revision) < 10 else 0
+        noun = world.definitions.get(name, {}).get(number)
+        put = world.put_definition
+    elif fact.kind == "job-queue":
+        noun, put = world.queues.get(fact.name), world.put_queue
+    elif fact.kind == "compute-environment":
+        noun, put = world.compute_environments.get(fact.name), world.put_compute_environment
+    else:
+        noun, put = world.policies.get(fact.name), world.put_policy
+    if noun is None:
+        raise Rejected(f"{fact.kind} {fact.name} does not exist.")
+    kept = {key: value for key, value in noun.tags.items() if key not in fact.removed}
+    tags = {**kept, **fact.added}
+    if len(tags) > limits.TAGS_MAX:
+        raise Rejected(f"At most {limits.TAGS_MAX} tags are allowed, not {len(tags)}.")
+    put(msgspec.structs.replace(noun, tags=tags))  # type: ignore[arg-type]

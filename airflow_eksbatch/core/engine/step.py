@@ -18,6 +18,7 @@ from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.turn import StepSettings, Turn
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.planner.check import check_plan
 from airflow_eksbatch.core.planner.plan import Launch, Placement, Plan
 from airflow_eksbatch.core.planner.planning import make_plan
 from airflow_eksbatch.core.world.world import World
@@ -31,6 +32,7 @@ REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.Deleted: on_api.on_deleted,
     facts.DefinitionRegistered: on_api.on_definition_registered,
     facts.DefinitionDeregistered: on_api.on_definition_deregistered,
+    facts.TagsChanged: on_api.on_tags_changed,
     facts.EnvironmentChecked: on_api.on_environment_checked,
     facts.PodSeen: on_cluster.on_pod_seen,
     facts.PodRunning: on_cluster.on_pod_running,
@@ -57,6 +59,8 @@ def step(world: World, news: Sequence[facts.Fact], now: int, settings: StepSetti
     on_time.on_time(turn)
     wake_dependents(turn)
     plan = make_plan(world, now, settings.idle_s)
+    if settings.check_plans:
+        check_plan(world, plan, now)
     carry_out(turn, plan)
     on_api.finish_deletions(turn)
     return Outcome(

@@ -19,6 +19,8 @@ class StepSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     idle_s: float = 60.0
     """How long an empty node is kept where its environment does not say."""
+    check_plans: bool = False
+    """Count again what every plan does before it is carried out: for tests and the simulator."""
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):

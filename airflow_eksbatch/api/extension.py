@@ -1,0 +1,218 @@
+"""What AWS Batch does not have: the event stream, stories, outputs, reasons, totals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.api.job_reads import find_jobs, view_of
+from airflow_eksbatch.api.names import split_job_id
+from airflow_eksbatch.api.port import Desk, now_ms
+from airflow_eksbatch.api.shapes import event_wire, job_detail, status_in, without_nothing
+from airflow_eksbatch.core.engine import views
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId
+from airflow_eksbatch.core.planner.explain import explain
+
+STORY_MAX = 1_000
+LOG_BLOCK = 1 << 20
+# A whole output in one answer; what is longer is read on from x-eksbatch-next-offset.
+LOG_BYTES_MAX = 16 << 20
+# Bytes in which the last lines are looked for.
+TAIL_BYTES = 1 << 20
+FOLLOW_EVERY_S = 0.5
+
+Query = Mapping[str, str]
+
+
+def number_in(query: Query, name: str, default: int) -> int:
+    """A whole number of the query string."""
+    text = query.get(name, "")
+    if not text:
+        return default
+    if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 18:
+        raise Rejected(f"{name} must be a whole number, not {text!r}.")
+    return int(text)
+
+
+def not_found(what: str) -> Rejected:
+    return Rejected(f"{what} does not exist.", "ResourceNotFoundException")
+
+
+async def find_job(desk: Desk, job_id: str) -> tuple[Job, int | None]:
+    """A job, or a child of an array; raises Rejected for what there is not."""
+    await desk.settled()
+    plain, index = split_job_id(job_id)
+    job = (await find_jobs(desk, [JobId(plain)])).get(JobId(plain))
+    if job is None or (index is not None and not (job.is_array and index < job.spec.size)):
+        raise not_found(f"Job {job_id}")
+    return job, index
+
+
+# ---- one job
+
+
+async def get_job(desk: Desk, job_id: str) -> dict[str, Any]:
+    """All that is known of a job: detail, the Airflow task behind it, events, attempts."""
+    job, index = await find_job(desk, job_id)
+    view = await view_of(desk, job, index)
+    events = await desk.ask(lambda store: store.events_since(0, STORY_MAX, job.job_id))
+    if index is not None:
+        events = [event for event in events if event.index == index]
+    return {
+        "job": job_detail(view, desk.settings),
+        "airflow": msgspec.json.decode(job.spec.airflow) if job.spec.airflow else None,
+        "story": [event_wire(event) for event in events],
+        "attempts": [attempt_wire(desk, attempt) for attempt in view.attempts],
+    }
+
+
+def attempt_wire(desk: Desk, attempt: Attempt) -> dict[str, Any]:
+    """One placement, also those that cost the user nothing."""
+    node, end = desk.world.nodes.get(attempt.node_id), attempt.end
+    return without_nothing(
+        {
+            "attempt": attempt.number,
+            "charged": attempt.charged if end is not None else None,
+            "podName": attempt.pod_name,
+            "nodeId": attempt.node_id,
+            "instanceType": node.offering.instance_type if node is not None else None,
+            "computeEnvironment": node.compute_environment if node is not None else None,
+            "status": attempt.status.value,
+            "createdAt": attempt.created_at,
+            "startedAt": attempt.started_at,
+            "stoppedAt": attempt.stopped_at,
+            "exitCode": end.exit_code if end is not None else None,
+            "reason": end.reason if end is not None else None,
+            "statusReason": end.status_reason if end is not None else None,
+        }
+    )
+
+
+async def explain_job(desk: Desk, job_id: str) -> dict[str, Any]:
+    """Why it is not running, in sentences."""
+    job, index = await find_job(desk, job_id)
+    status = status_in(desk.world, job, index)
+    live = desk.world.jobs.get(job.job_id)
+    if live is None or status in TERMINAL:
+        reason = f": {job.status_reason}" if job.status_reason else "."
+        sentences = [f"It has ended as {status.value}{reason}"]
+    else:
+        sentences = explain(desk.world, live, now_ms())
+    return {"jobId": job_id, "status": status.value, "sentences": sentences}
+
+
+# ---- output
+
+
+async def find_attempt(desk: Desk, job_id: str, number: int) -> Attempt | None:
+    """An attempt by number (0: the last); None before the first one."""
+    job, index = await find_job(desk, job_id)
+    if job.is_array and index is None:
+        raise Rejected(
+            f"Job {job_id} is an array of {job.spec.size}: name a child, such as {job_id}:0."
+        )
+    attempts = await desk.ask(lambda store: store.find_attempts(job.job_id, index or 0))
+    if not number:
+        return attempts[-1] if attempts else None
+    for attempt in attempts:
+        if attempt.number == number:
+            return attempt
+    raise not_found(f"Attempt {number} of job {job_id}")
+
+
+async def read_output(desk: Desk, job_id: str, query: Query) -> tuple[bytes, int]:
+    """Output of an attempt and where it goes on; empty before it begins."""
+    attempt = await find_attempt(desk, job_id, number_in(query, "attempt", 0))
+    tail = number_in(query, "tail", 0)
+    if attempt is None:
+        return b"", 0
+    if tail > 0:
+        return await read_tail(desk, attempt, tail)
+    offset = max(0, number_in(query, "offset", 0))
+    blocks: list[bytes] = []
+    while sum(map(len, blocks)) < LOG_BYTES_MAX:
+        found = await desk.read_log(attempt, offset, LOG_BLOCK)
+        if found is None or not found[0]:
+            break
+        blocks.append(found[0])
+        offset = found[1]
+    return b"".join(blocks), offset
+
+
+async def read_tail(desk: Desk, attempt: Attempt, lines: int) -> tuple[bytes, int]:
+    """The last lines, whole ones."""
+    found = await desk.read_log(attempt, -TAIL_BYTES, TAIL_BYTES)
+    if found is None:
+        return b"", 0
+    output, offset = found
+    kept = output.splitlines(keepends=True)[-lines:]
+    return b"".join(kept), offset
+
+
+async def follow_output(desk: Desk, job_id: str, query: Query) -> AsyncIterator[bytes]:
+    """Output as it comes, until the job has ended and all of it was read."""
+    number, offset = number_in(query, "attempt", 0), max(0, number_in(query, "offset", 0))
+    while True:
+        attempt = await find_attempt(desk, job_id, number)
+        job, index = await find_job(desk, job_id)
+        over = status_in(desk.world, job, index) in TERMINAL or (
+            attempt is not None and bool(number) and attempt.end is not None
+        )
+        if attempt is not None:
+            while (found := await desk.read_log(attempt, offset, LOG_BLOCK)) and found[0]:
+                offset = found[1]
+                yield found[0]
+        if over:
+            return
+        await asyncio.sleep(FOLLOW_EVERY_S)
+
+
+# ---- views for the dashboard and the totals
+
+
+async def fetch_view(desk: Desk, name: str, job_id: str = "") -> Any:
+    """Rows by the name of the view; None for what there is not."""
+    await desk.settled()
+    if name == "job":
+        return await job_page(desk, job_id)
+    world = desk.world
+    makers: dict[str, Callable[[], Any]] = {
+        "summary": lambda: views.summary(world, now_ms()),
+        "queues": lambda: views.queues(world),
+        "nodes": lambda: views.nodes(world, now_ms()),
+        "classes": lambda: views.classes(world),
+    }
+    return makers[name]()
+
+
+async def job_page(desk: Desk, job_id: str) -> dict[str, Any] | None:
+    """A job with its reasons and the end of its output."""
+    try:
+        found = await get_job(desk, job_id)
+    except Rejected:
+        return None
+    reasons = await explain_job(desk, job_id)
+    is_array = bool(found["job"].get("arrayProperties", {}).get("size"))
+    output = b"" if is_array else (await read_output(desk, job_id, {"tail": "200"}))[0]
+    ended = found["job"]["status"] in {status.value for status in TERMINAL}
+    return {
+        **found,
+        "explain": [] if ended else reasons["sentences"],
+        "log": output.decode(errors="replace"),
+    }
+
+
+Fetch = Callable[..., Awaitable[Any]]
+
+
+def fetch_from(desk: Desk) -> Fetch:
+    """What the dashboard reads from."""
+
+    async def fetch(name: str, job_id: str = "") -> Any:
+        return await fetch_view(desk, name, job_id)
+
+    return fetch

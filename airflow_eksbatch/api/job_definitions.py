@@ -1,0 +1,130 @@
+"""Job definitions over the wire: register, deregister, describe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.api.names import check_name, check_tags, name_of, page
+from airflow_eksbatch.api.pod_properties import check_pod
+from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.shapes import (
+    resources_of_pod,
+    retry_from,
+    retry_wire,
+    timeout_from,
+    without_nothing,
+)
+from airflow_eksbatch.core.engine.facts import DefinitionDeregistered, DefinitionRegistered
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+
+PRIORITY_MAX = 9_999
+NOT_EKS = ("containerProperties", "ecsProperties", "nodeProperties")
+
+
+async def register(call: Call) -> dict[str, Any]:
+    """The next revision of its name."""
+    desk, request = call.desk, call.input
+    pod = pod_of(request)
+    priority = request.get("schedulingPriority", 0)
+    if not 0 <= priority <= PRIORITY_MAX:
+        raise Rejected(f"schedulingPriority must be 0 to {PRIORITY_MAX}, not {priority}.")
+    definition = JobDefinition(
+        name=check_name(request["jobDefinitionName"], "jobDefinitionName"),
+        revision=0,
+        arn="",
+        pod=msgspec.json.encode(pod),
+        parameters=request.get("parameters", {}),
+        retry=retry_from(request.get("retryStrategy")),
+        timeout_s=timeout_from(request.get("timeout")),
+        scheduling_priority=priority,
+        tags=check_tags(request.get("tags")),
+        created_at=now_ms(),
+    )
+    fact = DefinitionRegistered(
+        definition=definition, arn_prefix=desk.settings.arn("job-definition/")
+    )
+    made: JobDefinition = await desk.offer(fact)
+    return {
+        "jobDefinitionName": made.name,
+        "jobDefinitionArn": made.arn,
+        "revision": made.revision,
+    }
+
+
+def pod_of(request: dict[str, Any]) -> dict[str, Any]:
+    """podProperties, checked; what only ECS or Fargate can run is refused."""
+    if request["type"] != "container":
+        raise Rejected("Only type container is run here; multi-node parallel jobs need ECS.")
+    if "FARGATE" in request.get("platformCapabilities", ()):
+        raise Rejected("platformCapabilities FARGATE is not for EKS: leave it out, or say EC2.")
+    pod = (request.get("eksProperties") or {}).get("podProperties")
+    if pod is None:
+        given = next((name for name in NOT_EKS if request.get(name)), None)
+        instead = f", not {given}" if given else ""
+        raise Rejected(f"This service runs pods: give eksProperties.podProperties{instead}.")
+    check_pod(pod)
+    resources_of_pod(pod)
+    return pod
+
+
+async def deregister(call: Call) -> dict[str, Any]:
+    name, _, revision = name_of(call.input["jobDefinition"]).partition(":")
+    if not revision.isascii() or not revision.isdigit() or len(revision) > 9:
+        raise Rejected("jobDefinition must be name:revision, or an ARN that ends so.")
+    await call.desk.offer(DefinitionDeregistered(name=name, revision=int(revision)))
+    return {}
+
+
+async def describe(call: Call) -> dict[str, Any]:
+    """All revisions, by name and status, or those that are named one by one."""
+    await call.desk.settled()
+    request, world = call.input, call.desk.world
+    named = request.get("jobDefinitions") or []
+    if len(named) > limits.DESCRIBE_MAX:
+        raise Rejected(f"jobDefinitions takes at most {limits.DESCRIBE_MAX} entries.")
+    revisions = (d for by_number in world.definitions.values() for d in by_number.values())
+    found = sorted(revisions, key=lambda d: (d.name, -d.revision))
+    if named:
+        wanted = {name_of(name) for name in named}
+        found = [d for d in found if d.key in wanted or d.name in wanted]
+    elif request.get("jobDefinitionName"):
+        name = name_of(request["jobDefinitionName"])
+        found = [d for d in found if d.name == name]
+    if request.get("status"):
+        found = [d for d in found if d.status == request["status"]]
+    size = min(request.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
+    rows, token = page(found, request.get("nextToken"), max(1, size))
+    return without_nothing({"jobDefinitions": [detail(d) for d in rows], "nextToken": token})
+
+
+def detail(definition: JobDefinition) -> dict[str, Any]:
+    return without_nothing(
+        {
+            "jobDefinitionName": definition.name,
+            "jobDefinitionArn": definition.arn,
+            "revision": definition.revision,
+            "status": definition.status,
+            "type": "container",
+            "schedulingPriority": definition.scheduling_priority,
+            "parameters": definition.parameters,
+            "retryStrategy": retry_wire(definition.retry) if definition.retry else None,
+            "timeout": {"attemptDurationSeconds": definition.timeout_s}
+            if definition.timeout_s
+            else None,
+            "eksProperties": {"podProperties": msgspec.json.decode(definition.pod)},
+            "tags": definition.tags,
+            "platformCapabilities": [],
+            "containerOrchestrationType": "EKS",
+        }
+    )
+
+
+OPERATIONS: dict[str, Operation] = {
+    "RegisterJobDefinition": register,
+    "DeregisterJobDefinition": deregister,
+    "DescribeJobDefinitions": describe,
+}

@@ -1,0 +1,244 @@
+"""Job queues and scheduling policies over the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.api.names import SHARE, check_name, check_tags, name_of, page
+from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.shapes import without_nothing
+from airflow_eksbatch.core.engine.facts import Deleted, PolicyPut, QueuePut
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareWeight
+
+PRIORITY_MAX = 1_000
+DECAY_S_MAX = 604_800
+RESERVATION_MAX = 99
+WEIGHT_MIN, WEIGHT_MAX = 0.0001, 999.9999
+NOT_HERE = {
+    "serviceEnvironmentOrder": "service environments run SageMaker jobs",
+    "jobStateTimeLimitActions": "`eksbatch explain` says why a job waits, and nothing is cancelled for it",
+}
+
+
+def check_supported(request: dict[str, Any]) -> None:
+    for name, why in NOT_HERE.items():
+        if request.get(name):
+            raise Rejected(f"{name} is not supported here ({why}): leave it out.")
+    if request.get("jobQueueType", "EKS") != "EKS":
+        raise Rejected("jobQueueType must be EKS, or left out.")
+
+
+def environments_in_order(order: list[dict[str, Any]]) -> tuple[str, ...]:
+    """computeEnvironmentOrder as names, first choice first."""
+    most = limits.COMPUTE_ENVIRONMENTS_PER_QUEUE_MAX
+    if not 1 <= len(order) <= most:
+        raise Rejected(f"computeEnvironmentOrder must name 1 to {most} compute environments.")
+    names = [
+        name_of(entry["computeEnvironment"])
+        for entry in sorted(order, key=lambda entry: entry["order"])
+    ]
+    if len({entry["order"] for entry in order}) < len(order) or len(set(names)) < len(names):
+        raise Rejected(
+            "computeEnvironmentOrder names a compute environment or an order number twice."
+        )
+    return tuple(names)
+
+
+def check_priority(priority: int) -> int:
+    if not 0 <= priority <= PRIORITY_MAX:
+        raise Rejected(f"priority must be 0 to {PRIORITY_MAX}, not {priority}.")
+    return priority
+
+
+def names_of_queue(queue: JobQueue) -> dict[str, Any]:
+    return {"jobQueueName": queue.name, "jobQueueArn": queue.arn}
+
+
+async def create_queue(call: Call) -> dict[str, Any]:
+    request = call.input
+    check_supported(request)
+    name = check_name(request["jobQueueName"], "jobQueueName")
+    policy = request.get("schedulingPolicyArn")
+    queue = JobQueue(
+        name=name,
+        arn=call.desk.settings.arn(f"job-queue/{name}"),
+        priority=check_priority(request["priority"]),
+        state=request.get("state", "ENABLED"),
+        compute_environments=environments_in_order(request.get("computeEnvironmentOrder") or []),
+        policy=name_of(policy) if policy else None,
+        tags=check_tags(request.get("tags")),
+        created_at=now_ms(),
+    )
+    return names_of_queue(await call.desk.offer(QueuePut(queue=queue, create=True)))
+
+
+async def update_queue(call: Call) -> dict[str, Any]:
+    """What is given replaces what was; a FIFO queue stays one (AWS)."""
+    await call.desk.settled()
+    request = call.input
+    check_supported(request)
+    before = call.desk.world.queues.get(name_of(request["jobQueue"]))
+    if before is None:
+        raise Rejected(f"Job queue {name_of(request['jobQueue'])} does not exist.")
+    changes: dict[str, Any] = {}
+    if "state" in request:
+        changes["state"] = request["state"]
+    if "priority" in request:
+        changes["priority"] = check_priority(request["priority"])
+    if request.get("computeEnvironmentOrder"):
+        changes["compute_environments"] = environments_in_order(request["computeEnvironmentOrder"])
+    if request.get("schedulingPolicyArn"):
+        changes["policy"] = name_of(request["schedulingPolicyArn"])
+    queue = msgspec.structs.replace(before, **changes)
+    return names_of_queue(await call.desk.offer(QueuePut(queue=queue, create=False)))
+
+
+async def delete_queue(call: Call) -> dict[str, Any]:
+    await call.desk.offer(Deleted(kind="job_queue", name=name_of(call.input["jobQueue"])))
+    return {}
+
+
+async def describe_queues(call: Call) -> dict[str, Any]:
+    await call.desk.settled()
+    request, settings = call.input, call.desk.settings
+    queues = sorted(call.desk.world.queues.values(), key=lambda queue: queue.name)
+    if request.get("jobQueues"):
+        wanted = {name_of(name) for name in request["jobQueues"]}
+        queues = [queue for queue in queues if queue.name in wanted]
+    size = min(request.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
+    rows, token = page(queues, request.get("nextToken"), max(1, size))
+    details = [
+        without_nothing(
+            {
+                **names_of_queue(queue),
+                "state": queue.state,
+                "status": queue.status,
+                "statusReason": queue.status_reason,
+                "priority": queue.priority,
+                "schedulingPolicyArn": settings.arn(f"scheduling-policy/{queue.policy}")
+                if queue.policy
+                else None,
+                "computeEnvironmentOrder": [
+                    {
+                        "order": number,
+                        "computeEnvironment": settings.arn(f"compute-environment/{name}"),
+                    }
+                    for number, name in enumerate(queue.compute_environments, 1)
+                ],
+                "jobQueueType": "EKS",
+                "tags": queue.tags,
+            }
+        )
+        for queue in rows
+    ]
+    return without_nothing({"jobQueues": details, "nextToken": token})
+
+
+# ---- scheduling policies
+
+
+def fair_share(request: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a policy from fairsharePolicy."""
+    if request.get("quotaSharePolicy"):
+        raise Rejected("quotaSharePolicy is not supported here: give fairsharePolicy.")
+    wire = request.get("fairsharePolicy") or {}
+    decay_s, reservation = wire.get("shareDecaySeconds", 0), wire.get("computeReservation", 0)
+    if not 0 <= decay_s <= DECAY_S_MAX:
+        raise Rejected(f"shareDecaySeconds must be 0 to {DECAY_S_MAX}, not {decay_s}.")
+    if not 0 <= reservation <= RESERVATION_MAX:
+        raise Rejected(f"computeReservation must be 0 to {RESERVATION_MAX}, not {reservation}.")
+    shares = tuple(share_weight(entry) for entry in wire.get("shareDistribution", ()))
+    if len(shares) > limits.ACTIVE_SHARES_MAX:
+        raise Rejected(f"shareDistribution takes at most {limits.ACTIVE_SHARES_MAX} entries.")
+    if len({share.share_identifier for share in shares}) < len(shares):
+        raise Rejected("shareDistribution names a shareIdentifier twice.")
+    return {"share_decay_s": decay_s, "compute_reservation": reservation, "shares": shares}
+
+
+def share_weight(entry: dict[str, Any]) -> ShareWeight:
+    name, weight = entry["shareIdentifier"], entry.get("weightFactor", 1.0)
+    if not name or not SHARE.match(name):
+        raise Rejected(
+            f"shareIdentifier must be 1 to 255 letters and digits, with * at its end or not: {name!r}."
+        )
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        raise Rejected(f"weightFactor must be {WEIGHT_MIN} to {WEIGHT_MAX}, not {weight}.")
+    return ShareWeight(share_identifier=name, weight_factor=float(weight))
+
+
+async def create_policy(call: Call) -> dict[str, Any]:
+    name = check_name(call.input["name"], "name")
+    policy = SchedulingPolicy(
+        name=name,
+        arn=call.desk.settings.arn(f"scheduling-policy/{name}"),
+        tags=check_tags(call.input.get("tags")),
+        **fair_share(call.input),
+    )
+    await call.desk.offer(PolicyPut(policy=policy, create=True))
+    return {"name": policy.name, "arn": policy.arn}
+
+
+async def update_policy(call: Call) -> dict[str, Any]:
+    await call.desk.settled()
+    name = name_of(call.input["arn"])
+    before = call.desk.world.policies.get(name)
+    if before is None:
+        raise Rejected(f"Scheduling policy {name} does not exist.")
+    policy = msgspec.structs.replace(before, **fair_share(call.input))
+    await call.desk.offer(PolicyPut(policy=policy, create=False))
+    return {}
+
+
+async def delete_policy(call: Call) -> dict[str, Any]:
+    await call.desk.offer(Deleted(kind="scheduling_policy", name=name_of(call.input["arn"])))
+    return {}
+
+
+async def describe_policies(call: Call) -> dict[str, Any]:
+    await call.desk.settled()
+    policies = call.desk.world.policies
+    found = [policies[name] for name in map(name_of, call.input["arns"]) if name in policies]
+    return {"schedulingPolicies": [policy_detail(policy) for policy in found]}
+
+
+def policy_detail(policy: SchedulingPolicy) -> dict[str, Any]:
+    return {
+        "name": policy.name,
+        "arn": policy.arn,
+        "fairsharePolicy": {
+            "shareDecaySeconds": policy.share_decay_s,
+            "computeReservation": policy.compute_reservation,
+            "shareDistribution": [
+                {"shareIdentifier": share.share_identifier, "weightFactor": share.weight_factor}
+                for share in policy.shares
+            ],
+        },
+        "tags": policy.tags,
+    }
+
+
+async def list_policies(call: Call) -> dict[str, Any]:
+    await call.desk.settled()
+    policies = sorted(call.desk.world.policies.values(), key=lambda policy: policy.name)
+    size = min(call.input.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
+    rows, token = page(policies, call.input.get("nextToken"), max(1, size))
+    listed = [{"arn": policy.arn} for policy in rows]
+    return without_nothing({"schedulingPolicies": listed, "nextToken": token})
+
+
+OPERATIONS: dict[str, Operation] = {
+    "CreateJobQueue": create_queue,
+    "UpdateJobQueue": update_queue,
+    "DeleteJobQueue": delete_queue,
+    "DescribeJobQueues": describe_queues,
+    "CreateSchedulingPolicy": create_policy,
+    "UpdateSchedulingPolicy": update_policy,
+    "DeleteSchedulingPolicy": delete_policy,
+    "DescribeSchedulingPolicies": describe_policies,
+    "ListSchedulingPolicies": list_policies,
+}
