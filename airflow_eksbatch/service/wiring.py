@@ -94,7 +94,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         recorder=recorder,
         clock=clock,
         hold_lease=lease.hold,
-        step_settings=StepSettings(idle_s=settings.idle_s),
+        step_settings=StepSettings(idle_s=settings.idle_s, check_plans=settings.check_plans),
         settings=BeatSettings(
             interval_s=settings.beat_ms / 1000,
             facts_max=settings.beat_facts,

@@ -22,6 +22,7 @@ from airflow_eksbatch.core.model.node import NODE_TRANSITIONS, Node, NodeId, Nod
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.world.index_check import check_indexes
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
 
 Room = tuple[str, Resources]
@@ -273,6 +274,10 @@ class World:
         return changes
 
     # ---- keeping the indexes
+
+    def check_indexes(self) -> None:
+        """Compare every index with the nouns it was made from; raises WrongIndex. Slow: for tests."""
+        check_indexes(self)
 
     def _load(self, snapshot: Snapshot) -> None:
         self.counters, self.totals = snapshot.counters, snapshot.totals

@@ -1,0 +1,225 @@
+"""Recomputes every index of the world from its nouns and says what differs: for tests, simulator and `check_plans`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from airflow_eksbatch.core.model import dependencies, ranges
+from airflow_eksbatch.core.model.job import Job, JobId, PodName
+from airflow_eksbatch.core.model.node import NodeId, NodeStatus
+from airflow_eksbatch.core.model.ranges import Ranges
+from airflow_eksbatch.core.model.resources import NOTHING, Resources
+from airflow_eksbatch.core.world.job_class import class_of
+
+if TYPE_CHECKING:
+    from airflow_eksbatch.core.world.world import World
+
+
+class WrongIndex(AssertionError):
+    """Our own bug: what the world remembers of its nouns is not what they are."""
+
+
+def check_indexes(world: World) -> None:
+    """Raises WrongIndex with one sentence; to be called between two steps."""
+    for job_id, job in world.jobs.items():
+        require(job_id == job.job_id, f"job {job.job_id} is kept under the name {job_id}")
+        check_indices(job)
+        check_waiting(world, job)
+    check_attempts(world)
+    check_nodes(world)
+    check_lines(world)
+    check_jobs_by_name(world)
+    check_dependents(world)
+    check_usages(world)
+
+
+def require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise WrongIndex(sentence)
+
+
+def compare(name: str, kept: Mapping[object, object], meant: Mapping[object, object]) -> None:
+    """Both maps, but for entries that hold nothing."""
+    for key in [*kept, *meant]:
+        ours, theirs = kept.get(key), meant.get(key)
+        if (ours or theirs) and ours != theirs:
+            raise WrongIndex(f"{name} of {key} is {ours!r} and should be {theirs!r}")
+
+
+# ---- jobs
+
+
+def check_indices(job: Job) -> None:
+    """Every index is in exactly one set or runs."""
+    sets = {
+        "pending": job.pending,
+        "runnable": job.runnable,
+        "succeeded": job.succeeded,
+        "failed": job.failed,
+    }
+    everything: Ranges = ranges.EMPTY
+    for name, members in sets.items():
+        edges = [edge for pair in members for edge in pair]
+        ordered = edges == sorted(edges) and all(start < stop for start, stop in members)
+        require(ordered, f"job {job.job_id}: its {name} ranges {members} are out of order")
+        require(
+            not ranges.intersect(everything, members),
+            f"job {job.job_id}: some {name} indices of {members} are in another set too",
+        )
+        everything = ranges.union(everything, members)
+    for index in job.running:
+        require(
+            not ranges.contains(everything, index),
+            f"job {job.job_id}: index {index} runs and is in another set too",
+        )
+        everything = ranges.add(everything, index)
+    require(
+        everything == ranges.whole(job.spec.size),
+        f"job {job.job_id}: its indices are {everything} and should be {job.spec.size} in all",
+    )
+    for index in job.tries:
+        require(
+            index in job.running or ranges.contains(job.runnable, index),
+            f"job {job.job_id}: index {index} has tries behind it and neither waits nor runs",
+        )
+
+
+def check_waiting(world: World, job: Job) -> None:
+    """What is awaited is alive, and nothing waits that may go."""
+    require(not job.is_finished, f"job {job.job_id} is finished and still here")
+    for awaited in job.waits_for:
+        require(awaited in world.jobs, f"job {job.job_id} waits for {awaited}, which is not here")
+    if job.pending:
+        for awaited, members in job.matched.items():
+            other = world.jobs.get(awaited)
+            meant = ranges.whole(job.spec.size) if other is None else other.succeeded
+            require(
+                members == meant,
+                f"job {job.job_id} knows of {awaited} that {members} succeeded, it is {meant}",
+            )
+    ready = dependencies.ready_indices(job)
+    require(not ready, f"job {job.job_id}: {ready} are pending, and nothing holds them back")
+
+
+# ---- attempts and nodes
+
+
+def check_attempts(world: World) -> None:
+    """Live attempts and the running indices of jobs are the same, each on a node that is here."""
+    running: dict[PodName, JobId] = {}
+    for pod, attempt in world.attempts.items():
+        require(pod == attempt.pod_name, f"attempt {attempt.pod_name} is kept as {pod}")
+        require(attempt.end is None, f"attempt {pod} has ended and is still here")
+        require(attempt.node_id in world.nodes, f"attempt {pod} is on no node that is here")
+        job = world.jobs.get(attempt.job_id)
+        number = job.running.get(attempt.index) if job is not None else None
+        require(number == attempt.number, f"attempt {pod}: its job runs number {number} instead")
+        running[pod] = attempt.job_id
+    meant = sum(len(job.running) for job in world.jobs.values())
+    require(
+        len(running) == meant,
+        f"{meant} indices are said to run and there are {len(running)} attempts",
+    )
+
+
+def check_nodes(world: World) -> None:
+    """Pods, use and idleness of every node; rooms of open nodes; vCPUs of environments."""
+    pods: defaultdict[NodeId, set[PodName]] = defaultdict(set)
+    used: defaultdict[NodeId, Resources] = defaultdict(Resources)
+    for attempt in world.attempts.values():
+        pods[attempt.node_id].add(attempt.pod_name)
+        shape = world.jobs[attempt.job_id].spec.resources
+        used[attempt.node_id] = used[attempt.node_id].plus(shape)
+    compare("pods_by_node", {**world.pods_by_node}, {**pods})
+    rooms: defaultdict[object, set[NodeId]] = defaultdict(set)
+    vcpus: Counter[str] = Counter()
+    for node_id, node in world.nodes.items():
+        require(node_id == node.node_id, f"node {node.node_id} is kept under the name {node_id}")
+        require(node.status is not NodeStatus.GONE, f"node {node_id} is gone and still here")
+        meant = used.get(node_id, NOTHING)
+        require(node.used == meant, f"node {node_id} has {node.used} in use, should be {meant}")
+        if node.status is NodeStatus.READY:
+            idle = node.idle_since is not None
+            require(
+                idle != bool(pods.get(node_id)),
+                f"node {node_id} has {len(pods[node_id])} pods and is idle since {node.idle_since}",
+            )
+        if node.is_open:
+            rooms[node.compute_environment, node.free].add(node_id)
+        vcpus[node.compute_environment] += node.offering.vcpus
+    kept_rooms: dict[object, object] = {room: set(members) for room, members in world.rooms.items()}
+    compare("rooms", kept_rooms, {**rooms})
+    compare("vcpus", {**world.vcpus}, {**vcpus})
+
+
+# ---- what is found by name
+
+
+def check_lines(world: World) -> None:
+    """Every line counts its runnable indices, and whoever has some stands in it."""
+    counts: Counter[object] = Counter()
+    everybody = len(world.jobs) + 1
+    standing = {
+        job_class: [job.job_id for job in line.first(everybody, world.jobs)]
+        for job_class, line in world.lines.items()
+    }
+    for job in world.jobs.values():
+        if job.runnable:
+            job_class = class_of(job.spec)
+            counts[job_class] += ranges.count(job.runnable)
+            require(
+                job.job_id in standing.get(job_class, ()),
+                f"job {job.job_id} has runnable indices and stands in no line",
+            )
+    kept: dict[object, object] = {key: line.count for key, line in world.lines.items()}
+    compare("the count of the line", kept, {**counts})
+    for job_class, ids in standing.items():
+        require(len(ids) == len(set(ids)), f"a job stands twice in the line of {job_class}")
+
+
+def check_jobs_by_name(world: World) -> None:
+    """Jobs by queue, token and Airflow task."""
+    by_queue: defaultdict[object, set[JobId]] = defaultdict(set)
+    by_token: dict[object, object] = {}
+    for job in world.jobs.values():
+        by_queue[job.spec.queue].add(job.job_id)
+        if job.spec.token:
+            by_token[job.spec.token] = job.job_id
+    compare("jobs_by_queue", {**world.jobs_by_queue}, {**by_queue})
+    compare("job_by_token", {**world.job_by_token}, by_token)
+    for task_key, job_id in world.job_by_task.items():
+        job = world.jobs.get(job_id)
+        fits = job is not None and job.spec.task_key == task_key
+        require(fits, f"task {task_key} is said to have job {job_id}, which is not (any more)")
+    for job in world.jobs.values():
+        newest = world.jobs.get(world.job_by_task.get(job.spec.task_key or "", JobId("")))
+        require(
+            newest is None or newest.spec.seq >= job.spec.seq,
+            f"task {job.spec.task_key} has a newer job than is said: {job.job_id}",
+        )
+
+
+def check_dependents(world: World) -> None:
+    """Who waits for a live job is told of its end."""
+    meant: defaultdict[JobId, set[JobId]] = defaultdict(set)
+    for job in world.jobs.values():
+        for awaited in {*job.waits_for, *(d.job_id for d in job.spec.depends_on if d.job_id)}:
+            meant[awaited].add(job.job_id)
+    for awaited, waiting in world.dependents.items():
+        strangers = waiting - meant[awaited]
+        require(not strangers, f"dependents of {awaited} are said to be {strangers}, wrongly")
+    for awaited in world.jobs.keys() & meant.keys():
+        missing = meant[awaited] - world.dependents.get(awaited, set())
+        require(not missing, f"{missing} wait for {awaited} and would not be told of its end")
+
+
+def check_usages(world: World) -> None:
+    """Running vCPUs of every share."""
+    meant: Counter[object] = Counter()
+    for attempt in world.attempts.values():
+        spec = world.jobs[attempt.job_id].spec
+        meant[spec.queue, spec.share] += spec.resources.cpu_m
+    kept: dict[object, object] = {key: usage.running_cpu_m for key, usage in world.usages.items()}
+    compare("running_cpu_m", kept, {**meant})
