@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.node import Node, NodeId
+from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor
 from airflow_eksbatch.core.planner.plan import Placement
+from airflow_eksbatch.core.planner.reservation import Headroom, headroom_of
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.world import World
 
 Demand = dict[JobClass, int]
 
 
+def takes_work(world: World, name: str) -> bool:
+    """Whether new work may be placed on the nodes of an environment."""
+    environment = world.compute_environments.get(name)
+    return environment is not None and environment.state == "ENABLED"
+
+
 def floors_of_ready_nodes(world: World) -> dict[str, Floor]:
     """What is free now, by compute environment; only environments that may run new work."""
     floors: dict[str, Floor] = {}
     for (name, free), nodes in world.rooms.items():
-        environment = world.compute_environments.get(name)
-        if environment is not None and environment.state == "ENABLED":
-            floors.setdefault(name, Floor()).open(free, nodes)
+        if takes_work(world, name):
+            floors.setdefault(name, Floor()).add(free, nodes)
     return floors
 
 
@@ -30,25 +36,81 @@ def floors_of_coming_nodes(world: World) -> dict[str, Floor]:
     """What nodes on their way will have free."""
     floors: dict[str, Floor] = {}
     for node in world.nodes.values():
-        if node.is_coming:
+        if node.is_coming and takes_work(world, node.compute_environment):
             floor = floors.setdefault(node.compute_environment, Floor())
-            floor.open(node.allocatable, [node.node_id])
+            floor.add(node.allocatable, [node.node_id])
     return floors
 
 
-def fit_classes(world: World, now: int) -> tuple[list[Placement], dict[str, Demand]]:
-    """Place what fits; what is left over, by queue and class in the order it would have been served."""
-    floors = floors_of_ready_nodes(world)
-    placements: list[Placement] = []
-    left: dict[str, Demand] = {}
-    lines = lines_by_queue(world)
-    for queue in queues_in_order(world):
-        if queue.name in lines:
-            ours = [floors[name] for name in queue.compute_environments if name in floors]
-            places = count_places(world, queue, lines[queue.name])
-            turns = Turns(world, queue, lines[queue.name], now, places)
-            left[queue.name] = serve(world, queue, turns, ours, placements, now)
-    return placements, left
+class Fit:
+    """Who goes where in one plan."""
+
+    def __init__(self, world: World, now: int) -> None:
+        self.placements: list[Placement] = []
+        self.left: dict[str, Demand] = {}
+        """What still waits, by queue and class in the order it would have been served."""
+        self.headrooms: dict[str, Headroom] = {}
+        """Queues that hold back room for shares to come (computeReservation)."""
+        self._world = world
+        self._now = now
+        self._floors = floors_of_ready_nodes(world)
+        self._roomiest: Roomiest | None = None
+        self._held: set[NodeId] = set()
+        lines = lines_by_queue(world)
+        for queue in queues_in_order(world):
+            if queue.name in lines:
+                self._serve(queue, lines[queue.name])
+
+    def buyable_demand(self) -> dict[str, Demand]:
+        """What capacity may be bought for."""
+        return {
+            name: self.headrooms[name].permitted(demand) if name in self.headrooms else demand
+            for name, demand in self.left.items()
+        }
+
+    def _serve(self, queue: JobQueue, lines: list[ClassLine]) -> None:
+        """One queue's turns, until nothing more fits."""
+        floors = [self._floors[name] for name in queue.compute_environments if name in self._floors]
+        turns = Turns(self._world, queue, lines, self._now, count_places(self._world, queue, lines))
+        headroom = headroom_of(self._world, queue, self._now)
+        if headroom is not None:
+            self.headrooms[queue.name] = headroom
+        left: Demand = {}
+        while (turn := turns.next()) is not None:
+            line, allowed = turn
+            job_class = line.job_class
+            wanted = headroom.count_of(job_class, allowed) if headroom is not None else allowed
+            placed = self._place(job_class, wanted, floors)
+            if headroom is not None:
+                headroom.take(job_class, placed)
+            left[job_class] = left.get(job_class, line.count) - placed
+            turns.served(placed, blocked=placed < allowed)
+            if placed < wanted:
+                self._hold_node(queue, line, floors)
+        self.left[queue.name] = {job_class: count for job_class, count in left.items() if count}
+
+    def _place(self, job_class: JobClass, wanted: int, floors: list[Floor]) -> int:
+        """How many found room."""
+        missing = wanted
+        for floor in floors:
+            if not missing:
+                break
+            for node_id, count in floor.fit(job_class.shape, missing):
+                self.placements.append(Placement(job_class=job_class, node_id=node_id, count=count))
+                missing -= count
+        return wanted - missing
+
+    def _hold_node(self, queue: JobQueue, line: ClassLine, floors: list[Floor]) -> None:
+        """Back-fill could keep a large job waiting for ever: a node is kept for one that has waited long."""
+        if not has_waited_long(self._world, line, self._now):
+            return
+        if self._roomiest is None:
+            self._roomiest = Roomiest(self._world)
+        node = self._roomiest.node_for(line.job_class.shape, queue.compute_environments)
+        if node is not None and node.node_id not in self._held:
+            self._held.add(node.node_id)
+            for floor in floors:
+                floor.hold(node.node_id, node.free)
 
 
 def count_places(world: World, queue: JobQueue, lines: Iterable[ClassLine]) -> int:
@@ -60,60 +122,3 @@ def count_places(world: World, queue: JobQueue, lines: Iterable[ClassLine]) -> i
         if name in queue.compute_environments
     )
     return free // smallest
-
-
-def serve(
-    world: World,
-    queue: JobQueue,
-    turns: Turns,
-    floors: list[Floor],
-    placements: list[Placement],
-    now: int,
-) -> Demand:
-    """One queue's turns, until nothing more fits."""
-    left: Demand = {}
-    while (turn := turns.next()) is not None:
-        job_class, allowed = turn
-        wanted = allowed
-        for floor in floors:
-            if wanted:
-                for node_id, count in floor.fit(job_class.shape, wanted):
-                    placements.append(Placement(job_class=job_class, node_id=node_id, count=count))
-                    wanted -= count
-        placed = left.setdefault(job_class, world.lines[job_class].count)
-        left[job_class] = placed - (allowed - wanted)
-        turns.served(allowed - wanted, blocked=wanted > 0)
-        if wanted:
-            reserve_node(world, queue, job_class, floors, now)
-    return {job_class: count for job_class, count in left.items() if count}
-
-
-def reserve_node(
-    world: World, queue: JobQueue, job_class: JobClass, floors: list[Floor], now: int
-) -> None:
-    """Keep one node free of younger work for a class that has waited too long.
-
-    Back-fill could keep a large job waiting for ever. After `RESERVE_AFTER_S` the node with the most free room
-    that could hold it when empty takes nothing new; its free room only grows, so it stays the choice and the
-    job starts at the latest when that node's last job ends.
-    """
-    job = world.lines[job_class].head(world.jobs)
-    since = job.runnable_at if job is not None else None
-    if since is None or now - since < limits.RESERVE_AFTER_S * 1000:
-        return
-    node = roomiest(world.nodes, queue, job_class)
-    if node is not None:
-        for floor in floors:
-            floor.hold(node.node_id, node.free)
-
-
-def roomiest(nodes: Mapping[NodeId, Node], queue: JobQueue, job_class: JobClass) -> Node | None:
-    """Of the nodes that could hold the class when empty, the one with the most free cpu."""
-    able = [
-        node
-        for node in nodes.values()
-        if node.is_open
-        and node.compute_environment in queue.compute_environments
-        and job_class.shape.fits(node.allocatable)
-    ]
-    return max(able, key=lambda node: (node.free.cpu_m, node.node_id), default=None)

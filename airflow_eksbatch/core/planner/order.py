@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.world.job_class import ClassLine, LineWalk
 from airflow_eksbatch.core.world.world import World
 
 # A share that runs nothing and never ran is first; a float apart from any real use.
@@ -38,7 +38,7 @@ class ShareLine:
     def __init__(self, weight: float, use_vcpus: float) -> None:
         self.weight = weight
         self.use_vcpus = use_vcpus
-        self.heads: list[tuple[int, int, int, ClassLine]] = []
+        self.heads: list[tuple[int, int, int, LineWalk]] = []
 
     @property
     def key(self) -> float:
@@ -47,16 +47,15 @@ class ShareLine:
 
 
 class Turns:
-    """The order of one job queue in one beat."""
+    """The order of one job queue in one beat. Without a policy it is first in, first out: priorities do not count."""
 
     def __init__(
         self, world: World, queue: JobQueue, lines: list[ClassLine], now: int, places: int
     ) -> None:
-        self._world = world
         self._shares: dict[str, ShareLine] = {}
-        self._taken: dict[JobClass, int] = {}
         self._portion = max(1, places // limits.TURNS_PER_BEAT_MAX)
         policy = world.policies.get(queue.policy) if queue.policy else None
+        self._is_fifo = policy is None
         for number, line in enumerate(lines):
             name = line.job_class.share if policy is not None else ""
             share = self._shares.get(name)
@@ -64,37 +63,38 @@ class Turns:
                 weight = policy.weight_of(name) if policy is not None else 1.0
                 use = use_vcpus(world, queue.name, name, now)
                 share = self._shares[name] = ShareLine(weight, use)
-            self._enter(share, line, number, line.head_seq(world.jobs))
+            self._enter(share, LineWalk(line, world.jobs), number)
         self._order = [(share.key, name) for name, share in self._shares.items() if share.heads]
         heapq.heapify(self._order)
 
-    def next(self) -> tuple[JobClass, int] | None:
-        """The class whose turn it is and how many of it may be placed before the next turn."""
+    def next(self) -> tuple[ClassLine, int] | None:
+        """The line whose turn it is and how many of it may be placed before the next turn."""
         while self._order:
             share = self._shares[self._order[0][1]]
             if not share.heads:
                 heapq.heappop(self._order)
                 continue
-            line = share.heads[0][3]
-            left = line.count - self._taken.get(line.job_class, 0)
-            return line.job_class, min(left, self._allowance(share, line))
+            walk = share.heads[0][3]
+            left = walk.line.count - walk.taken
+            return walk.line, min(left, self._allowance(share, walk.line))
         return None
 
     def served(self, taken: int, *, blocked: bool) -> None:
         """The turn is over: `taken` of the class were placed; a blocked class does not come again."""
         _, name = self._order[0]
         share = self._shares[name]
-        _, _, number, line = heapq.heappop(share.heads)
-        job_class = line.job_class
-        self._taken[job_class] = total = self._taken.get(job_class, 0) + taken
-        share.use_vcpus += taken * job_class.shape.cpu_m / 1000
-        if not blocked and total < line.count:
-            self._enter(share, line, number, line.seq_behind(total, self._world.jobs))
+        _, _, number, walk = heapq.heappop(share.heads)
+        share.use_vcpus += taken * walk.line.job_class.shape.cpu_m / 1000
+        if not blocked:
+            walk.advance(taken)
+            self._enter(share, walk, number)
         heapq.heapreplace(self._order, (share.key, name))
 
-    def _enter(self, share: ShareLine, line: ClassLine, number: int, seq: int | None) -> None:
+    def _enter(self, share: ShareLine, walk: LineWalk, number: int) -> None:
+        seq = walk.seq()
         if seq is not None:
-            heapq.heappush(share.heads, (-line.job_class.priority, seq, number, line))
+            priority = 0 if self._is_fifo else walk.line.job_class.priority
+            heapq.heappush(share.heads, (-priority, seq, number, walk))
 
     def _allowance(self, share: ShareLine, line: ClassLine) -> int:
         """How many may go before another share or class would be first."""

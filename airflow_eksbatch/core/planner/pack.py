@@ -25,7 +25,7 @@ class Floor:
         self._failed: list[Resources] = []
         """Shapes that fitted nowhere; rooms only shrink, so nothing as large will."""
 
-    def open(self, free: Resources, nodes: Iterable[NodeId]) -> None:
+    def add(self, free: Resources, nodes: Iterable[NodeId]) -> None:
         """More nodes with so much free each."""
         key = key_of(free)
         if key not in self._nodes:
@@ -67,7 +67,7 @@ class Floor:
         nodes = self._nodes[key]
         used, self._nodes[key] = nodes[:number], nodes[number:]
         self._drop_if_empty(key)
-        self.open(free.minus(load), used)
+        self.add(free.minus(load), used)
         return used
 
     def _drop_if_empty(self, key: Key) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_eksbatch.core.planner.fit import fit_classes
+from airflow_eksbatch.core.planner.fit import Fit
 from airflow_eksbatch.core.planner.plan import Plan
 from airflow_eksbatch.core.planner.provision import provision
 from airflow_eksbatch.core.planner.retire import retire_nodes
@@ -14,12 +14,12 @@ def make_plan(world: World, now: int, idle_s: float) -> Plan:
 
     `now` is epoch ms; `idle_s` the grace of empty nodes where their environment does not say.
     """
-    placements, left = fit_classes(world, now)
+    fit = Fit(world, now)
     return Plan(
-        placements=placements,
-        launches=provision(world, left, now),
-        retirements=retire_nodes(world, placements, now, idle_s),
+        placements=fit.placements,
+        launches=provision(world, fit.buyable_demand(), now),
+        retirements=retire_nodes(world, fit.placements, now, idle_s),
         unplaced={
-            job_class: count for demand in left.values() for job_class, count in demand.items()
+            job_class: count for demand in fit.left.values() for job_class, count in demand.items()
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 
 import msgspec
@@ -53,11 +53,6 @@ class ClassLine:
         else:
             insort(self._entries, entry, lo=self._start)
 
-    def head_seq(self, jobs: Mapping[JobId, Job]) -> int | None:
-        """Age of the oldest job in line, or None."""
-        job = self.head(jobs)
-        return None if job is None else job.spec.seq
-
     def head(self, jobs: Mapping[JobId, Job]) -> Job | None:
         """The oldest job with a runnable index; those that left are dropped on the way."""
         while self._start < len(self._entries):
@@ -82,20 +77,55 @@ class ClassLine:
                 break
         return found
 
-    def seq_behind(self, taken: int, jobs: Mapping[JobId, Job]) -> int | None:
-        """Age of the oldest job once `taken` indices are gone; None when that empties the line."""
-        if taken >= self.count:
-            return None
-        if len(self._entries) - self._start == self.count:
-            return self._entries[self._start + taken][0]
-        for seq, job_id in self._entries[self._start :]:
-            job = jobs.get(job_id)
-            taken -= ranges.count(job.runnable) if job is not None else 0
-            if taken < 0:
-                return seq
-        return self.head_seq(jobs)
+    def standing(self) -> list[JobId]:
+        """Everybody in line, oldest first, with those that left and were not passed yet."""
+        return [job_id for _, job_id in self._entries[self._start :]]
+
+    def ahead_of(self, seq: int, jobs: Mapping[JobId, Job], look_at: int) -> int:
+        """Runnable indices older than this age; only the first `look_at` jobs in line are looked at."""
+        self.head(jobs)
+        stop = min(bisect_left(self._entries, (seq,), lo=self._start), self._start + look_at)  # type: ignore[arg-type]
+        ahead = (jobs.get(job_id) for _, job_id in self._entries[self._start : stop])
+        return sum(ranges.count(job.runnable) for job in ahead if job is not None)
 
     def _compact(self) -> None:
         if self._start > 1024 and self._start * 2 > len(self._entries):
             del self._entries[: self._start]
             self._start = 0
+
+
+class LineWalk:
+    """A plan's way along a line: it takes and sees who is next, and the line stays as it is."""
+
+    def __init__(self, line: ClassLine, jobs: Mapping[JobId, Job]) -> None:
+        self.line = line
+        self.taken = 0
+        self._jobs = jobs
+        line.head(jobs)
+        self._position = line._start  # pyright: ignore[reportPrivateUsage]
+        self._entries = line._entries  # pyright: ignore[reportPrivateUsage]
+        self._taken_here = 0
+
+    def seq(self) -> int | None:
+        """Age of the oldest job that is left, or None."""
+        if self.taken >= self.line.count:
+            return None
+        while not self._left_here():
+            self._position += 1
+            self._taken_here = 0
+        return self._entries[self._position][0]
+
+    def advance(self, number: int) -> None:
+        """Take so many, oldest first."""
+        self.taken += number
+        while number:
+            here = min(number, self._left_here())
+            self._taken_here += here
+            number -= here
+            if number:
+                self._position += 1
+                self._taken_here = 0
+
+    def _left_here(self) -> int:
+        job = self._jobs.get(self._entries[self._position][1])
+        return 0 if job is None else ranges.count(job.runnable) - self._taken_here

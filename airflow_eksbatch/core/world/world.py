@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -54,6 +54,7 @@ class World:
         self.job_by_token: dict[str, JobId] = {}
         self.job_by_task: dict[str, JobId] = {}
         self.jobs_by_queue: defaultdict[str, set[JobId]] = defaultdict(set)
+        self.jobs_by_share: Counter[tuple[str, str]] = Counter()
         self.deadlines: list[tuple[int, str, str]] = []
 
         self._changes = Changes()
@@ -88,7 +89,7 @@ class World:
     def draw_runnable(self, job: Job, limit: int) -> list[int]:
         """Take up to `limit` indices out of RUNNABLE, lowest first."""
         taken, job.runnable = ranges.take(job.runnable, limit)
-        self.line_of(job).count -= len(taken)
+        self._shorten_line(job, len(taken))
         self.note_job(job)
         return taken
 
@@ -96,7 +97,7 @@ class World:
         """Take these indices out of RUNNABLE (cancelled)."""
         gone = ranges.minus(job.runnable, ranges.minus(job.runnable, members))
         job.runnable = ranges.minus(job.runnable, members)
-        self.line_of(job).count -= ranges.count(gone)
+        self._shorten_line(job, ranges.count(gone))
         self.note_job(job)
 
     def remove_job(self, job: Job) -> None:
@@ -111,6 +112,14 @@ class World:
         if line is None:
             line = self.lines[job_class] = ClassLine(job_class)
         return line
+
+    def _shorten_line(self, job: Job, number: int) -> None:
+        """So many left its line; an empty line goes, so that classes of the past cost nothing."""
+        if number:
+            line = self.line_of(job)
+            line.count -= number
+            if not line.count:
+                del self.lines[line.job_class]
 
     def share_pod(self, pod: bytes) -> bytes:
         """One copy of equal pod properties: a million jobs of one definition carry it once."""
@@ -300,6 +309,7 @@ class World:
         spec = job.spec
         self.jobs[job.job_id] = job
         self.jobs_by_queue[spec.queue].add(job.job_id)
+        self.jobs_by_share[spec.queue, spec.share] += 1
         for awaited in {*job.waits_for, *(d.job_id for d in spec.depends_on if d.job_id)}:
             self.dependents[awaited].add(job.job_id)
         if spec.token:
@@ -317,6 +327,9 @@ class World:
         spec = job.spec
         del self.jobs[job.job_id]
         self.jobs_by_queue[spec.queue].discard(job.job_id)
+        self.jobs_by_share[spec.queue, spec.share] -= 1
+        if not self.jobs_by_share[spec.queue, spec.share]:
+            del self.jobs_by_share[spec.queue, spec.share]
         self.dependents.pop(job.job_id, None)
         for dependency in spec.depends_on:
             if dependency.job_id in self.dependents:

@@ -1,0 +1,79 @@
+"""computeReservation: what a fair-share queue holds back for shares that are not active yet."""
+
+from __future__ import annotations
+
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.share import SchedulingPolicy
+from airflow_eksbatch.core.world.job_class import JobClass
+from airflow_eksbatch.core.world.world import World
+
+
+class Headroom:
+    """How much cpu a job queue may still take in this plan.
+
+    AWS keeps (computeReservation / 100) ^ active shares of the maximum for shares that may come. A job larger than
+    all the rest would wait for ever, so a queue that runs nothing may start one.
+    """
+
+    def __init__(self, cpu_m: int, *, is_idle: bool) -> None:
+        self.cpu_m = cpu_m
+        self._is_idle = is_idle
+
+    def count_of(self, job_class: JobClass, wanted: int) -> int:
+        """How many of these may be placed."""
+        fits = max(0, self.cpu_m) // max(1, job_class.shape.cpu_m)
+        return min(wanted, max(fits, int(self._is_idle)))
+
+    def take(self, job_class: JobClass, count: int) -> None:
+        if count:
+            self.cpu_m -= job_class.shape.cpu_m * count
+            self._is_idle = False
+
+    def permitted(self, demand: dict[JobClass, int]) -> dict[JobClass, int]:
+        """What of this demand capacity may be bought for, first come first."""
+        rest = Headroom(self.cpu_m, is_idle=self._is_idle)
+        allowed: dict[JobClass, int] = {}
+        for job_class, wanted in demand.items():
+            count = rest.count_of(job_class, wanted)
+            rest.take(job_class, count)
+            if count:
+                allowed[job_class] = count
+        return allowed
+
+
+def headroom_of(world: World, queue: JobQueue, now: int) -> Headroom | None:
+    """What the queue may still take; None where nothing is held back."""
+    policy = world.policies.get(queue.policy) if queue.policy else None
+    if policy is None or not policy.compute_reservation:
+        return None
+    use_m = sum(
+        usage.running_cpu_m for (name, _), usage in world.usages.items() if name == queue.name
+    )
+    may_use_m = max_cpu_m(world, queue) - held_back_cpu_m(world, queue, policy, now)
+    return Headroom(may_use_m - use_m, is_idle=not use_m)
+
+
+def held_back_cpu_m(world: World, queue: JobQueue, policy: SchedulingPolicy, now: int) -> int:
+    """(computeReservation / 100) ^ active shares of the queue's maximum."""
+    active = len(active_shares(world, queue, now))
+    return int(max_cpu_m(world, queue) * (policy.compute_reservation / 100) ** active)
+
+
+def max_cpu_m(world: World, queue: JobQueue) -> int:
+    """What the queue's environments may have at most; unmanaged ones have what they have."""
+    total = 0
+    for name in queue.compute_environments:
+        environment = world.compute_environments.get(name)
+        if environment is not None and environment.state == "ENABLED":
+            total += environment.max_vcpus if environment.managed else world.vcpus[name]
+    return total * 1000
+
+
+def active_shares(world: World, queue: JobQueue, now: int) -> set[str]:
+    """Shares with a live job, and those whose last job ended within the decay time."""
+    decay_ms = world.decay_s(queue.name) * 1000
+    active = {share for (name, share) in world.jobs_by_share if name == queue.name}
+    for (name, share), usage in world.usages.items():
+        if name == queue.name and (usage.running_cpu_m or now - usage.updated_at < decay_ms):
+            active.add(share)
+    return active
