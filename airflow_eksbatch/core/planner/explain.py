@@ -1,0 +1,152 @@
+"""Why is this job not running: the planner's own checks, answered in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from airflow_eksbatch.core.model import dependencies, ranges
+from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, pod_name
+from airflow_eksbatch.core.planner.explain_order import explain_order
+from airflow_eksbatch.core.planner.explain_room import explain_room
+from airflow_eksbatch.core.planner.words import listed, number_of, span
+from airflow_eksbatch.core.world.world import World
+
+
+def explain(world: World, job: Job, now: int) -> list[str]:
+    """Sentences for people, the nearest cause first; `now` is epoch ms."""
+    if job.is_finished:
+        reason = f": {job.status_reason}" if job.status_reason else ""
+        return [f"It has ended and is {job.end_status}{reason}."]
+    return [
+        *explain_array(job),
+        *explain_stop(job),
+        *explain_attempts(world, job, now),
+        *explain_pending(world, job),
+        *explain_runnable(world, job, now),
+    ]
+
+
+def explain_array(job: Job) -> list[str]:
+    """How far an array is."""
+    if not job.is_array:
+        return []
+    parts = [
+        f"{ranges.count(members)} {word}"
+        for members, word in (
+            (job.succeeded, "succeeded"),
+            (job.failed, "failed"),
+            (job.runnable, "runnable"),
+            (job.pending, "pending"),
+        )
+        if members
+    ]
+    if job.running:
+        parts.insert(0, f"{len(job.running)} starting or running")
+    return [f"Of {job.spec.size} children {', '.join(parts)}."]
+
+
+def explain_stop(job: Job) -> list[str]:
+    if job.stop_reason is None:
+        return []
+    return [f"It was told to stop ({job.stop_reason}); what still runs is being ended."]
+
+
+# ---- placed
+
+
+def explain_attempts(world: World, job: Job, now: int) -> list[str]:
+    """What was placed already."""
+    live = [world.attempts[pod_name(job.job_id, i, n)] for i, n in sorted(job.running.items())]
+    if job.is_array:
+        starting = sum(attempt.status is JobStatus.STARTING for attempt in live)
+        return [f"{number_of(starting, 'child', 'children')} starting."] if starting else []
+    return [explain_attempt(world, attempt, now) for attempt in live]
+
+
+def explain_attempt(world: World, attempt: Attempt, now: int) -> str:
+    node = world.nodes[attempt.node_id]
+    where = f"on node {node.node_name or node.node_id} ({node.compute_environment})"
+    if attempt.stopping is not None:
+        return f"Its attempt {attempt.number} {where} is being ended: {attempt.stopping.status_reason}."
+    if attempt.started_at is not None:
+        since = span(now - attempt.started_at)
+        return f"It has been RUNNING for {since} {where}, attempt {attempt.number}."
+    since = span(now - attempt.created_at)
+    if attempt.seen_at is None:
+        return f"It was placed {since} ago {where}; the cluster has not shown its pod yet."
+    return (
+        f"It was placed {since} ago {where}; its pod is there and its containers are starting "
+        "(images, volumes, init containers)."
+    )
+
+
+# ---- pending
+
+
+def explain_pending(world: World, job: Job) -> list[str]:
+    """Which jobs, or which of its own children, are awaited."""
+    if not job.pending:
+        return []
+    sentences: list[str] = []
+    if job.waits_for:
+        jobs = number_of(len(job.waits_for), "job")
+        sentences.append(f"It waits for {jobs} to succeed: {described(world, job.waits_for)}.")
+    for awaited, members in job.matched.items():
+        if ranges.count(members) < job.spec.size:
+            sentences.append(
+                f"Child i waits for child i of array {described(world, [awaited])}: "
+                f"{ranges.count(members)} of {job.spec.size} have succeeded."
+            )
+    if dependencies.is_sequential(job.spec) and not job.waits_for:
+        sentences += explain_sequence(job)
+    return sentences or ["Nothing holds it back: it becomes RUNNABLE in the next beat."]
+
+
+def explain_sequence(job: Job) -> list[str]:
+    """SEQUENTIAL: who is next and on whom it waits."""
+    first = job.pending[0][0]
+    if first == 0:
+        return []
+    status = "placed" if first - 1 in job.running else job.status_of(first - 1)
+    return [
+        f"Its children run one after the other: child {first} waits for {first - 1} ({status})."
+    ]
+
+
+def described(world: World, job_ids: Iterable[JobId]) -> str:
+    """`name (id, STATUS)` of each, a few of many."""
+    return listed(sorted(describe(world, job_id) for job_id in job_ids))
+
+
+def describe(world: World, job_id: JobId) -> str:
+    job = world.jobs.get(job_id)
+    if job is None:
+        return job_id
+    return f"{job.spec.name} ({job_id}, {world.status_of(job)})"
+
+
+# ---- runnable
+
+
+def explain_runnable(world: World, job: Job, now: int) -> list[str]:
+    """Why what may run is not placed: room first, then its turn."""
+    if not job.runnable:
+        return []
+    return [
+        *explain_waiting(job, now),
+        *explain_room(world, job, now),
+        *explain_order(world, job, now),
+    ]
+
+
+def explain_waiting(job: Job, now: int) -> list[str]:
+    """How long, and what was tried before."""
+    what = f"{ranges.count(job.runnable)} of its children have" if job.is_array else "It has"
+    since = job.runnable_at if job.runnable_at is not None else job.spec.created_at
+    tries = None if job.is_array else job.tries.get(0)
+    if tries is None:
+        return [f"{what} been RUNNABLE for {span(now - since)}."]
+    return [
+        f"It is RUNNABLE again after {number_of(tries.placed, 'attempt')}, of which {tries.charged} "
+        f"count against the {job.spec.retry.attempts} of its retry strategy."
+    ]

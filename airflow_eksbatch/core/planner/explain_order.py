@@ -1,0 +1,104 @@
+"""Whose turn is before a runnable job's: other queues, other shares, other jobs of its share."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from airflow_eksbatch.core.model.job import Job
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.share import SchedulingPolicy
+from airflow_eksbatch.core.planner.order import queues_in_order, use_vcpus
+from airflow_eksbatch.core.planner.words import listed, number_of
+from airflow_eksbatch.core.world.world import World
+
+# Counting who is in front stops here: the answer is then "at least".
+LOOKED_AT = 10_000
+
+
+def explain_order(world: World, job: Job, now: int) -> list[str]:
+    queue = world.queues.get(job.spec.queue)
+    if queue is None:
+        return []
+    policy = world.policies.get(queue.policy) if queue.policy else None
+    sentences = explain_queues_ahead(world, queue)
+    if policy is not None:
+        sentences += explain_shares_ahead(world, job, policy, now)
+    return sentences + explain_jobs_ahead(world, job, policy)
+
+
+def explain_queues_ahead(world: World, queue: JobQueue) -> list[str]:
+    """Queues that are served first on the same environments and have runnable jobs."""
+    ours = set(queue.compute_environments)
+    runnable = runnable_by_queue(world)
+    ahead: list[str] = []
+    for other in queues_in_order(world):
+        if other.name == queue.name:
+            break
+        if runnable[other.name] and ours & set(other.compute_environments):
+            ahead.append(
+                f"{other.name} (priority {other.priority}, {runnable[other.name]} runnable)"
+            )
+    if not ahead:
+        return []
+    return [f"Served before job queue {queue.name} (priority {queue.priority}): {listed(ahead)}."]
+
+
+def runnable_by_queue(world: World) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for line in world.lines.values():
+        counts[line.job_class.queue] += line.count
+    return counts
+
+
+def explain_shares_ahead(world: World, job: Job, policy: SchedulingPolicy, now: int) -> list[str]:
+    """Shares with runnable jobs and less weighted use."""
+    name, share = job.spec.queue, job.spec.share
+    runnable = runnable_by_share(world, name)
+    use = {other: use_vcpus(world, name, other, now) for other in {*runnable, share}}
+    key = {other: use[other] * policy.weight_of(other) for other in use}
+    ahead = sorted((other for other in use if key[other] < key[share]), key=key.__getitem__)
+    own = described(share, use[share], policy)
+    if not ahead:
+        return [f"Its share is next: {own}; no share with runnable jobs has used less by weight."]
+    others = [
+        f"{described(other, use[other], policy)}, {runnable[other]} runnable" for other in ahead
+    ]
+    return [
+        f"By fair share {number_of(len(ahead), 'share')} go first: {listed(others)}; its own is {own}."
+    ]
+
+
+def described(share: str, use: float, policy: SchedulingPolicy) -> str:
+    weight = policy.weight_of(share)
+    return f"{share} ({use:.3g} vCPUs lately x weight {weight:g} = {use * weight:.3g})"
+
+
+def runnable_by_share(world: World, queue: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for line in world.lines.values():
+        if line.job_class.queue == queue:
+            counts[line.job_class.share] += line.count
+    return counts
+
+
+def explain_jobs_ahead(world: World, job: Job, policy: SchedulingPolicy | None) -> list[str]:
+    """Runnable jobs in front of it: of its share, or of its queue where there are no shares."""
+    ahead, priority = 0, job.spec.priority if policy is not None else 0
+    for line in world.lines.values():
+        job_class = line.job_class
+        if job_class.queue != job.spec.queue:
+            continue
+        if policy is not None and job_class.share != job.spec.share:
+            continue
+        theirs = job_class.priority if policy is not None else 0
+        if theirs > priority:
+            ahead += line.count
+        elif theirs == priority:
+            ahead += line.ahead_of(job.spec.seq, world.jobs, LOOKED_AT)
+    where = f"job queue {job.spec.queue}" if policy is None else f"share {job.spec.share}"
+    if not ahead:
+        return [f"It is the first in {where}."]
+    least = "at least " if ahead >= LOOKED_AT else ""
+    return [
+        f"In {where} {least}{number_of(ahead, 'runnable job')} are older or of higher priority."
+    ]

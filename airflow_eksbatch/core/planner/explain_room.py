@@ -1,0 +1,216 @@
+"""Why a runnable job finds no room: its environments one by one, nodes on their way, rooms held back."""
+
+from __future__ import annotations
+
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import Job
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import Node, Offering
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.planner.fit import takes_work
+from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
+from airflow_eksbatch.core.planner.order import lines_by_queue
+from airflow_eksbatch.core.planner.reservation import active_shares, headroom_of, held_back_cpu_m
+from airflow_eksbatch.core.planner.words import amount, listed, number_of, span
+from airflow_eksbatch.core.world.job_class import class_of
+from airflow_eksbatch.core.world.world import World
+
+
+def explain_room(world: World, job: Job, now: int) -> list[str]:
+    """One sentence or more for every environment of the queue, in the queue's order."""
+    queue = world.queues.get(job.spec.queue)
+    if queue is None:
+        return [f"Its job queue {job.spec.queue} does not exist any more."]
+    shape = job.spec.resources
+    sentences = explain_queue(queue)
+    free = [node for node in able_nodes(world, queue, shape) if shape.fits(node.free)]
+    if free:
+        sentences += explain_free_room(world, job, free, now)
+    else:
+        for name in queue.compute_environments:
+            sentences.append(explain_environment(world, name, shape, now))
+        sentences += explain_coming(world, queue, shape, now)
+        sentences += explain_hold(world, job, queue, now)
+    return sentences + explain_reservation(world, job, queue, now)
+
+
+def explain_queue(queue: JobQueue) -> list[str]:
+    """A disabled queue takes no new jobs and still runs those in it (AWS)."""
+    if queue.state == "ENABLED":
+        return []
+    return [
+        f"Job queue {queue.name} is {queue.state}: it takes no new jobs; those in it still run."
+    ]
+
+
+def able_nodes(world: World, queue: JobQueue, shape: Resources) -> list[Node]:
+    """Open nodes that could hold the job when empty."""
+    return [
+        node
+        for node in world.nodes.values()
+        if node.is_open
+        and node.compute_environment in queue.compute_environments
+        and takes_work(world, node.compute_environment)
+        and shape.fits(node.allocatable)
+    ]
+
+
+# ---- one environment
+
+
+def explain_environment(world: World, name: str, shape: Resources, now: int) -> str:
+    """Why this environment has no room for it now."""
+    environment = world.compute_environments.get(name)
+    if environment is None:
+        return f"Compute environment {name} does not exist."
+    if environment.state != "ENABLED":
+        return f"Compute environment {name} is {environment.state}: nothing new is placed there."
+    if not environment.managed:
+        return (
+            f"Compute environment {name} is unmanaged: none of its nodes has {amount(shape)} free."
+        )
+    if environment.status != "VALID":
+        return (
+            f"Compute environment {name} is {environment.status} and launches no nodes: "
+            f"{environment.status_reason}"
+        )
+    return explain_growth(world, environment, shape, now)
+
+
+def explain_growth(
+    world: World, environment: ComputeEnvironment, shape: Resources, now: int
+) -> str:
+    """Why a valid, enabled environment buys no node for it."""
+    name, offerings = environment.name, world.offerings.get(environment.name, ())
+    able = [offering for offering in offerings if shape.fits(offering.allocatable)]
+    refused = [offering for offering in able if world.refused_until.get(offering.pool, 0) > now]
+    if not offerings:
+        return f"The instance types of compute environment {name} are not known yet."
+    if not able:
+        return explain_misfit(name, offerings, shape)
+    if world.vcpus[name] >= environment.max_vcpus:
+        return (
+            f"Compute environment {name} is full: its nodes have {world.vcpus[name]} of at most "
+            f"{environment.max_vcpus} vCPUs, and none has {amount(shape)} free."
+        )
+    if len(refused) == len(able):
+        return (
+            f"The cloud has no capacity for it in {name}: {explain_refusals(world, refused, now)}."
+        )
+    some = f" Not asked for: {explain_refusals(world, refused, now)}." if refused else ""
+    return (
+        f"Compute environment {name} has {world.vcpus[name]} of at most {environment.max_vcpus} vCPUs "
+        f"and may launch nodes for it.{some}"
+    )
+
+
+def explain_misfit(name: str, offerings: tuple[Offering, ...], shape: Resources) -> str:
+    """No instance type is large enough: say how large they get."""
+    largest = max(offerings, key=lambda offering: (offering.gpu, offering.allocatable))
+    return (
+        f"No instance type of compute environment {name} can hold {amount(shape)}: the largest, "
+        f"{largest.instance_type}, has {amount(largest.allocatable)} for jobs."
+    )
+
+
+def explain_refusals(world: World, refused: list[Offering], now: int) -> str:
+    """Pools that said no, and for how long they are left alone."""
+    return listed(
+        [
+            f"{offering.pool} was refused and is asked again in "
+            f"{span(world.refused_until[offering.pool] - now)}"
+            for offering in sorted(refused, key=lambda o: (world.refused_until[o.pool], o.pool))
+        ]
+    )
+
+
+def explain_coming(world: World, queue: JobQueue, shape: Resources, now: int) -> list[str]:
+    """Nodes on their way that could hold it, by environment."""
+    sentences: list[str] = []
+    for name in queue.compute_environments:
+        coming = [
+            node
+            for node in world.nodes.values()
+            if node.is_coming and node.compute_environment == name and shape.fits(node.allocatable)
+        ]
+        if coming:
+            since = span(now - min(node.requested_at for node in coming))
+            are = "is" if len(coming) == 1 else "are"
+            sentences.append(
+                f"{number_of(len(coming), 'node')} large enough {are} being launched in {name}, "
+                f"the first asked for {since} ago."
+            )
+    return sentences
+
+
+# ---- rooms that are there and kept
+
+
+def explain_free_room(world: World, job: Job, free: list[Node], now: int) -> list[str]:
+    """There is room: then it is kept for somebody, or the job's turn has not come."""
+    held = held_nodes(world, job, now)
+    open_nodes = [node for node in free if node.node_id not in held]
+    if open_nodes:
+        return [
+            f"{number_of(len(open_nodes), 'ready node')} with room for {amount(job.spec.resources)} "
+            "can take it: it is placed in the next beat if its turn comes."
+        ]
+    keeper = held[free[0].node_id]
+    return [
+        f"Node {free[0].node_id} has room for it and is kept free for {keeper.spec.name} "
+        f"({keeper.job_id}), which needs {amount(keeper.spec.resources)} and has waited longer."
+    ]
+
+
+def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
+    """Nodes kept free for jobs of other classes that have waited too long, and for whom."""
+    held: dict[str, Job] = {}
+    roomiest = Roomiest(world)
+    for name, lines in lines_by_queue(world).items():
+        queue = world.queues.get(name)
+        for line in lines if queue is not None else ():
+            assert queue is not None
+            keeper = line.head(world.jobs)
+            if keeper is None or line.job_class == class_of(job.spec):
+                continue
+            shape = line.job_class.shape
+            if has_waited_long(world, line, now) and not fits_anywhere(world, queue, shape):
+                node = roomiest.node_for(shape, queue.compute_environments)
+                if node is not None:
+                    held.setdefault(node.node_id, keeper)
+    return held
+
+
+def fits_anywhere(world: World, queue: JobQueue, shape: Resources) -> bool:
+    return any(
+        name in queue.compute_environments and shape.fits(free) for name, free in world.rooms
+    )
+
+
+def explain_hold(world: World, job: Job, queue: JobQueue, now: int) -> list[str]:
+    """A node kept for this job's class."""
+    line = world.lines.get(class_of(job.spec))
+    if line is None or not has_waited_long(world, line, now):
+        return []
+    node = Roomiest(world).node_for(job.spec.resources, queue.compute_environments)
+    if node is None:
+        return []
+    return [
+        f"Jobs of its size have waited long, so node {node.node_id} takes no other work until one "
+        f"fits there: {amount(node.free)} of {amount(node.allocatable)} are free."
+    ]
+
+
+def explain_reservation(world: World, job: Job, queue: JobQueue, now: int) -> list[str]:
+    """computeReservation leaves too little for it."""
+    policy = world.policies.get(queue.policy) if queue.policy else None
+    headroom = headroom_of(world, queue, now)
+    if policy is None or headroom is None or headroom.count_of(class_of(job.spec), 1):
+        return []
+    held_back = held_back_cpu_m(world, queue, policy, now) / 1000
+    active = number_of(len(active_shares(world, queue, now)), "share")
+    return [
+        f"Scheduling policy {policy.name} holds back {held_back:g} vCPUs for shares that are not active "
+        f"yet (computeReservation {policy.compute_reservation}, {active} active): "
+        f"{max(0, headroom.cpu_m) / 1000:g} vCPUs are left for this job queue."
+    ]
