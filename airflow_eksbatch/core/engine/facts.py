@@ -27,7 +27,7 @@ class JobSubmitted(Fact, frozen=True, kw_only=True):
     """`spec` is complete but for `seq`; the definition, parameters and overrides are already worked in."""
 
     spec: JobSpec
-    dependency_ends: dict[str, bool] = {}
+    dependency_ends: dict[JobId, bool] = {}
     """Dependencies that left the world: job id -> succeeded. Looked up by the loop in the same beat."""
     earlier_job: JobId | None = None
     """The job an earlier submit with this token made, if it left the world. Looked up likewise."""

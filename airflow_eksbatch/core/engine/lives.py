@@ -182,11 +182,19 @@ def wake_dependents(turn: Turn) -> None:
             follow_indices(turn, news.job, news.members, news.succeeded)
             continue
         waiting = sorted(turn.world.dependents.get(news.job.job_id, ()))
-        turn.world.remove_job(news.job)
+        leave(turn, news.job, news.succeeded)
         for dependent_id in waiting:
             dependent = turn.world.jobs.get(dependent_id)
             if dependent is not None and news.job.job_id in dependent.waits_for:
                 follow_whole(turn, dependent, news.job.job_id, news.succeeded)
+
+
+def leave(turn: Turn, job: Job, succeeded: bool) -> None:
+    """A finished job leaves the world; facts of the same step may still ask for it."""
+    turn.world.remove_job(job)
+    turn.ended[job.job_id] = succeeded
+    if job.spec.token:
+        turn.ended_by_token[job.spec.token] = job.job_id
 
 
 def follow_whole(turn: Turn, dependent: Job, awaited: JobId, succeeded: bool) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.lives import (
     DEPENDENCY_FAILED,
+    fail_pending,
     release_ready,
     settle,
     stop_attempt,
@@ -28,11 +31,12 @@ SCALING_FIELDS = frozenset({"min_vcpus", "max_vcpus", "state", "idle_s", "tags",
 def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     """Accept a job; a repeat of the same submit is the same job."""
     spec, world = fact.spec, turn.world
-    known = world.job_by_token.get(spec.token) if spec.token else None
-    if known or fact.earlier_job:
-        return known or fact.earlier_job  # type: ignore[return-value]
+    known = earlier_submit(turn, fact)
+    if known is not None:
+        return known
     check_queue_takes_jobs(world.queues.get(spec.queue), spec.queue)
-    waits_for, matched = resolve_dependencies(turn, fact)
+    ends = turn.ended | fact.dependency_ends
+    waits_for, matched = resolve_dependencies(turn, spec, ends)
     supersede(turn, spec)
     spec = msgspec.structs.replace(spec, seq=world.next_job_seq(), pod=world.share_pod(spec.pod))
     job = Job(
@@ -43,14 +47,28 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     )
     world.add_job(job)
     world.totals.jobs += spec.size
-    if any(succeeded is False for succeeded in fact.dependency_ends.values()):
+    if any(ends.get(entry.job_id) is False for entry in spec.depends_on):
         members, job.pending = job.pending, ranges.EMPTY
         settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)
         return spec.job_id
     if job.is_array or waits_for or matched:
         turn.tell(job, JobStatus.PENDING)
+    for awaited in matched:
+        if awaited in world.jobs:
+            fail_pending(
+                turn, job, dependencies.doomed_indices(job, awaited, world.jobs[awaited].failed)
+            )
     release_ready(turn, job)
     return spec.job_id
+
+
+def earlier_submit(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
+    """The job that an earlier submit with this token made: live, ended in this step, or long gone."""
+    token = fact.spec.token
+    if not token:
+        return None
+    live = turn.world.job_by_token.get(token)
+    return live or turn.ended_by_token.get(token) or fact.earlier_job
 
 
 def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> None:
@@ -66,12 +84,12 @@ def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> None:
 
 
 def resolve_dependencies(
-    turn: Turn, fact: facts.JobSubmitted
+    turn: Turn, spec: JobSpec, ends: Mapping[JobId, bool]
 ) -> tuple[list[JobId], dict[JobId, Ranges]]:
     """What the job must wait for: whole jobs, and arrays index by index."""
-    world, spec = turn.world, fact.spec
+    world = turn.world
     for job_id in {*dependencies.awaited_wholes(spec), *dependencies.awaited_pairs(spec)}:
-        if job_id not in world.jobs and job_id not in fact.dependency_ends:
+        if job_id not in world.jobs and job_id not in ends:
             raise Rejected(f"dependsOn names job {job_id}, which does not exist (any more).")
     waits_for = [job for job in dependencies.awaited_wholes(spec) if job in world.jobs]
     matched: dict[JobId, Ranges] = {}

@@ -7,11 +7,9 @@ from airflow_eksbatch.core.engine.lives import end_attempt
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
-from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 
-# A node whose kubelet turned a pod away is left alone this long: its books and ours differ.
-REFUSED_POD_PAUSE_S = 30
 WAIT_BUCKETS = 40
 
 
@@ -80,10 +78,11 @@ def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
         return
     cause = Cause.STOPPED if fact.permanent else Cause.PLATFORM
     node = turn.world.nodes.get(attempt.node_id)
-    end_attempt(turn, attempt, AttemptEnd(cause=cause, status_reason=fact.reason), fact.at)
+    end = AttemptEnd(cause=cause, status_reason=fact.reason)
+    end_attempt(turn, attempt, attempt.stopping or end, fact.at)
     if node is not None and not fact.permanent and node.closed is None:
-        turn.world.close_node(node, f"turned a pod away: {fact.reason}")
-        turn.wake_in(REFUSED_POD_PAUSE_S, "reopen", node.node_id)
+        turn.world.close_node(node, f"{TURNED_AWAY}: {fact.reason}")
+        turn.wake_in(limits.REFUSED_POD_PAUSE_S, "reopen", node.node_id)
 
 
 def on_pods_listed(turn: Turn, fact: facts.PodsListed) -> None:

@@ -35,9 +35,8 @@ def on_pod_deadline(turn: Turn, kind: str, pod: PodName) -> None:
         stop_attempt(turn, attempt, Cause.TIMEOUT, TIMED_OUT)
     elif kind == "stopping" and node is not None:
         turn.delete_pod(attempt)
-    elif kind == "unseen" and attempt.seen_at is None and node is not None:
-        if attempt.stopping is None:
-            turn.create_pod(attempt, job, node)
+    elif kind == "unseen" and node is not None and attempt.is_unseen:
+        turn.create_pod(attempt, job, node)
 
 
 def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
@@ -51,7 +50,7 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
         turn.terminate_node(node, f"did not join within {limits.NODE_JOIN_S_MAX} s")
     elif kind == "ending" and node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "")
-    elif kind == "reopen" and (node.closed or "").startswith("turned a pod away"):
+    elif kind == "reopen" and node.is_paused:
         turn.world.close_node(node, None)
 
 
@@ -84,5 +83,5 @@ def derive_deadlines(turn: Turn) -> None:
             turn.wake_in(turn.idle_s(node), "idle", node.node_id)
         if node.status is NodeStatus.LAUNCHED:
             turn.wake_in(limits.NODE_JOIN_S_MAX, "join", node.node_id)
-        if (node.closed or "").startswith("turned a pod away"):
-            turn.wake_in(limits.REFUSAL_S, "reopen", node.node_id)
+        if node.is_paused:
+            turn.wake_in(limits.REFUSED_POD_PAUSE_S, "reopen", node.node_id)

@@ -8,7 +8,7 @@ import msgspec
 
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, Effect, TerminateNode
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobStatus
+from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.world.world import World
@@ -38,6 +38,9 @@ class Turn(msgspec.Struct, kw_only=True):
     effects: list[Effect] = []
     news: deque[News] = msgspec.field(default_factory=deque)
     """Ends that others may have waited for and have not been told of yet."""
+    ended: dict[JobId, bool] = {}
+    """Jobs that left the world in this step, and whether they succeeded: the store does not know of them yet."""
+    ended_by_token: dict[str, JobId] = {}
 
     def wake_in(self, seconds: float, kind: str, key: str) -> None:
         self.world.wake_at(self.now + int(seconds * 1000), kind, key)

@@ -114,6 +114,11 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Whether its end counted against the retry strategy."""
 
     @property
+    def is_unseen(self) -> bool:
+        """Its pod was asked for, is still wanted, and the cluster has not shown it."""
+        return self.seen_at is None and self.stopping is None
+
+    @property
     def pod_name(self) -> PodName:
         return pod_name(self.job_id, self.index, self.number)
 

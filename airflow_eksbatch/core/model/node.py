@@ -12,6 +12,9 @@ from airflow_eksbatch.core.model.resources import NOTHING, Resources
 
 NodeId = NewType("NodeId", str)
 
+# How the reason begins why a node is closed that will be tried again after a pause.
+TURNED_AWAY = "turned a pod away"
+
 
 class Offering(msgspec.Struct, frozen=True, kw_only=True):
     """Instance type x zone x market, with what its node can hold and its price."""
@@ -86,6 +89,11 @@ class Node(msgspec.Struct, kw_only=True):
     @property
     def is_open(self) -> bool:
         return self.status is NodeStatus.READY and self.closed is None
+
+    @property
+    def is_paused(self) -> bool:
+        """Closed for a moment only."""
+        return self.closed is not None and self.closed.startswith(TURNED_AWAY)
 
     @property
     def is_coming(self) -> bool:

@@ -34,11 +34,14 @@ class Floor:
         self._nodes[key].extend(nodes)
 
     def hold(self, node_id: NodeId, free: Resources) -> None:
-        """Keep a node out of this plan."""
-        key = key_of(free)
-        if node_id in self._nodes.get(key, ()):
-            self._nodes[key].remove(node_id)
-            self._drop_if_empty(key)
+        """Take a node out of this plan; `free` is where it was when the plan began."""
+        first = key_of(free)
+        keys = [first] if node_id in self._nodes.get(first, ()) else list(self._nodes)
+        for key in keys:
+            if node_id in self._nodes[key]:
+                self._nodes[key].remove(node_id)
+                self._drop_if_empty(key)
+                return
 
     def fit(self, shape: Resources, wanted: int) -> list[tuple[NodeId, int]]:
         """Place up to `wanted` pods of this shape; (node, how many) for each node used."""

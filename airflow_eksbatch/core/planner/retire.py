@@ -15,20 +15,38 @@ def retire_nodes(
 ) -> list[Retirement]:
     """Empty nodes whose time has come; `idle_s` counts where an environment does not say."""
     busy = {placement.node_id for placement in placements}
-    spare = defaultdict[str, int](int)
-    for name, environment in world.compute_environments.items():
-        floor = 0 if environment.status == "DELETING" else environment.min_vcpus
-        spare[name] = world.vcpus[name] - floor
+    going = [
+        (node, reason)
+        for node in world.nodes.values()
+        if (reason := why_retire(world, node, busy, now, idle_s)) is not None
+    ]
+    if not going:
+        return []
+    spare = spare_vcpus(world)
     retirements: list[Retirement] = []
-    for node in world.nodes.values():
-        reason = why_retire(world, node, busy, now, idle_s)
-        if reason is None:
-            continue
-        if node.is_open and spare[node.compute_environment] < node.offering.vcpus:
+    for node, reason in sorted(going, key=lambda pair: stays_useful(pair[0])):
+        if stays_useful(node) and spare[node.compute_environment] < node.offering.vcpus:
             continue
         spare[node.compute_environment] -= node.offering.vcpus
         retirements.append(Retirement(node_id=node.node_id, reason=reason))
     return retirements
+
+
+def stays_useful(node: Node) -> bool:
+    """Whether it may count for the minimum: closed ones go first, and whatever the minimum is."""
+    return node.closed is None or node.is_paused
+
+
+def spare_vcpus(world: World) -> defaultdict[str, int]:
+    """What each environment has above its minimum, nodes on their way out not counted."""
+    spare = defaultdict[str, int](int)
+    for name, environment in world.compute_environments.items():
+        floor = 0 if environment.status == "DELETING" else environment.min_vcpus
+        spare[name] = world.vcpus[name] - floor
+    for node in world.nodes.values():
+        if node.status is NodeStatus.TERMINATING:
+            spare[node.compute_environment] -= node.offering.vcpus
+    return spare
 
 
 def why_retire(world: World, node: Node, busy: set[NodeId], now: int, idle_s: float) -> str | None:
@@ -42,7 +60,7 @@ def why_retire(world: World, node: Node, busy: set[NodeId], now: int, idle_s: fl
         return None
     if environment.status == "DELETING":
         return "its compute environment is being deleted"
-    if node.closed is not None:
+    if node.closed is not None and not node.is_paused:
         return f"empty and closed: {node.closed}"
     grace_s = idle_s if environment.idle_s is None else environment.idle_s
     if now - node.idle_since >= grace_s * 1000:
