@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, TypeVar
 
-from airflow_eksbatch.core.engine.effects import Effect, LaunchNode
+from airflow_eksbatch.core.engine.effects import Effect
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     InstanceGone,
@@ -36,7 +36,7 @@ from airflow_eksbatch.core.model.job import (
     PodName,
     pod_name,
 )
-from airflow_eksbatch.core.model.node import Node, NodeId
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, EvaluateOnExit, RetryAction
 from airflow_eksbatch.core.planner.plan import Plan
 from airflow_eksbatch.core.world.world import World
@@ -133,8 +133,9 @@ class Stage:
         )
 
     def join(self) -> list[NodeId]:
-        """Every instance asked for in the last step is launched, and its node is ready."""
-        asked = [effect.node_id for effect in self.of(LaunchNode)]
+        """Every instance that was asked for is launched, and its node is ready."""
+        nodes = self.world.nodes.values()
+        asked = [node.node_id for node in nodes if node.status is NodeStatus.REQUESTED]
         self.step(
             *(InstanceLaunched(node_id=n, instance_id=f"i-{n}", at=self.now) for n in asked),
             *(self.ready(self.world.nodes[n]) for n in asked),

@@ -1,0 +1,293 @@
+"""Why is my job not running: the sentences that people read."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_eksbatch.core.engine.facts import InstanceLaunched
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
+from airflow_eksbatch.core.model.retry import RetryStrategy
+from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.core.planner.words import listed, number_of, span
+from airflow_eksbatch.core.world.world import World
+from tests.build import (
+    NOW,
+    a_job,
+    a_node,
+    a_policy,
+    a_queue,
+    a_world,
+    an_environment,
+    an_offering,
+)
+from tests.core.stage import Stage
+
+SPOT = an_offering("m5.large", vcpus=2, memory_mib=8_192, market=Market.SPOT, price=0.03)
+
+
+def why(world: World, job_id: str, now: int = NOW) -> str:
+    return "\n".join(explain(world, world.jobs[JobId(job_id)], now))
+
+
+def on(job_id: str, kind: DependencyType = DependencyType.PLAIN) -> tuple[Dependency, ...]:
+    return (Dependency(job_id=JobId(job_id), type=kind),)
+
+
+# ---- ended and placed
+
+
+def test_a_job_that_has_ended_is_said_to_have() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a")
+    stage.run()
+    stage.end("a", exit_code=1, reason="Error")
+    assert explain(stage.world, stage.jobs["a"], NOW) == [
+        "It has ended and is FAILED: Essential container in task exited."
+    ]
+
+
+def test_a_placed_job_names_its_node_and_what_is_awaited() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a")
+    assert why(stage.world, "a", NOW + 5_000) == (
+        "It was placed 5 s ago on node n1 (ce); the cluster has not shown its pod yet."
+    )
+    stage.seen("a-0-1")
+    assert "its containers are starting" in why(stage.world, "a")
+    stage.run()
+    assert why(stage.world, "a", NOW + 90_000) == (
+        "It has been RUNNING for 1 min 30 s on node n1 (ce), attempt 1."
+    )
+    stage.terminate("a", reason="enough")
+    assert "is being ended: enough" in why(stage.world, "a")
+
+
+def test_an_array_is_summed_up() -> None:
+    stage = Stage(a_world(a_node("n1"), offerings=()))
+    stage.submit("a", size=10)
+    stage.run()
+    stage.end("a", 0)
+    stage.end("a", 1, exit_code=1)
+    text = why(stage.world, "a")
+    assert "Of 10 children 4 starting or running, 1 succeeded, 1 failed, 4 runnable." in text
+    assert "2 children starting." in text
+
+
+# ---- pending
+
+
+def test_a_pending_job_names_the_jobs_it_waits_for() -> None:
+    stage = Stage(a_world(offerings=()))
+    for name in "abcd":
+        stage.submit(name)
+    dependencies = tuple(Dependency(job_id=JobId(name)) for name in "abcd")
+    stage.submit("z", depends_on=dependencies)
+    assert why(stage.world, "z") == (
+        "It waits for 4 jobs to succeed: a (a, RUNNABLE), b (b, RUNNABLE), c (c, RUNNABLE) and 1 more."
+    )
+
+
+def test_child_by_child_dependencies_say_how_far_the_other_array_is() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a", size=3)
+    stage.submit("b", size=3, depends_on=on("a", DependencyType.N_TO_N))
+    stage.run()
+    stage.end("a", 0)
+    assert "Child i waits for child i of array a (a, PENDING): 1 of 3 have succeeded." in why(
+        stage.world, "b"
+    )
+
+
+def test_a_sequential_array_says_who_is_next() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a", size=3, depends_on=(Dependency(type=DependencyType.SEQUENTIAL),))
+    assert "child 1 waits for 0 (placed)" in why(stage.world, "a")
+
+
+# ---- room
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"state": "DISABLED"}, "ce is DISABLED: nothing new is placed there."),
+        (
+            {"status": "INVALID", "status_reason": "no rights"},
+            "is INVALID and launches no nodes: no rights",
+        ),
+        ({"status": "CREATING"}, "is CREATING and launches no nodes"),
+        ({"managed": False}, "ce is unmanaged: none of its nodes has 1 vCPUs, 1024 MiB free."),
+        ({"max_vcpus": 0}, "ce is full: its nodes have 0 of at most 0 vCPUs"),
+        ({}, "ce has 0 of at most 64 vCPUs and may launch nodes for it."),
+    ],
+)
+def test_each_environment_says_why_it_has_no_room(
+    environment: dict[str, object], words: str
+) -> None:
+    world = a_world(an_environment(**environment), a_job("a"))  # type: ignore[arg-type]
+    assert words in why(world, "a")
+
+
+def test_a_full_environment_gives_its_numbers() -> None:
+    world = a_world(an_environment(max_vcpus=4), a_node("n1"), a_job("a", vcpus=2))
+    world.with_running(a_job("r", vcpus=3), "n1")
+    assert "full: its nodes have 4 of at most 4 vCPUs, and none has 2 vCPUs, 1024 MiB free." in why(
+        world, "a"
+    )
+
+
+def test_a_job_too_large_for_every_type_is_told_how_large_they_get() -> None:
+    text = why(a_world(a_job("a", vcpus=64)), "a")
+    assert "No instance type of compute environment ce can hold 64 vCPUs, 1024 MiB" in text
+    assert "m5.2xlarge, has 8 vCPUs, 32768 MiB for jobs." in text
+
+
+def test_an_environment_whose_types_are_not_known_says_so() -> None:
+    assert "are not known yet" in why(a_world(a_job("a"), offerings=()), "a")
+
+
+def test_refusals_are_named_with_the_time_they_are_remembered() -> None:
+    world = a_world(a_job("a"), offerings=(SPOT,))
+    world.refused_until[SPOT.pool] = NOW + 170_000
+    text = why(world, "a")
+    assert "The cloud has no capacity for it in ce: m5.large/us-east-1a/SPOT was refused" in text
+    assert "asked again in 2 min 50 s" in text
+    assert "may launch nodes for it." in why(world, "a", NOW + 170_000)
+
+
+def test_a_partly_refused_environment_still_says_what_is_not_asked_for() -> None:
+    world = a_world(a_job("a"), offerings=(SPOT, an_offering()))
+    world.refused_until[SPOT.pool] = NOW + 60_000
+    text = why(world, "a")
+    assert "may launch nodes for it. Not asked for: m5.large/us-east-1a/SPOT" in text
+
+
+def test_nodes_on_their_way_are_counted_from_the_first_request() -> None:
+    stage = Stage(a_world())
+    stage.submit("a", size=20)
+    stage.wait(10)
+    node_id = next(iter(stage.world.nodes))
+    stage.step(InstanceLaunched(node_id=node_id, instance_id="i", at=stage.now))
+    number = len(stage.world.nodes)
+    assert f"{number_of(number, 'node')} large enough" in why(stage.world, "a", stage.now)
+    assert "being launched in ce, the first asked for 10 s ago." in why(stage.world, "a", stage.now)
+
+
+def test_environments_are_told_in_the_order_of_the_queue() -> None:
+    world = a_world(
+        an_environment("b"), an_environment("a"), a_queue("queue", "b", "a"), a_job("j")
+    )
+    text = why(world, "j")
+    assert text.index("environment b") < text.index("environment a")
+
+
+def test_a_disabled_queue_is_said_to_serve_what_is_in_it() -> None:
+    assert "takes no new jobs; those in it still run" in why(
+        a_world(a_queue(state="DISABLED"), a_job("a")), "a"
+    )
+
+
+def test_a_queue_that_is_gone_is_said_to_be() -> None:
+    world = a_world(a_job("a"))
+    world.delete("job_queue", "queue")
+    assert "queue does not exist any more" in why(world, "a")
+
+
+# ---- rooms that are kept
+
+
+def test_a_large_job_hears_which_node_is_kept_for_it_and_a_small_one_for_whom() -> None:
+    world = a_world(a_node("n1"), offerings=())
+    world.with_running(a_job("r", vcpus=2), "n1")
+    world.with_(a_job("large", vcpus=4), a_job("small", vcpus=1))
+    later = NOW + limits.RESERVE_AFTER_S * 1000
+    assert "so node n1 takes no other work until one fits there" in why(world, "large", later)
+    assert "n1 has room for it and is kept free for large (large), which needs 4 vCPUs" in why(
+        world, "small", later
+    )
+    assert "1 ready node with room" in why(world, "small")
+
+
+def test_a_reservation_for_shares_to_come_gives_its_numbers() -> None:
+    world = a_world(
+        an_environment(max_vcpus=8),
+        a_policy(reservation=50),
+        a_queue(policy="fair"),
+        a_node("n1", offering=an_offering(vcpus=8)),
+    )
+    world.with_running(a_job("r", size=8, share="a"), "n1", 4)
+    assert (
+        "Scheduling policy fair holds back 4 vCPUs for shares that are not active yet "
+        "(computeReservation 50, 1 share active): 0 vCPUs are left for this job queue."
+    ) in why(world, "r")
+
+
+# ---- turns
+
+
+def test_queues_that_are_served_before_are_named() -> None:
+    world = a_world(a_queue("urgent", priority=9), a_job("a"), a_job(size=5, queue="urgent"))
+    assert "Served before job queue queue (priority 1): urgent (priority 9, 5 runnable)." in why(
+        world, "a"
+    )
+
+
+def test_shares_that_are_ahead_are_named_with_their_use_and_weight() -> None:
+    world = a_world(a_policy(today=0.1, history=1.0), a_queue(policy="fair"), a_node("n1"))
+    world.with_running(a_job("r", vcpus=4, share="history"), "n1")
+    world.with_(a_job(size=3, share="today"), a_job("h", share="history"))
+    text = why(world, "h")
+    assert (
+        "By fair share 1 share go first: today (0 vCPUs lately x weight 0.1 = 0), 3 runnable"
+        in text
+    )
+    assert "its own is history (4 vCPUs lately x weight 1 = 4)" in text
+
+
+def test_the_number_of_jobs_in_front_is_told() -> None:
+    world = a_world(a_job(size=7), a_job("a"), a_job("later"), offerings=())
+    assert "In job queue queue 7 runnable jobs are older" in why(world, "a")
+    first = a_world(a_job("a"), offerings=())
+    assert "It is the first in job queue queue." in why(first, "a")
+
+
+def test_a_share_counts_higher_priority_first_and_leaves_other_shares_out() -> None:
+    world = a_world(a_policy(), a_queue(policy="fair"), a_job("a", share="x"), offerings=())
+    world.with_(a_job(size=4, share="x", priority=5), a_job(size=9, share="y"))
+    assert "In share x 4 runnable jobs are older or of higher priority." in why(world, "a")
+
+
+def test_a_job_that_runs_again_says_what_it_has_cost() -> None:
+    stage = Stage(a_world(a_node("n1"), offerings=()))
+    stage.submit("a", retry=RetryStrategy(attempts=3))
+    stage.run()
+    stage.lose("n1")
+    assert "RUNNABLE again after 1 attempt, of which 0 count against the 3" in why(stage.world, "a")
+
+
+def test_nothing_is_changed_by_asking() -> None:
+    stage = Stage(a_world(a_node("n1"), offerings=()))
+    stage.submit("a", size=9)
+    why(stage.world, "a")
+    assert stage.world.take_changes().is_empty
+    stage.world.check_indexes()
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(-5, "0 s"), (999, "0 s"), (59_000, "59 s"), (60_000, "1 min"), (90_000, "1 min 30 s"),
+     (3_660_000, "1 h 1 min"), (90_000_000, "1 d 1 h")],
+)  # fmt: skip
+def test_spans_are_told_in_their_two_largest_units(ms: int, text: str) -> None:
+    assert span(ms) == text
+
+
+def test_long_lists_are_cut() -> None:
+    assert listed(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert listed(["a"]) == "a"
+    assert number_of(1, "child", "children") == "1 child"

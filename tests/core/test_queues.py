@@ -1,0 +1,194 @@
+"""Setting up: queues, environments, policies and definitions; what is refused says what to do."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from airflow_eksbatch.core.engine.effects import CheckEnvironment, DeleteEnvironment, DeletePod
+from airflow_eksbatch.core.engine.facts import (
+    ComputeEnvironmentPut,
+    DefinitionDeregistered,
+    DefinitionRegistered,
+    Deleted,
+    EnvironmentChecked,
+    PolicyPut,
+    QueuePut,
+)
+from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job_definition import JobDefinition
+from tests.build import NOW, a_node, a_policy, a_queue, a_world, an_environment
+from tests.core.stage import Stage
+
+
+def refuses(stage: Stage, fact: object, words: str) -> None:
+    with pytest.raises(Rejected, match=words):
+        stage.give(fact)  # type: ignore[arg-type]
+
+
+# ---- job queues
+
+
+def test_a_queue_needs_environments_and_a_policy_that_exist() -> None:
+    stage = Stage(a_world())
+    refuses(stage, QueuePut(queue=a_queue("q", "nowhere"), create=True), "nowhere does not exist")
+    refuses(stage, QueuePut(queue=a_queue("q", policy="none"), create=True), "none does not exist")
+    assert set(stage.world.queues) == {"queue"}
+
+
+def test_a_name_is_taken_once_and_only_what_exists_is_changed() -> None:
+    stage = Stage(a_world())
+    refuses(stage, QueuePut(queue=a_queue(), create=True), "UpdateJobQueue")
+    refuses(stage, QueuePut(queue=a_queue("new"), create=False), "CreateJobQueue")
+    stage.give(QueuePut(queue=a_queue("new", priority=3), create=True))
+    assert stage.world.queues["new"].priority == 3
+
+
+def test_a_fifo_queue_never_gets_a_policy() -> None:
+    stage = Stage(a_world(a_policy()))
+    refuses(stage, QueuePut(queue=a_queue(policy="fair"), create=False), "FIFO")
+
+
+def test_deleting_a_queue_terminates_its_jobs_and_ends_when_they_have() -> None:
+    stage = Stage(a_world(a_node("n1"), offerings=()))
+    delete = Deleted(kind="job_queue", name="queue")
+    stage.submit("runs", vcpus=4)
+    stage.run()
+    stage.submit("waits", vcpus=4)
+    refuses(stage, delete, "Disable it")
+    stage.give(QueuePut(queue=a_queue(state="DISABLED"), create=False))
+    stage.give(delete)
+    assert stage.jobs["waits"].status_reason == "JobQueue deleted"
+    assert [effect.pod for effect in stage.of(DeletePod)] == ["runs-0-1"]
+    assert stage.world.queues["queue"].status == "DELETING"
+    with pytest.raises(Rejected):
+        stage.submit("late")
+    stage.end("runs", exit_code=143)
+    assert stage.world.queues == {}
+    stage.give(delete)
+
+
+# ---- compute environments
+
+
+def test_a_new_environment_is_used_after_it_was_checked() -> None:
+    stage = Stage(a_world())
+    stage.give(ComputeEnvironmentPut(compute_environment=an_environment("new"), create=True))
+    assert stage.world.compute_environments["new"].status == "CREATING"
+    assert [effect.name for effect in stage.of(CheckEnvironment)] == ["new"]
+    stage.step(EnvironmentChecked(name="new", status="VALID", status_reason="Healthy"))
+    assert stage.world.compute_environments["new"].may_grow
+
+
+def test_a_change_of_size_needs_no_check_and_works_at_once() -> None:
+    stage = Stage(a_world(an_environment(max_vcpus=0)))
+    stage.submit("a")
+    assert stage.world.nodes == {}
+    larger = msgspec.structs.replace(stage.world.compute_environments["ce"], max_vcpus=4)
+    stage.give(ComputeEnvironmentPut(compute_environment=larger, create=False))
+    assert stage.of(CheckEnvironment) == []
+    assert len(stage.world.nodes) == 1
+
+
+def test_any_other_change_is_checked_and_buys_nothing_meanwhile() -> None:
+    stage = Stage(a_world())
+    other = an_environment(instance_types=("c5",))
+    stage.give(ComputeEnvironmentPut(compute_environment=other, create=False))
+    assert stage.world.compute_environments["ce"].status == "UPDATING"
+    stage.submit("a")
+    assert stage.world.nodes == {}
+    stage.step(EnvironmentChecked(name="ce", status="VALID", status_reason="Healthy"))
+    assert len(stage.world.nodes) == 1
+
+
+def test_lowering_the_maximum_ends_nobody() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a", size=4)
+    stage.run()
+    smaller = an_environment(max_vcpus=1)
+    stage.give(ComputeEnvironmentPut(compute_environment=smaller, create=False))
+    stage.wait(1_000)
+    assert len(stage.job("a").running) == 4
+
+
+def test_disabling_an_environment_lets_its_jobs_finish_and_places_nothing_new() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a")
+    stage.run()
+    disabled = an_environment(state="DISABLED")
+    stage.give(ComputeEnvironmentPut(compute_environment=disabled, create=False))
+    stage.submit("b")
+    assert stage.status("b") == "RUNNABLE"
+    stage.end("a")
+    assert stage.status("a") == "SUCCEEDED"
+
+
+def test_an_environment_goes_when_it_is_disabled_unused_and_empty() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    delete = Deleted(kind="compute_environment", name="ce")
+    refuses(stage, delete, "is ENABLED")
+    disabled = an_environment(state="DISABLED")
+    stage.give(ComputeEnvironmentPut(compute_environment=disabled, create=False))
+    refuses(stage, delete, "found existing JobQueue relationship")
+    stage.give(QueuePut(queue=a_queue(state="DISABLED"), create=False))
+    stage.give(Deleted(kind="job_queue", name="queue"))
+    stage.give(delete)
+    assert stage.world.compute_environments["ce"].status == "DELETING"
+    stage.lose("n1", reclaimed=False)
+    assert [effect.name for effect in stage.of(DeleteEnvironment)] == ["ce"]
+    assert stage.world.compute_environments == {}
+
+
+def test_a_check_that_comes_after_deleting_began_changes_nothing() -> None:
+    stage = Stage(a_world(an_environment(state="DISABLED", status="DELETING"), a_node("n1")))
+    stage.step(EnvironmentChecked(name="ce", status="VALID", status_reason="x"))
+    assert stage.world.compute_environments["ce"].status == "DELETING"
+
+
+# ---- scheduling policies
+
+
+def test_a_policy_in_use_cannot_be_deleted() -> None:
+    stage = Stage(a_world(a_policy(), a_queue(policy="fair")))
+    refuses(stage, Deleted(kind="scheduling_policy", name="fair"), "used by job queue queue")
+    refuses(stage, PolicyPut(policy=a_policy(), create=True), "exists already")
+    refuses(stage, PolicyPut(policy=a_policy("other"), create=False), "does not exist")
+    stage.give(PolicyPut(policy=a_policy("other"), create=True))
+    stage.give(Deleted(kind="scheduling_policy", name="other"))
+    assert set(stage.world.policies) == {"fair"}
+
+
+def test_a_changed_policy_counts_from_the_next_beat() -> None:
+    world = a_world(a_policy(a=1.0, b=1.0), a_queue(policy="fair"), a_node("n1"), offerings=())
+    stage = Stage(world)
+    stage.submit("block", vcpus=4, share="x")
+    stage.run()
+    stage.submit("a", size=9, share="a")
+    stage.submit("b", size=9, share="b")
+    stage.give(PolicyPut(policy=a_policy(a=1.0, b=0.01), create=False))
+    stage.end("block")
+    assert len(stage.job("b").running) == 3
+
+
+# ---- job definitions
+
+
+def test_revisions_count_up_and_are_never_used_twice() -> None:
+    stage = Stage(a_world())
+    definition = JobDefinition(name="work", revision=0, arn="", created_at=NOW)
+    register = DefinitionRegistered(definition=definition, arn_prefix="arn:")
+    first, second = stage.give(register), stage.give(register)
+    assert isinstance(first, JobDefinition)
+    assert isinstance(second, JobDefinition)
+    assert (first.key, second.arn) == ("work:1", "arn:work:2")
+    stage.give(DefinitionDeregistered(name="work", revision=2))
+    third = stage.give(register)
+    assert isinstance(third, JobDefinition)
+    assert third.revision == 3
+    assert stage.world.definitions["work"][2].status == "INACTIVE"
+
+
+def test_deregistering_what_does_not_exist_is_refused() -> None:
+    refuses(
+        Stage(a_world()), DefinitionDeregistered(name="work", revision=1), "work:1 does not exist"
+    )
