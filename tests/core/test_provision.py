@@ -97,6 +97,11 @@ def test_a_job_that_no_type_can_hold_buys_nothing_and_stops_nobody() -> None:
     assert bought(world) == {"ce/m5.large": 1}
 
 
+def test_many_different_jobs_that_nobody_sells_room_for_stop_nobody() -> None:
+    impossible = [a_job(vcpus=100 + number, gpu=1) for number in range(80)]
+    assert bought(a_world(*impossible, a_job(vcpus=2))) == {"ce/m5.large": 1}
+
+
 def test_equal_offerings_are_spread_over_their_zones() -> None:
     zones = [an_offering(zone=f"us-east-1{z}") for z in "abc"]
     world = a_world(a_job(vcpus=4, size=6), offerings=zones)

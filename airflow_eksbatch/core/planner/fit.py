@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId
@@ -54,6 +54,7 @@ class Fit:
         self._world = world
         self._now = now
         self._floors = floors_of_ready_nodes(world)
+        self._free_cpu_m = free_cpu_m(world)
         self._roomiest: Roomiest | None = None
         self._held: set[NodeId] = set()
         lines = lines_by_queue(world)
@@ -71,7 +72,8 @@ class Fit:
     def _serve(self, queue: JobQueue, lines: list[ClassLine]) -> None:
         """One queue's turns, until nothing more fits."""
         floors = [self._floors[name] for name in queue.compute_environments if name in self._floors]
-        turns = Turns(self._world, queue, lines, self._now, count_places(self._world, queue, lines))
+        places = count_places(self._free_cpu_m, queue, lines)
+        turns = Turns(self._world, queue, lines, self._now, places)
         headroom = headroom_of(self._world, queue, self._now)
         if headroom is not None:
             self.headrooms[queue.name] = headroom
@@ -113,12 +115,18 @@ class Fit:
                 floor.hold(node.node_id, node.free)
 
 
-def count_places(world: World, queue: JobQueue, lines: Iterable[ClassLine]) -> int:
+def free_cpu_m(world: World) -> dict[str, int]:
+    """Free cpu of open nodes by compute environment."""
+    free: dict[str, int] = {}
+    for (name, room), nodes in world.rooms.items():
+        free[name] = free.get(name, 0) + max(0, room.cpu_m) * len(nodes)
+    return free
+
+
+def count_places(
+    free_by_environment: Mapping[str, int], queue: JobQueue, lines: Iterable[ClassLine]
+) -> int:
     """At most so many pods can be placed: the free cpu of the queue's environments by the smallest shape."""
     smallest = max(1, min(line.job_class.shape.cpu_m for line in lines))
-    free = sum(
-        room.cpu_m * len(nodes)
-        for (name, room), nodes in world.rooms.items()
-        if name in queue.compute_environments
-    )
-    return free // smallest
+    free_m = sum(free_by_environment.get(name, 0) for name in set(queue.compute_environments))
+    return free_m // smallest

@@ -9,33 +9,37 @@ from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
 
 Key = tuple[int, int, int, int]
-
-
-def key_of(free: Resources) -> Key:
-    return (free.cpu_m, free.memory_mib, free.gpu, free.pods)
+"""cpu, memory, gpu, pods: sorted so, the first that fits has the least cpu left over."""
 
 
 class Floor:
-    """The free rooms of one compute environment, as this plan leaves them."""
+    """The free rooms of one compute environment, as this plan leaves them.
+
+    Rooms are kept by what memory they have, to a power of two, and whether they have GPUs: a cluster full of cpu that
+    nobody can use for want of memory is then not looked through for every turn.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[Key, list[NodeId]] = {}
-        self._keys: list[Key] = []
-        """Sorted: the first that fits is the one with the least cpu left over."""
+        self._keys: dict[tuple[bool, int], list[Key]] = {}
         self._failed: list[Resources] = []
         """Shapes that fitted nowhere; rooms only shrink, so nothing as large will."""
 
     def add(self, free: Resources, nodes: Iterable[NodeId]) -> None:
         """More nodes with so much free each."""
-        key = key_of(free)
-        if key not in self._nodes:
-            self._nodes[key] = []
-            insort(self._keys, key)
-        self._nodes[key].extend(nodes)
+        if free.cpu_m < 0 or free.memory_mib < 0 or free.pods <= 0:
+            return
+        key = (free.cpu_m, free.memory_mib, free.gpu, free.pods)
+        there = self._nodes.get(key)
+        if there is None:
+            self._nodes[key] = list(nodes)
+            insort(self._keys.setdefault(kind_of(key), []), key)
+        else:
+            there.extend(nodes)
 
     def hold(self, node_id: NodeId, free: Resources) -> None:
         """Take a node out of this plan; `free` is where it was when the plan began."""
-        first = key_of(free)
+        first = (free.cpu_m, free.memory_mib, free.gpu, free.pods)
         keys = [first] if node_id in self._nodes.get(first, ()) else list(self._nodes)
         for key in keys:
             if node_id in self._nodes[key]:
@@ -48,22 +52,44 @@ class Floor:
         placed: list[tuple[NodeId, int]] = []
         if any(failed.fits(shape) for failed in self._failed):
             return placed
-        position = bisect_left(self._keys, (shape.cpu_m, 0, 0, 0))
-        while wanted > 0 and position < len(self._keys):
-            key = self._keys[position]
+        while wanted > 0:
+            key = self._tightest(shape)
+            if key is None:
+                self._failed = [failed for failed in self._failed if not shape.fits(failed)]
+                self._failed.append(shape)
+                break
             free = Resources(cpu_m=key[0], memory_mib=key[1], gpu=key[2], pods=key[3])
-            each = shape.count_in(free)
-            if not each:
-                position += 1
-                continue
-            each = min(each, wanted)
+            each = min(shape.count_in(free), wanted)
             used = self._fill(key, free, shape.times(each), wanted // each)
             placed.extend((node_id, each) for node_id in used)
             wanted -= len(used) * each
-            position = bisect_left(self._keys, key)
-        if wanted > 0:
-            self._failed.append(shape)
         return placed
+
+    def _tightest(self, shape: Resources) -> Key | None:
+        """The room with the least cpu left over; one with GPUs only for want of another."""
+        best: Key | None = None
+        cpu_m, memory_mib, gpu, pods = shape.cpu_m, shape.memory_mib, shape.gpu, shape.pods
+        for (has_gpu, _), keys in self._kinds_for(gpu > 0, memory_mib):
+            if has_gpu and not gpu and best is not None:
+                break
+            for position in range(bisect_left(keys, (cpu_m, 0, 0, 0)), len(keys)):
+                key = keys[position]
+                if best is not None and key >= best:
+                    break
+                if key[1] >= memory_mib and key[2] >= gpu and key[3] >= pods:
+                    best = key
+                    break
+        return best
+
+    def _kinds_for(self, gpu: bool, memory_mib: int) -> list[tuple[tuple[bool, int], list[Key]]]:
+        """Kinds of rooms that may hold so much, those without GPUs first."""
+        least = memory_mib.bit_length()
+        kinds = [
+            (kind, keys)
+            for kind, keys in self._keys.items()
+            if kind[1] >= least and (kind[0] or not gpu)
+        ]
+        return sorted(kinds) if any(kind[0] for kind, _ in kinds) else kinds
 
     def _fill(self, key: Key, free: Resources, load: Resources, number: int) -> list[NodeId]:
         """Put one load on each of up to `number` nodes of a room; the nodes used, oldest first."""
@@ -76,4 +102,12 @@ class Floor:
     def _drop_if_empty(self, key: Key) -> None:
         if not self._nodes[key]:
             del self._nodes[key]
-            del self._keys[bisect_left(self._keys, key)]
+            keys = self._keys[kind_of(key)]
+            del keys[bisect_left(keys, key)]
+            if not keys:
+                del self._keys[kind_of(key)]
+
+
+def kind_of(key: Key) -> tuple[bool, int]:
+    """Whether it has GPUs, and the power of two of its memory."""
+    return key[2] > 0, key[1].bit_length()

@@ -48,7 +48,8 @@ class Budget:
 
 def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
     """Launches for what was not placed and does not fit on nodes that are on their way."""
-    budget, launches = Budget(world), []
+    budget = Budget(world)
+    launches: list[Launch] = []
     coming = floors_of_coming_nodes(world) if left else {}
     for queue in queues_in_order(world):
         demand = left.get(queue.name)
@@ -93,9 +94,9 @@ def buy(
 ) -> list[Launch]:
     """Buy for these shapes in one environment until they are served, or it is full or sold out."""
     launches: list[Launch] = []
-    while budget.launches > 0 and budget.vcpus[environment.name] > 0:
-        wanted = largest_first(shapes)[:SHAPES_AT_ONCE]
-        best = best_offering(offerings, wanted, shapes, budget, environment.name)
+    waiting = [shape for shape in largest_first(shapes) if fits_any(shape, offerings)]
+    while waiting and budget.launches > 0 and budget.vcpus[environment.name] > 0:
+        best = best_offering(offerings, waiting, shapes, budget.vcpus[environment.name])
         if best is None:
             return launches
         offering, load = best
@@ -104,54 +105,67 @@ def buy(
         count = max(1, min(count, affordable, budget.launches))
         for shape, number in load.items():
             shapes[shape] -= number * count
-        for part in over_zones(offerings, offering, count, budget, environment.name):
+        waiting = [shape for shape in waiting if shapes[shape] > 0]
+        for zone, number in over_zones(offerings, offering, count, budget, environment.name):
             launches.append(
                 Launch(
                     compute_environment=environment.name,
-                    offering=part[0],
-                    count=part[1],
+                    offering=zone,
+                    count=number,
                     choice=choice,
                 )
             )
     return launches
 
 
+def fits_any(shape: Resources, offerings: Iterable[Offering]) -> bool:
+    """Whether an empty node could hold it; what nobody sells must not stand before what can be bought."""
+    return any(shape.fits(offering.allocatable) for offering in offerings)
+
+
 def best_offering(
-    offerings: list[Offering],
-    wanted: list[Resources],
-    shapes: Shapes,
-    budget: Budget,
-    environment: str,
+    offerings: list[Offering], waiting: list[Resources], shapes: Shapes, room_vcpus: int
 ) -> tuple[Offering, Shapes] | None:
     """The offering whose load costs least for its worth; one past the maximum only if none stays within."""
-    best: tuple[float, int, str, Offering, Shapes] | None = None
+    within = [offering for offering in offerings if offering.vcpus <= room_vcpus]
+    best = cheapest(within, waiting, shapes)
+    return best or cheapest(offerings, waiting, shapes)
+
+
+def cheapest(
+    offerings: list[Offering], waiting: list[Resources], shapes: Shapes
+) -> tuple[Offering, Shapes] | None:
+    """By price for worth; then the smaller, then by name, so that plans repeat."""
+    wanted = [(shape, shapes[shape]) for shape in waiting[:SHAPES_AT_ONCE]]
+    best: tuple[tuple[float, int, str], Offering, Shapes] | None = None
     seen: set[tuple[str, float]] = set()
-    room = budget.vcpus[environment]
-    within = [offering for offering in offerings if offering.vcpus <= room]
-    for candidates in (within, offerings):
-        for offering in candidates:
-            if (offering.instance_type, offering.price_usd_hour) in seen:
-                continue
-            seen.add((offering.instance_type, offering.price_usd_hour))
-            load = load_of(offering.allocatable, wanted, shapes)
-            if load:
-                price = offering.price_usd_hour / worth(load)
-                key = (price, offering.vcpus, offering.pool, offering, load)
-                if best is None or key[:3] < best[:3]:
-                    best = key
-        if best is not None:
-            return best[3], best[4]
-    return None
+    for offering in offerings:
+        kind = (offering.instance_type, offering.price_usd_hour)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        load = load_of(offering.allocatable, wanted)
+        if load:
+            key = (offering.price_usd_hour / worth(load), offering.vcpus, offering.pool)
+            if best is None or key < best[0]:
+                best = (key, offering, load)
+    return None if best is None else best[1:]
 
 
-def load_of(room: Resources, wanted: Iterable[Resources], shapes: Shapes) -> Shapes:
+def load_of(room: Resources, wanted: Iterable[tuple[Resources, int]]) -> Shapes:
     """What one empty node takes, largest first."""
     load: Shapes = {}
-    for shape in wanted:
-        number = min(shapes[shape], shape.count_in(room))
+    cpu_m, memory_mib, pods = room.cpu_m, room.memory_mib, room.pods
+    for shape, count in wanted:
+        if shape.cpu_m > cpu_m or shape.memory_mib > memory_mib or shape.gpu > room.gpu:
+            continue
+        number = min(count, shape.count_in(room))
         if number:
             load[shape] = number
             room = room.minus(shape.times(number))
+            cpu_m, memory_mib, pods = room.cpu_m, room.memory_mib, room.pods
+            if not (cpu_m and memory_mib and pods):
+                break
     return load
 
 

@@ -118,6 +118,8 @@ class LineWalk:
     def advance(self, number: int) -> None:
         """Take so many, oldest first."""
         self.taken += number
+        if self.taken >= self.line.count:
+            return
         while number:
             here = min(number, self._left_here())
             self._taken_here += here
@@ -128,4 +130,8 @@ class LineWalk:
 
     def _left_here(self) -> int:
         job = self._jobs.get(self._entries[self._position][1])
-        return 0 if job is None else ranges.count(job.runnable) - self._taken_here
+        if job is None:
+            return 0
+        members = job.runnable
+        number = members[0][1] - members[0][0] if len(members) == 1 else ranges.count(members)
+        return number - self._taken_here
