@@ -235,6 +235,17 @@ def test_an_instance_that_answers_after_it_was_given_up_is_ended() -> None:
     assert [effect.instance_id for effect in stage.of(TerminateNode)] == ["i-1"]
 
 
+def test_the_peak_counts_instances_that_were_launched_not_those_asked_for() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a", vcpus=4, size=9)
+    assert len(stage.world.nodes) > 1
+    assert stage.world.totals.peak_instances == 1
+    joined = stage.join()
+    assert stage.world.totals.peak_instances == 1 + len(joined)
+    stage.lose("n1")
+    assert stage.world.instances == len(joined)
+
+
 def test_what_a_node_cost_is_in_the_totals_when_it_is_gone() -> None:
     stage = Stage(a_world(a_node("n1", offering=an_offering(price=0.36))))
     stage.now += 10_000

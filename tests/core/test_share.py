@@ -9,17 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_eksbatch.core.engine.facts import JobSubmitted
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Dependency, JobId
 from airflow_eksbatch.core.model.share import ShareUsage
 from airflow_eksbatch.core.planner.planning import make_plan
 from airflow_eksbatch.core.planner.reservation import active_shares
 from tests.build import (
+    M5,
     NOW,
     BuiltWorld,
     a_job,
     a_node,
     a_policy,
     a_queue,
+    a_spec,
     a_world,
     an_environment,
     an_offering,
@@ -31,7 +36,8 @@ quick = settings(max_examples=100, derandomize=True, deadline=None)
 
 
 def fair(*nouns: Any, **policy: Any) -> BuiltWorld:
-    return a_world(a_policy(**policy), a_queue(policy="fair"), *nouns)  # type: ignore[arg-type]
+    offerings = policy.pop("offerings", M5)
+    return a_world(a_policy(**policy), a_queue(policy="fair"), *nouns, offerings=offerings)
 
 
 def placed_by_share(world: BuiltWorld, now: int = NOW) -> Counter[str]:
@@ -220,6 +226,17 @@ def test_a_share_with_a_pending_job_is_active() -> None:
     stage.submit("a", share="a")
     stage.submit("b", share="b", depends_on=(Dependency(job_id=JobId("a")),))
     assert active_shares(stage.world, stage.world.queues["queue"], NOW) == {"a", "b"}
+
+
+def test_a_queue_has_at_most_five_hundred_active_shares() -> None:
+    stage = Stage(fair(offerings=()))
+    news = [a_spec(share=f"s{n}") for n in range(limits.ACTIVE_SHARES_MAX)]
+    stage.step(*(JobSubmitted(spec=spec) for spec in news))
+    with pytest.raises(Rejected, match="500 active shares"):
+        stage.submit("one-more", share="new")
+    stage.submit("known", share="s7")
+    stage.cancel(news[0].job_id)
+    stage.submit("now", share="new")
 
 
 def test_a_reservation_holds_nothing_back_from_other_queues() -> None:

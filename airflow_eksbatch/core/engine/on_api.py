@@ -23,6 +23,7 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.planner.reservation import active_shares
 
 QUEUE_DELETED = "JobQueue deleted"
 SCALING_FIELDS = frozenset({"min_vcpus", "max_vcpus", "state", "idle_s", "tags", "wire"})
@@ -34,7 +35,8 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     known = earlier_submit(turn, fact)
     if known is not None:
         return known
-    check_queue_takes_jobs(world.queues.get(spec.queue), spec.queue)
+    queue = check_queue_takes_jobs(world.queues.get(spec.queue), spec.queue)
+    check_share_count(turn, queue, spec.share)
     ends = turn.ended | fact.dependency_ends
     waits_for, matched = resolve_dependencies(turn, spec, ends)
     supersede(turn, spec)
@@ -71,7 +73,7 @@ def earlier_submit(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
     return live or turn.ended_by_token.get(token) or fact.earlier_job
 
 
-def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> None:
+def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> JobQueue:
     if queue is None:
         raise Rejected(
             f"Job queue {name} does not exist. Create it with CreateJobQueue, or see `eksbatch queues`."
@@ -80,6 +82,19 @@ def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> None:
         raise Rejected(
             f"Job queue {name} is {queue.status if queue.status == 'DELETING' else queue.state} "
             "and takes no new jobs. Enable it with UpdateJobQueue, or use another queue."
+        )
+    return queue
+
+
+def check_share_count(turn: Turn, queue: JobQueue, share: str) -> None:
+    """A queue has at most so many active shares (AWS); only a share without live jobs may be one more."""
+    if queue.policy is None or (queue.name, share) in turn.world.jobs_by_share:
+        return
+    active = active_shares(turn.world, queue, turn.now)
+    if share not in active and len(active) >= limits.ACTIVE_SHARES_MAX:
+        raise Rejected(
+            f"Job queue {queue.name} has {len(active)} active shares already, the most there may be. "
+            "Use one of them, or wait until a share has had no jobs for its decay time."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from airflow_eksbatch.core.engine import effects, facts
-from airflow_eksbatch.core.engine.on_cluster import give_up_node, note_launched
+from airflow_eksbatch.core.engine.on_cluster import give_up_node
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.node import NodeId, NodeStatus
@@ -25,8 +25,7 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
     if node.instance_id is None:
         node.instance_id = fact.instance_id
         turn.world.note_node(node)
-    if node.launched_at is None:
-        note_launched(turn, node, fact.at)
+    turn.world.note_launched(node, fact.at)
     if node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "not needed any more")
     elif turn.world.move_node(node, NodeStatus.LAUNCHED):

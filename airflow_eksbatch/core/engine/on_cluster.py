@@ -109,19 +109,11 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
         return
     if node.status is NodeStatus.TERMINATING:
         return
-    if node.launched_at is None:
-        note_launched(turn, node, fact.at)
+    turn.world.note_launched(node, fact.at)
     node.node_name, node.ready_at, node.idle_since = fact.node_name, fact.at, turn.now
     turn.world.set_allocatable(node, fact.allocatable)
     turn.world.move_node(node, NodeStatus.READY)
     turn.wake_in(turn.idle_s(node), "idle", node.node_id)
-
-
-def note_launched(turn: Turn, node: Node, at: int) -> None:
-    """It exists and is paid for from now on."""
-    node.launched_at = at
-    launched = turn.world.totals.instances
-    launched[node.compute_environment] = launched.get(node.compute_environment, 0) + 1
 
 
 def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:

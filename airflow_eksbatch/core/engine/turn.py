@@ -36,7 +36,7 @@ class Turn(msgspec.Struct, kw_only=True):
     now: int
     settings: StepSettings
     effects: list[Effect] = []
-    news: deque[News] = msgspec.field(default_factory=deque)
+    news: deque[News] = msgspec.field(default_factory=deque[News])
     """Ends that others may have waited for and have not been told of yet."""
     ended: dict[JobId, bool] = {}
     """Jobs that left the world in this step, and whether they succeeded: the store does not know of them yet."""

@@ -50,6 +50,8 @@ class World:
         self.pods_by_node: defaultdict[NodeId, set[PodName]] = defaultdict(set)
         self.rooms: dict[Room, dict[NodeId, None]] = {}
         self.vcpus: defaultdict[str, int] = defaultdict(int)
+        self.instances = 0
+        """Launched and not gone; nodes that are only asked for are none."""
         self.dependents: defaultdict[JobId, set[JobId]] = defaultdict(set)
         self.job_by_token: dict[str, JobId] = {}
         self.job_by_task: dict[str, JobId] = {}
@@ -160,10 +162,18 @@ class World:
     def add_node(self, node: Node) -> None:
         self.nodes[node.node_id] = node
         self.vcpus[node.compute_environment] += node.offering.vcpus
-        totals = self.totals
-        totals.peak_instances = max(totals.peak_instances, len(self.nodes))
+        self._count_instance(node)
         self._enter_room(node)
         self.note_node(node)
+
+    def note_launched(self, node: Node, at: int) -> None:
+        """Its instance exists and is paid for from now on; told twice, the first time counts."""
+        if node.launched_at is None:
+            node.launched_at = at
+            launched, name = self.totals.instances, node.compute_environment
+            launched[name] = launched.get(name, 0) + 1
+            self._count_instance(node)
+            self.note_node(node)
 
     def move_node(self, node: Node, status: NodeStatus) -> bool:
         """Move a node forward in its life; False when it is already past that."""
@@ -196,6 +206,7 @@ class World:
         self.pods_by_node.pop(node.node_id, None)
         self.vcpus[node.compute_environment] -= node.offering.vcpus
         if node.launched_at is not None:
+            self.instances -= 1
             lived_ms, name = max(0, now - node.launched_at), node.compute_environment
             price = lived_ms / 3_600_000 * node.offering.price_usd_hour
             self.totals.instance_ms[name] = self.totals.instance_ms.get(name, 0) + lived_ms
@@ -298,6 +309,7 @@ class World:
         self.usages = {(usage.queue, usage.share): usage for usage in snapshot.usages}
         for node in snapshot.nodes:
             self.nodes[node.node_id] = node
+            self.instances += node.launched_at is not None
             self.vcpus[node.compute_environment] += node.offering.vcpus
             self._enter_room(node)
         for job in sorted(snapshot.jobs, key=lambda job: job.spec.seq):
@@ -350,6 +362,11 @@ class World:
         node.idle_since = None if busy else now
         self._enter_room(node)
         self.note_node(node)
+
+    def _count_instance(self, node: Node) -> None:
+        if node.launched_at is not None:
+            self.instances += 1
+            self.totals.peak_instances = max(self.totals.peak_instances, self.instances)
 
     def _enter_room(self, node: Node) -> None:
         if node.is_open:
