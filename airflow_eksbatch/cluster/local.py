@@ -72,7 +72,7 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def process_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def inherited_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """What processes inherit: the service's own settings and Airflow's secrets are not for them.
 
     Programs beside our Python are found last, so that `python` is always there.
@@ -127,7 +127,7 @@ class LocalCluster:
         outputs: Outputs | None = None,
     ) -> None:
         self._directory = directory.absolute() / "pods"
-        self._environ = process_environ(os.environ if environ is None else environ)
+        self._environ = inherited_environ(os.environ if environ is None else environ)
         self._outputs = outputs or Outputs(directory.absolute() / "logs")
         self._nodes: dict[NodeId, Node] = {}
         self._pods: dict[PodName, Pod] = {}

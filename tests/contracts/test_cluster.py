@@ -20,7 +20,7 @@ import pytest
 
 from airflow_eksbatch.cluster import local, process
 from airflow_eksbatch.cluster.containers import BadPod, expand, read_containers
-from airflow_eksbatch.cluster.local import LocalCluster, process_environ
+from airflow_eksbatch.cluster.local import LocalCluster, inherited_environ
 from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
@@ -793,6 +793,6 @@ def test_processes_do_not_inherit_the_settings_of_service_and_airflow() -> None:
         "AIRFLOW_CONN_X": "secret",
         "AIRFLOW_HOME": "there",
     }
-    inherited = process_environ(environ)
+    inherited = inherited_environ(environ)
     assert inherited.pop("PATH").startswith("/bin:")
     assert inherited == {"LANG": "C", "EKSBATCH_HOME": "here", "AIRFLOW_HOME": "there"}

@@ -31,7 +31,9 @@ class RunningService:
         self.command = command
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
+        """Where it listens, or last did: who asks while it is down is refused."""
         self.output: list[str] = []
+        self._is_up = False
         self._reader: threading.Thread | None = None
 
     def start(self) -> RunningService:
@@ -42,12 +44,12 @@ class RunningService:
         self._reader = threading.Thread(target=self._read, args=(ready,), daemon=True)
         self._reader.start()
         assert ready.wait(START_S), f"did not start: {self.text}"
-        assert self.url, f"ended at once: {self.text}"
+        assert self._is_up, f"ended at once: {self.text}"
         return self
 
     def begin(self) -> None:
         """Start it, whether or not it will be ready."""
-        self.url = ""
+        self._is_up = False
         environ = {name: value for name, value in os.environ.items() if "EKSBATCH" not in name}
         command = [sys.executable, "-m", "airflow_eksbatch.cli", self.command]
         self.process = subprocess.Popen(
@@ -71,8 +73,10 @@ class RunningService:
                 self.url = line.strip()
             elif '"event": "ready"' in line:
                 self.url = json.loads(line)["url"]
-            if self.url:
-                ready.set()
+            else:
+                continue
+            self._is_up = True
+            ready.set()
         ready.set()
 
     def kill(self) -> None:
@@ -98,7 +102,7 @@ class RunningService:
 
     def end(self) -> None:
         """Leave nothing behind: neither the service nor the pods it would have found again."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None:
             self.kill()
         for pid in pod_pids(self.home):
             try:
@@ -176,7 +180,7 @@ def a_definition(batch: Any, *command: str, name: str = "shell") -> str:
     container = {
         "image": "busybox",
         "command": list(command),
-        "resources": {"requests": {"cpu": "250m", "memory": "128Mi"}},
+        "resources": {"requests": {"cpu": "0.25", "memory": "128Mi"}},
     }
     made = batch.register_job_definition(
         jobDefinitionName=name,

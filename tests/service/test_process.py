@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from botocore.exceptions import ClientError
 
+from airflow_eksbatch.store import migrations
 from tests.service.conftest import MakeService
 from tests.service.running import RunningService, a_definition, pod_pids, submit
 
@@ -207,12 +211,11 @@ def test_a_damaged_database_ends_the_start_with_one_sentence(tmp_path: Path) -> 
 
 
 def test_a_newer_database_ends_the_start_with_one_sentence(tmp_path: Path) -> None:
-    import sqlite3
-
     assert cli("migrate", "--home", str(tmp_path)).returncode == 0
-    with sqlite3.connect(tmp_path / "eksbatch.db") as connection:
-        connection.execute("UPDATE schema_version SET version = version + 1")
-    connection.close()
+    newer = (msgspec.msgpack.encode(len(migrations.STEPS) + 1), "schema_version")
+    with contextlib.closing(sqlite3.connect(tmp_path / "eksbatch.db")) as connection:
+        connection.execute("UPDATE eksbatch_meta SET body = ? WHERE key = ?", newer)
+        connection.commit()
     assert "newer" in one_sentence(cli("serve", "--home", str(tmp_path), "--port", "0"))
 
 
