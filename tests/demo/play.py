@@ -17,12 +17,14 @@ DAG, CHART_DAG = "seattle_weather", "seattle_weather_chart"
 TODAY = "today"
 MONTHS = [(year, month) for year in range(2012, 2016) for month in range(1, 13)]
 RUNS_AT_ONCE = 16
+UNDER_WAY = 50  # so many have ended: every instance is there and full
 BACKLOG = 150  # jobs that wait when the run of today arrives: three times what runs at once
 DAYS = sum(calendar.monthrange(*month)[1] for month in MONTHS)
 TODAY_DAYS = 31  # it looks at December 2015, the newest month there is
 JOBS = DAYS + len(MONTHS) + TODAY_DAYS + 1
 ENDS_WITHIN_S = 900.0
 EMPTY_WITHIN_S = 60.0
+RECLAIM_AGAIN_S = 5.0  # by then it is known whom the last one hit
 LOOK_S = 0.5
 RUNS_LOOK_S = 2.0  # Airflow's API works for its answers; the service's does not
 
@@ -38,7 +40,7 @@ class Play:
         self.states: dict[str, str] = {}
         self._began = time.monotonic()
         self._runs_looked = 0.0
-        self._reclaims = 0
+        self._reclaimed = float("-inf")
         self._today_came = False
         self._reclaim_told = False
 
@@ -100,8 +102,9 @@ class Play:
 
     def intervene(self, summary: Json) -> None:
         if TODAY not in self.states and not self._today_came:
-            if summary["jobs"]["RUNNABLE"] >= BACKLOG:
-                self.let_today_arrive(summary["jobs"]["RUNNABLE"])
+            jobs = summary["jobs"]
+            if jobs["SUCCEEDED"] >= UNDER_WAY and jobs["RUNNABLE"] >= BACKLOG:
+                self.let_today_arrive(jobs["RUNNABLE"])
         elif not self.story.hit_by_reclaim():
             self.reclaim(summary)
         elif not self._reclaim_told:
@@ -122,11 +125,12 @@ class Play:
         )
 
     def reclaim(self, summary: Json) -> None:
-        """Again when nothing ran there: the point is to take a machine that works."""
-        if summary["reclaims"] < self._reclaims or summary["jobs"]["RUNNING"] < 8:
+        """Again when all that ran there ended in time: the point is to take a machine that works."""
+        soon = time.monotonic() - self._reclaimed < RECLAIM_AGAIN_S
+        if soon or summary["jobs"]["RUNNING"] < 8:
             return
         if node := self.service.reclaim_busiest_spot():
-            self._reclaims += 1
+            self._reclaimed = time.monotonic()
             self.screen.note(f"Spot instance of node {node} is reclaimed while it works")
 
     # -- the end --
