@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,7 @@ def test_no_file_carries_a_path_of_a_machine() -> None:
 
 def test_the_pictures_of_both_lives_are_the_tables() -> None:
     readme = (PACKAGE / "core" / "README.md").read_text()
-    for table in (TRANSITIONS, NODE_TRANSITIONS):
+    tables: list[Mapping[Any, Iterable[Any]]] = [TRANSITIONS, NODE_TRANSITIONS]
+    for table in tables:
         arrows = [f"    {a.value} --> {b.value}" for a in table for b in sorted(table[a])]
         assert "\n".join(["```mermaid", "stateDiagram-v2", *arrows, "```"]) in readme

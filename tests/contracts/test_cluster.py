@@ -779,7 +779,7 @@ def test_references_are_filled_in_as_kubernetes_does(text: str, filled: str) -> 
     ],
 )
 def test_pods_that_cannot_be_run_are_refused_with_a_sentence(pod: bytes) -> None:
-    with pytest.raises(BadPod, match="podProperties|NUL"):
+    with pytest.raises(BadPod, match=r"podProperties|NUL"):
         read_containers(pod, {})
 
 
