@@ -241,7 +241,9 @@ class Performer:
         trouble = await self._cluster.check(environment)
         if trouble is None:
             try:
-                offerings = await self._cloud.offerings(environment)
+                # An unmanaged one has its machines from others.
+                managed = environment.managed
+                offerings = await self._cloud.offerings(environment) if managed else ()
             except ValueError as error:
                 trouble = str(error)
             else:

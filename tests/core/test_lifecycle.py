@@ -18,6 +18,7 @@ from airflow_eksbatch.core.engine.facts import (
     PodRunning,
     PodSeen,
     PodsListed,
+    PodStuck,
 )
 from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
@@ -214,6 +215,43 @@ def test_a_pod_that_the_cluster_calls_invalid_fails_its_job_for_good() -> None:
     stage.step(PodRefused(pod=pod, at=NOW, reason="spec.containers: bad", permanent=True))
     assert stage.status("a") == "FAILED"
     assert stage.jobs["a"].status_reason == "spec.containers: bad"
+
+
+def test_a_pod_that_was_turned_away_is_dropped() -> None:
+    stage = a_stage(nodes=2)
+    stage.submit("a")
+    pod = stage.live("a").pod_name
+    stage.step(PodRefused(pod=pod, at=NOW, reason="OutOfcpu"))
+    assert [effect.pod for effect in stage.of(ForgetPod)] == [pod]
+
+
+def test_a_pod_that_cannot_start_is_ended_and_judged_like_any_failure() -> None:
+    """1. its image is not there; 2. its pod is deleted; 3. the end is charged and says why."""
+    stage = a_stage()
+    stage.submit("a", retry=RetryStrategy(attempts=2))
+    for number in (1, 2):
+        attempt = stage.live("a")
+        assert attempt.number == number
+        stage.step(PodStuck(pod=attempt.pod_name, at=NOW, reason="ImagePullBackOff: no such image"))
+        assert [effect.pod for effect in stage.of(DeletePod)] == [attempt.pod_name]
+        stage.end("a", cause=Cause.PLATFORM, exit_code=None, status_reason="deleted")
+    end = stage.attempts["a-0-2"].end
+    assert stage.status("a") == "FAILED"
+    assert end is not None
+    assert (end.reason, end.status_reason) == (
+        "ImagePullBackOff: no such image",
+        "Task failed to start",
+    )
+
+
+def test_a_pod_that_runs_after_all_is_not_stuck() -> None:
+    stage = a_stage()
+    stage.submit("a")
+    stage.run()
+    stage.step(PodStuck(pod=stage.live("a").pod_name, at=NOW, reason="ImagePullBackOff"))
+    assert stage.of(DeletePod) == []
+    stage.end("a")
+    assert stage.status("a") == "SUCCEEDED"
 
 
 # ---- starting again

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
+from airflow_eksbatch.core.engine.effects import (
+    CreatePod,
+    LaunchNode,
+    TerminateNode,
+    TerminateStray,
+)
 from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
     NodeClosed,
+    NodeFound,
     NodeLost,
     NodeReady,
     SpotInterrupted,
@@ -18,7 +26,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import JobStatus
-from airflow_eksbatch.core.model.node import NodeId, NodeStatus
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import RetryAction, RetryStrategy
 from tests.build import NOW, a_node, a_queue, a_world, an_amount, an_environment, an_offering
 from tests.core.stage import Stage, rule
@@ -263,3 +271,94 @@ def test_attempts_on_a_reclaimed_node_fail_only_when_a_rule_says_so() -> None:
     stage.run()
     stage.lose(stage.live("a").node_id)
     assert stage.status("a") is JobStatus.FAILED
+
+
+# ---- nodes that others own
+
+
+def on_found(node_id: str = "uid-1", **fields: Any) -> tuple[Stage, NodeFound]:
+    """An unmanaged environment with one job waiting, and the news of its first node."""
+    stage = Stage(a_world(an_environment(managed=False, max_vcpus=0), offerings=()))
+    offering = an_offering("on-premises", price=0.0)
+    found = NodeFound(
+        node_id=NodeId(node_id),
+        compute_environment="ce",
+        node_name="rack-1",
+        offering=offering,
+        allocatable=fields.pop("allocatable", offering.allocatable),
+        at=NOW,
+        **fields,
+    )
+    return stage, found
+
+
+def test_a_node_that_others_gave_our_label_runs_jobs_and_is_never_given_back() -> None:
+    stage, found = on_found()
+    stage.submit("a")
+    assert stage.of(LaunchNode) == []
+    stage.step(found)
+    assert [effect.node_name for effect in stage.of(CreatePod)] == ["rack-1"]
+    stage.run()
+    stage.end("a")
+    assert stage.status("a") is JobStatus.SUCCEEDED
+    stage.wait(86_400)
+    assert stage.of(TerminateNode) == []
+    assert list(stage.world.nodes) == ["uid-1"]
+
+
+def test_a_found_node_is_found_once_and_corrected_later() -> None:
+    stage, found = on_found()
+    stage.step(found, found)
+    assert len(stage.world.nodes) == 1
+    less = an_amount(2, 4096, pods=5)
+    stage.step(msgspec.structs.replace(found, allocatable=less))
+    assert stage.world.nodes[found.node_id].allocatable == less
+
+
+def test_a_found_node_that_is_lost_leaves_and_its_jobs_run_elsewhere_for_free() -> None:
+    stage, found = on_found()
+    stage.submit("a")
+    stage.step(found)
+    stage.run()
+    stage.step(NodeLost(node_id=found.node_id, at=stage.now, reason="unreachable"))
+    assert stage.of(TerminateNode) == []
+    assert list(stage.world.nodes) == []
+    assert stage.status("a") is JobStatus.RUNNABLE
+    assert stage.jobs["a"].tries[0].charged == 0
+
+
+def test_no_cloud_knows_found_nodes_and_none_may_call_them_gone() -> None:
+    stage, found = on_found()
+    stage.step(found)
+    stage.wait(60, InstancesListed(compute_environment="ce", instances={}, at=stage.now + 60_000))
+    assert list(stage.world.nodes) == ["uid-1"]
+
+
+def test_nodes_are_found_for_unmanaged_environments_only() -> None:
+    stage = Stage(a_world())
+    _, found = on_found()
+    stage.step(found, msgspec.structs.replace(found, compute_environment="unknown"))
+    assert list(stage.world.nodes) == []
+
+
+def test_an_unmanaged_environment_lets_its_nodes_go_when_it_is_deleted() -> None:
+    """1. it has a node with a job; 2. it is deleted; 3. it is gone when the job has ended."""
+    stage, found = on_found()
+    stage.submit("a")
+    stage.step(found)
+    stage.run()
+    environment = stage.world.compute_environments["ce"]
+    stage.world.put_compute_environment(msgspec.structs.replace(environment, status="DELETING"))
+    stage.step()
+    assert list(stage.world.nodes) == ["uid-1"]
+    stage.end("a")
+    assert list(stage.world.nodes) == []
+    assert "ce" not in stage.world.compute_environments
+
+
+def test_a_node_that_recovers_after_a_spot_notice_stays_closed() -> None:
+    stage = on_spot("n1")
+    stage.step(SpotInterrupted(node_id=NodeId("n1"), at=NOW))
+    stage.step(NodeClosed(node_id=NodeId("n1"), reason="not ready", at=NOW))
+    stage.step(NodeClosed(node_id=NodeId("n1"), reason=None, at=NOW))
+    assert stage.world.nodes[NodeId("n1")].closed == SPOT_NOTICE

@@ -120,11 +120,33 @@ class PodRefused(Fact, frozen=True, kw_only=True):
     permanent: bool = False
 
 
+class PodStuck(Fact, frozen=True, kw_only=True):
+    """The pod cannot start, and waiting has not helped (ImagePullBackOff, ...): it is ended, and the user pays."""
+
+    pod: PodName
+    at: int
+    reason: str
+
+
 class NodeReady(Fact, frozen=True, kw_only=True):
     """The node joined, carries our labels, and its DaemonSets run. `allocatable` is what is left for our pods."""
 
     node_id: NodeId
     node_name: str
+    allocatable: Resources
+    at: int
+
+
+class NodeFound(Fact, frozen=True, kw_only=True):
+    """A node of an unmanaged compute environment is ready: somebody gave it our label, nobody asked for it.
+
+    `offering` says what the machine is. The first time the node enters the world, later its room is corrected.
+    """
+
+    node_id: NodeId
+    compute_environment: str
+    node_name: str
+    offering: Offering
     allocatable: Resources
     at: int
 

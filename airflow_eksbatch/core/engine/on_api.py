@@ -269,6 +269,10 @@ def finish_deletions(turn: Turn) -> None:
             world.delete("job_queue", queue.name)
     for environment in [e for e in world.compute_environments.values() if e.status == "DELETING"]:
         nodes = [n for n in world.nodes.values() if n.compute_environment == environment.name]
+        if not environment.managed and not any(world.pods_by_node[n.node_id] for n in nodes):
+            for node in nodes:
+                world.remove_node(node, turn.now, "its compute environment is deleted")
+            nodes = []
         if not nodes:
             world.delete("compute_environment", environment.name)
             turn.effects.append(effects.DeleteEnvironment(name=environment.name))

@@ -8,9 +8,7 @@ from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.on_cluster import give_up_node
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.node import NodeId, NodeStatus
-
-SPOT_NOTICE = "Spot interruption notice"
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId, NodeStatus
 
 
 def on_offerings_listed(turn: Turn, fact: facts.OfferingsListed) -> None:
@@ -74,6 +72,9 @@ def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:
 def on_instances_listed(turn: Turn, fact: facts.InstancesListed) -> None:
     """Heals lost news: instances nobody told us of, instances that ended unseen, and strays."""
     known = turn.world.nodes
+    environment = turn.world.compute_environments.get(fact.compute_environment)
+    if environment is not None and not environment.managed:
+        return  # Its machines are others': no cloud of ours has them on its list.
     for key, instance_id in sorted(fact.instances.items()):
         node = known.get(NodeId(key))
         if node is None:

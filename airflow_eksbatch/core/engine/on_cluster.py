@@ -7,10 +7,12 @@ from airflow_eksbatch.core.engine.lives import end_attempt
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
-from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, TURNED_AWAY, Node, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 
 WAIT_BUCKETS = 40
+# As AWS words it.
+NOT_STARTED = "Task failed to start"
 
 
 def on_pod_seen(turn: Turn, fact: facts.PodSeen) -> None:
@@ -65,7 +67,7 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
         end = AttemptEnd(
             cause=attempt.stopping.cause,
             exit_code=end.exit_code,
-            reason=end.reason,
+            reason=end.reason or attempt.stopping.reason,
             status_reason=attempt.stopping.status_reason,
         )
     end_attempt(turn, attempt, end, fact.at)
@@ -74,6 +76,8 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
 def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
     """It never ran: for free to another node, or for good if the pod itself is wrong."""
     attempt = turn.world.attempts.get(fact.pod)
+    environment = environment_of(turn, attempt)
+    turn.effects.append(effects.ForgetPod(pod=fact.pod, compute_environment=environment))
     if attempt is None:
         return
     cause = Cause.STOPPED if fact.permanent else Cause.PLATFORM
@@ -83,6 +87,17 @@ def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
     if node is not None and not fact.permanent and node.closed is None:
         turn.world.close_node(node, f"{TURNED_AWAY}: {fact.reason}")
         turn.wake_in(limits.REFUSED_POD_PAUSE_S, "reopen", node.node_id)
+
+
+def on_pod_stuck(turn: Turn, fact: facts.PodStuck) -> None:
+    """It would stay STARTING for ever: ended like any attempt that failed, so retryStrategy decides."""
+    attempt = turn.world.attempts.get(fact.pod)
+    if attempt is None or attempt.status is JobStatus.RUNNING or attempt.stopping is not None:
+        return
+    reason = fact.reason[: limits.CONTAINER_REASON_LENGTH_MAX]
+    attempt.stopping = AttemptEnd(cause=Cause.EXITED, reason=reason, status_reason=NOT_STARTED)
+    turn.world.note_attempt(attempt)
+    turn.delete_pod(attempt)
 
 
 def on_pods_listed(turn: Turn, fact: facts.PodsListed) -> None:
@@ -116,9 +131,35 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
     turn.wake_in(turn.idle_s(node), "idle", node.node_id)
 
 
+def on_node_found(turn: Turn, fact: facts.NodeFound) -> None:
+    """Others own it: it enters the world ready, is never given back, and leaves when it is lost."""
+    node = turn.world.nodes.get(fact.node_id)
+    if node is not None:
+        if node.allocatable != fact.allocatable:
+            turn.world.set_allocatable(node, fact.allocatable)
+        return
+    environment = turn.world.compute_environments.get(fact.compute_environment)
+    if environment is None or environment.managed or environment.status == "DELETING":
+        return
+    turn.world.add_node(
+        Node(
+            node_id=fact.node_id,
+            compute_environment=environment.name,
+            offering=fact.offering,
+            status=NodeStatus.READY,
+            allocatable=fact.allocatable,
+            node_name=fact.node_name,
+            requested_at=fact.at,
+            ready_at=fact.at,
+            idle_since=turn.now,
+        )
+    )
+    turn.world.note_launched(turn.world.nodes[fact.node_id], fact.at)
+
+
 def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:
     node = turn.world.nodes.get(fact.node_id)
-    if node is not None and node.closed != fact.reason:
+    if node is not None and node.closed not in (fact.reason, SPOT_NOTICE):
         turn.world.close_node(node, fact.reason)
 
 

@@ -7,7 +7,7 @@ from collections import deque
 import msgspec
 
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, Effect, TerminateNode
-from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model import labels, limits
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
@@ -87,9 +87,9 @@ class Turn(msgspec.Struct, kw_only=True):
                 pod_properties=job.spec.pod,
                 environment=batch_environment(job, attempt, environment.name),
                 labels={
-                    "batch.amazonaws.com/job-id": job.job_id,
-                    "batch.amazonaws.com/compute-environment-uuid": environment.uuid,
-                    "batch.amazonaws.com/node-uid": node.node_id,
+                    labels.JOB_ID: job.job_id,
+                    labels.ENVIRONMENT_UUID: environment.uuid,
+                    labels.NODE_UID: node.node_id,
                 },
                 grace_s=limits.GRACE_S,
             )

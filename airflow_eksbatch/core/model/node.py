@@ -14,6 +14,8 @@ NodeId = NewType("NodeId", str)
 
 # How the reason begins why a node is closed that will be tried again after a pause.
 TURNED_AWAY = "turned a pod away"
+# Nothing but the end of the instance follows it.
+SPOT_NOTICE = "Spot interruption notice"
 
 
 class Offering(msgspec.Struct, frozen=True, kw_only=True):
