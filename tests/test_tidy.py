@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,11 +77,38 @@ def test_core_has_no_clock_no_chance_and_no_outside(path: Path) -> None:
             assert name not in IMPURE_CALLS, f"{place(path)}:{node.lineno} calls {name}()"
 
 
-def test_the_map_names_every_module_and_no_other() -> None:
+def module_tables() -> str:
+    """Every module with its docstring's first paragraph, room by room."""
+    rooms: dict[Path, list[Path]] = {}
+    for path in MODULES:
+        if path.name != "__init__.py":
+            rooms.setdefault(path.parent, []).append(path)
+    tables: list[str] = []
+    for room, paths in rooms.items():
+        name = "the face" if room == PACKAGE else room.relative_to(PACKAGE).as_posix()
+        rows = [f"### {name}", "", "| module | what it is for |", "|---|---|"]
+        for path in paths:
+            sentence = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
+            place = path.relative_to(PACKAGE).as_posix()
+            rows.append(f"| `{place}` | {' '.join(sentence.split())} |")
+        tables.append("\n".join(rows))
+    return "\n\n".join(tables)
+
+
+def test_the_golden_map_has_every_module_with_its_own_sentence() -> None:
+    readme = PACKAGE / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- modules -->\n")
+    after = rest.partition("<!-- /modules -->")[2]
+    meant = f"{before}<!-- modules -->\n{module_tables()}\n<!-- /modules -->{after}"
+    if os.environ.get("GOLDEN") == "write":
+        readme.write_text(meant)
+    assert readme.read_text() == meant, "the map is old: make golden"
+
+
+def test_the_map_names_no_module_that_does_not_exist() -> None:
     named = set(re.findall(r"`([\w/]+\.py)`", (PACKAGE / "README.md").read_text()))
-    there = {p.relative_to(PACKAGE).as_posix() for p in MODULES if p.name != "__init__.py"}
-    assert named - there == set(), "the map names modules that do not exist"
-    assert there - named == set(), "modules that the map does not name"
+    there = {path.relative_to(PACKAGE).as_posix() for path in MODULES}
+    assert named - there == set()
 
 
 def test_no_file_carries_a_path_of_a_machine() -> None:
