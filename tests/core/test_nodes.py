@@ -356,6 +356,15 @@ def test_an_unmanaged_environment_lets_its_nodes_go_when_it_is_deleted() -> None
     assert "ce" not in stage.world.compute_environments
 
 
+def test_a_node_that_is_not_ready_yet_still_counts_as_coming() -> None:
+    stage = Stage(a_world())
+    stage.submit("a")
+    node = stage.world.nodes[first_node(stage)]
+    stage.step(NodeClosed(node_id=node.node_id, reason="the node is not ready", at=NOW))
+    assert stage.of(LaunchNode) == []
+    assert node.is_coming
+
+
 def test_a_node_that_recovers_after_a_spot_notice_stays_closed() -> None:
     stage = on_spot("n1")
     stage.step(SpotInterrupted(node_id=NodeId("n1"), at=NOW))

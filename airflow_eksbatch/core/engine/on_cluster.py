@@ -158,8 +158,11 @@ def on_node_found(turn: Turn, fact: facts.NodeFound) -> None:
 
 
 def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:
+    """A node that is still coming is not closed: being not ready is how it begins."""
     node = turn.world.nodes.get(fact.node_id)
-    if node is not None and node.closed not in (fact.reason, SPOT_NOTICE):
+    if node is None or node.status is not NodeStatus.READY:
+        return
+    if node.closed not in (fact.reason, SPOT_NOTICE):
         turn.world.close_node(node, fact.reason)
 
 
