@@ -19,7 +19,7 @@ from airflow_eksbatch.cluster.port import Cluster
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.inbox import Inbox
-from airflow_eksbatch.service.lease import Lease, LeaseLost
+from airflow_eksbatch.service.lease import Lease, LeaseLost, Standby
 from airflow_eksbatch.service.loop import Loop
 from airflow_eksbatch.service.performer import Performer
 from airflow_eksbatch.service.recorder import Recorder
@@ -34,6 +34,7 @@ STOP_S = 20.0
 EFFECTS_S = 3.0
 FORGET_EVERY_S = 600.0
 FORGET_AT_ONCE = 500
+STANDBY = "standby"
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     cloud: Cloud
     desk: ServiceDesk
     app: ASGIApp
+    standby: Standby
     clock: Callable[[], int]
     keep_ms: int
 
@@ -64,7 +66,7 @@ class Process:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.front = Front(parts.app)
+        self.front = Front(parts.app, parts.standby, lambda: parts.loop.trouble == STANDBY)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -92,13 +94,14 @@ class Process:
             server.should_exit = True
             with contextlib.suppress(Exception):
                 await serving
+            await parts.standby.close()
             await parts.store.close()
             if parts.recorder is not None:
                 parts.recorder.close()
 
     async def _serve(self, serving: asyncio.Task[None], on_ready: OnReady) -> int:
         parts, stopped = self.parts, asyncio.create_task(self._stop.wait(), name="stop")
-        parts.loop.trouble = "standby"
+        parts.loop.trouble = STANDBY
         leading = asyncio.create_task(parts.lease.acquire(), name="lease")
         await asyncio.wait({leading, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
         if not leading.done():
@@ -185,18 +188,23 @@ def _exit_code(error: BaseException | None, telemetry: Telemetry) -> int:
 
 
 class Front:
-    """The API, and when somebody last asked it for anything."""
+    """The API, here or where the beat is, and when somebody last asked for anything."""
 
-    LOOKS = frozenset({"/healthz", "/readyz", "/metrics"})
+    OWN = frozenset({"/healthz", "/metrics"})
+    LOOKS = OWN | {"/readyz"}
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, standby: Standby, is_standby: Callable[[], bool]) -> None:
         self._app = app
+        self._standby = standby
+        self._is_standby = is_standby
         self.last_request_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("path") not in self.LOOKS:
+        path = scope.get("path")
+        if path not in self.LOOKS:
             self.last_request_s = time.monotonic()
-        await self._app(scope, receive, send)
+        forward = self._is_standby() and path not in self.OWN
+        await (self._standby if forward else self._app)(scope, receive, send)
 
 
 class _Server(uvicorn.Server):

@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database: str = ""
     host: str = "127.0.0.1"
     port: int = 8642
+    advertise: str = ""
     auth: str = "auto"
     region: str = "us-east-1"
     cluster: str = "local"
@@ -110,6 +111,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(WHERE, "host", "Address to listen on."),
     _setting(WHERE, "port", "Port to listen on; 0 takes a free one.", least=0),
+    _setting(
+        WHERE,
+        "advertise",
+        "URL under which other replicas reach this one: a standby hands requests to the one that "
+        "beats (empty: host and port).",
+    ),
     _setting(
         WHERE,
         "auth",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import uuid
 from pathlib import Path
@@ -19,7 +18,7 @@ from airflow_eksbatch.service import embedded
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.desk import CloudControl, ServiceDesk
 from airflow_eksbatch.service.inbox import Inbox
-from airflow_eksbatch.service.lease import Lease
+from airflow_eksbatch.service.lease import Lease, Standby
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
 from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
 from airflow_eksbatch.service.process import (
@@ -85,7 +84,15 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     store = StoreThread(make_store(settings))
     broadcast = _make_broadcast(store)
     recorder = _make_recorder(settings)
-    lease = Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry)
+    standby = Standby()
+    lease = Lease(
+        owner,
+        settings.lease_s,
+        store=store,
+        clock=clock,
+        telemetry=telemetry,
+        follow=standby.follow,
+    )
     loop = Loop(
         store=store,
         inbox=inbox,
@@ -95,11 +102,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         clock=clock,
         hold_lease=lease.hold,
         step_settings=StepSettings(idle_s=settings.idle_s, check_plans=settings.check_plans),
-        settings=BeatSettings(
-            interval_s=settings.beat_ms / 1000,
-            facts_max=settings.beat_facts,
-            check_indexes=settings.check_plans,
-        ),
+        settings=_beat_settings(settings),
     )
     cluster, cloud, control = make_cluster_and_cloud(settings)
     performer = Performer(
@@ -144,9 +147,18 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             cloud=cloud,
             desk=desk,
             app=make_app(desk, make_web_app(fetch_from(desk))),
+            standby=standby,
             clock=clock,
             keep_ms=int(settings.keep_days * 86_400_000),
         )
+    )
+
+
+def _beat_settings(settings: Settings) -> BeatSettings:
+    return BeatSettings(
+        interval_s=settings.beat_ms / 1000,
+        facts_max=settings.beat_facts,
+        check_indexes=settings.check_plans,
     )
 
 
@@ -167,12 +179,11 @@ def _make_recorder(settings: Settings) -> Recorder | None:
 def serve_for_ever(settings: Settings) -> int:
     """`eksbatch serve`."""
     configure_logging(as_json=settings.log_format == "json", level=settings.log_level)
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     async def on_ready(process: Process) -> None:
         process.parts.telemetry.log.info("ready", url=process.parts.desk.settings.base_url)
 
-    return _run(settings, owner, settings.port, on_ready)
+    return _run(settings, settings.port, on_ready)
 
 
 def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int:
@@ -201,19 +212,17 @@ def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int
 
     # The lock of the home keeps others out, so the lease of a killed service needs no waiting for.
     try:
-        return _run(settings, "embedded", settings.port, on_ready, home.last_port())
+        return _run(settings, settings.port, on_ready, owner="embedded", preferred=home.last_port())
     finally:
         home.withdraw()
 
 
 def _run(
-    settings: Settings,
-    owner: str,
-    port: int,
-    on_ready: OnReady,
-    preferred_port: int = 0,
+    settings: Settings, port: int, on_ready: OnReady, *, owner: str = "", preferred: int = 0
 ) -> int:
-    listening = _listen(settings.host, port, preferred_port)
+    """Without an owner it is a replica: named by where it is reached, and like no other."""
+    listening = _listen(settings.host, port, preferred)
+    owner = owner or f"{settings.advertise or url_of(listening)}#{uuid.uuid4().hex}"
     return run_process(lambda: (make_process(settings, owner, listening), listening, on_ready))
 
 

@@ -271,6 +271,12 @@ class SqlStore:
         self._lease = (owner, fence)
         return fence
 
+    def lease_owner(self) -> str | None:
+        with self._transaction() as connection:
+            return connection.scalar(
+                select(schema.leases.c.owner).where(schema.leases.c.name == LEASE)
+            )
+
 
 _UPDATE_JOB = (
     update(schema.jobs)

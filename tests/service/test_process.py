@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -105,25 +106,77 @@ def test_a_second_service_on_the_database_stands_by_and_takes_over(
     assert second.stop() == 0
 
 
-def test_who_waits_is_told_to_try_again_and_ready_only_when_it_beats(
+def test_a_standby_of_a_private_service_is_not_ready(
     make_service: MakeService, tmp_path: Path
 ) -> None:
     database = ("--database", f"sqlite:///{tmp_path / 'shared.db'}", "--lease-s", "5")
-    first = make_service(*database, home=tmp_path / "one").start()
-    port = int(first.url.rpartition(":")[2]) + 1
-    second = make_service(*database, "--port", str(port), home=tmp_path / "two", command="serve")
-    second.begin()
-    assert second.process is not None
-    assert second.process.stdout is not None
-    assert any("standing by" in line for line in second.process.stdout)
-    second.url = f"http://127.0.0.1:{port}"
+    make_service(*database, home=tmp_path / "one").start()
+    second, port = a_replica(make_service, tmp_path, *database)
+    stand_by(second, port)
     assert second.status_of("/healthz") == 200
     assert second.status_of("/readyz") == 503
     with pytest.raises(ClientError) as refused:
         second.batch(retries={"total_max_attempts": 1}).describe_job_queues()
     assert refused.value.response["Error"]["Code"] == "ServerException"
-    assert "standby" in refused.value.response["Error"]["Message"]
+    assert "replica" in refused.value.response["Error"]["Message"]
     assert second.stop() == 0
+
+
+def a_replica(make_service: MakeService, place: Path, *options: str) -> tuple[RunningService, int]:
+    """Another service of the database, on a port that is known before it is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = place / f"replica-{port}"
+    return make_service(*options, "--port", str(port), home=home, command="serve"), port
+
+
+def stand_by(replica: RunningService, port: int) -> None:
+    """Start it, until it says that it stands by."""
+    replica.begin()
+    assert replica.process is not None
+    assert replica.process.stdout is not None
+    assert any("standing by" in line for line in replica.process.stdout)
+    replica.url = f"http://127.0.0.1:{port}"
+
+
+def test_a_standby_serves_the_api_and_goes_on_alone_when_the_leader_is_killed(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """1 signed calls through the standby 2 the leader is killed in a burst 3 every job accepted is there."""
+    database = f"sqlite:///{tmp_path / 'shared.db'}"
+    options = ("--database", database, "--lease-s", "1", "--auth", "sigv4")
+    made = cli("keys", "create", "--json", "--database", database)
+    key = json.loads(made.stdout)
+    leader = a_replica(make_service, tmp_path, *options)[0].start()
+    standby, port = a_replica(make_service, tmp_path, *options)
+    stand_by(standby, port)
+    batch = standby.batch(
+        key["accessKeyId"], key["secretAccessKey"], retries={"total_max_attempts": 30}
+    )
+    policy = batch.create_scheduling_policy(name="p")["arn"]
+    assert batch.list_tags_for_resource(resourceArn=policy)["tags"] == {}
+    cluster = "arn:aws:eks:us-east-1:123456789012:cluster/c"
+    batch.create_compute_environment(
+        computeEnvironmentName="ce",
+        type="UNMANAGED",
+        eksConfiguration={"eksClusterArn": cluster, "kubernetesNamespace": "batch"},
+    )
+    order = [{"order": 1, "computeEnvironment": "ce"}]
+    batch.create_job_queue(jobQueueName="q", priority=1, computeEnvironmentOrder=order)
+    definition = a_definition(batch, "true")
+    accepted: list[str] = []
+    for number in range(60):
+        if number == 20:
+            leader.kill()
+        accepted.append(
+            batch.submit_job(jobName="j", jobQueue="q", jobDefinition=definition)["jobId"]
+        )
+    assert len(set(accepted)) == 60
+    found = batch.get_paginator("list_jobs").paginate(jobQueue="q", jobStatus="RUNNABLE")
+    assert {job["jobId"] for page in found for job in page["jobSummaryList"]} == set(accepted)
+    assert standby.status_of("/readyz") == 200
+    assert standby.stop() == 0
 
 
 def test_more_waiting_requests_than_the_inbox_holds_are_told_to_slow_down(
