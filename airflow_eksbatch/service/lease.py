@@ -36,23 +36,23 @@ class Lease:
         store: StoreThread,
         clock: Callable[[], int],
         telemetry: Telemetry,
-        follow: Callable[[str | None], None] = lambda owner: None,
     ) -> None:
         self._owner = owner
         self._seconds = seconds
         self._store = store
         self._clock = clock
         self._telemetry = telemetry
-        self._follow = follow
+        self.follow: Callable[[str | None], None] = lambda owner: None
+        """Told who beats, while somebody else does."""
 
     async def acquire(self) -> None:
-        """Wait until this service is the one that beats; meanwhile `follow` is told who is."""
+        """Wait until this service is the one that beats; `follow` is told who is meanwhile."""
         waited = False
         while not await self.renew():
             if not waited:
                 self._telemetry.standing_by()
             waited = True
-            self._follow(await self._store.ask(lambda store: store.lease_owner()))
+            self.follow(await self._store.ask(lambda store: store.lease_owner()))
             await asyncio.sleep(self._seconds / 3)
 
     async def keep(self) -> None:

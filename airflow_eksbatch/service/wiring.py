@@ -85,14 +85,8 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     broadcast = _make_broadcast(store)
     recorder = _make_recorder(settings)
     standby = Standby()
-    lease = Lease(
-        owner,
-        settings.lease_s,
-        store=store,
-        clock=clock,
-        telemetry=telemetry,
-        follow=standby.follow,
-    )
+    lease = Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry)
+    lease.follow = standby.follow
     loop = Loop(
         store=store,
         inbox=inbox,
@@ -114,22 +108,27 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         settings=PerformerSettings(at_once=settings.calls),
     )
     loop.start_effects = performer.start
-    desk = ServiceDesk(
-        ApiSettings(region=settings.region, auth=settings.auth_mode, base_url=url_of(listening)),
-        loop=loop,
-        inbox=inbox,
-        store=store,
-        broadcast=broadcast,
-        cluster=cluster,
-        control=control,
-        metrics_text=lambda: telemetry.exposition(
+
+    def metrics_text() -> bytes:
+        return telemetry.exposition(
             loop.world,
             now=clock(),
             ready=loop.trouble is None,
             inbox=len(inbox),
             undone=len(performer),
             streams=broadcast.subscribers,
-        ),
+        )
+
+    api = ApiSettings(region=settings.region, auth=settings.auth_mode, base_url=url_of(listening))
+    desk = ServiceDesk(
+        api,
+        loop=loop,
+        inbox=inbox,
+        store=store,
+        broadcast=broadcast,
+        cluster=cluster,
+        control=control,
+        metrics_text=metrics_text,
     )
     watches = {"cluster": cluster.watch, "cloud": cloud.watch}
     return Process(
