@@ -42,17 +42,17 @@ class Lease:
         self._store = store
         self._clock = clock
         self._telemetry = telemetry
-        self.follow: Callable[[str | None], None] = lambda owner: None
-        """Told who beats, while somebody else does."""
+        self.standby = Standby()
+        """Serves while somebody else beats."""
 
     async def acquire(self) -> None:
-        """Wait until this service is the one that beats; `follow` is told who is meanwhile."""
+        """Wait until this service is the one that beats; the standby is told who does meanwhile."""
         waited = False
         while not await self.renew():
             if not waited:
                 self._telemetry.standing_by()
             waited = True
-            self.follow(await self._store.ask(lambda store: store.lease_owner()))
+            self.standby.follow(await self._store.ask(lambda store: store.lease_owner()))
             await asyncio.sleep(self._seconds / 3)
 
     async def keep(self) -> None:

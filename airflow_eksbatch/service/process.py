@@ -53,7 +53,6 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     cloud: Cloud
     desk: ServiceDesk
     app: ASGIApp
-    standby: Standby
     clock: Callable[[], int]
     keep_ms: int
 
@@ -66,7 +65,7 @@ class Process:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.front = Front(parts.app, parts.standby, lambda: parts.loop.trouble == STANDBY)
+        self.front = Front(parts.app, parts.lease.standby, lambda: parts.loop.trouble == STANDBY)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -94,7 +93,7 @@ class Process:
             server.should_exit = True
             with contextlib.suppress(Exception):
                 await serving
-            await parts.standby.close()
+            await parts.lease.standby.close()
             await parts.store.close()
             if parts.recorder is not None:
                 parts.recorder.close()

@@ -18,7 +18,7 @@ from airflow_eksbatch.service import embedded
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.desk import CloudControl, ServiceDesk
 from airflow_eksbatch.service.inbox import Inbox
-from airflow_eksbatch.service.lease import Lease, Standby
+from airflow_eksbatch.service.lease import Lease
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
 from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
 from airflow_eksbatch.service.process import (
@@ -84,9 +84,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     store = StoreThread(make_store(settings))
     broadcast = _make_broadcast(store)
     recorder = _make_recorder(settings)
-    standby = Standby()
     lease = Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry)
-    lease.follow = standby.follow
     loop = Loop(
         store=store,
         inbox=inbox,
@@ -146,7 +144,6 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             cloud=cloud,
             desk=desk,
             app=make_app(desk, make_web_app(fetch_from(desk))),
-            standby=standby,
             clock=clock,
             keep_ms=int(settings.keep_days * 86_400_000),
         )
