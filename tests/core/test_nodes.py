@@ -21,6 +21,7 @@ from airflow_eksbatch.core.engine.facts import (
     NodeFound,
     NodeLost,
     NodeReady,
+    NodesListed,
     SpotInterrupted,
 )
 from airflow_eksbatch.core.model import limits
@@ -325,6 +326,28 @@ def test_a_found_node_that_is_lost_leaves_and_its_jobs_run_elsewhere_for_free() 
     assert list(stage.world.nodes) == []
     assert stage.status("a") is JobStatus.RUNNABLE
     assert stage.jobs["a"].tries[0].charged == 0
+
+
+def test_nodes_that_left_unseen_are_lost_at_the_next_full_look() -> None:
+    """1. a node is ready; 2. an old look says nothing; 3. a younger one without it does."""
+    stage, found = on_found()
+    stage.submit("a")
+    stage.step(found)
+    listed = NodesListed(compute_environment="ce", nodes=frozenset(), at=NOW)
+    stage.step(listed)
+    assert list(stage.world.nodes) == ["uid-1"]
+    there = frozenset({found.node_id})
+    stage.wait(30, NodesListed(compute_environment="ce", nodes=there, at=NOW + 30_000))
+    assert list(stage.world.nodes) == ["uid-1"]
+    stage.step(msgspec.structs.replace(listed, at=stage.now))
+    assert list(stage.world.nodes) == []
+    assert stage.status("a") is JobStatus.RUNNABLE
+
+
+def test_a_managed_node_that_left_the_cluster_is_ended_by_its_cloud() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.wait(1, NodesListed(compute_environment="ce", nodes=frozenset(), at=NOW + 1000))
+    assert [effect.node_id for effect in stage.of(TerminateNode)] == ["n1"]
 
 
 def test_no_cloud_knows_found_nodes_and_none_may_call_them_gone() -> None:

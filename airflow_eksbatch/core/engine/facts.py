@@ -176,6 +176,14 @@ class PodsListed(Fact, frozen=True, kw_only=True):
     """When the look began; younger attempts are not judged by it."""
 
 
+class NodesListed(Fact, frozen=True, kw_only=True):
+    """A full look at one compute environment's nodes: one that was ready before and is not in it is lost."""
+
+    compute_environment: str
+    nodes: frozenset[NodeId]
+    at: int
+
+
 # ---- from a cloud
 
 

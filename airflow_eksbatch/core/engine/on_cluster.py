@@ -178,6 +178,20 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
         turn.terminate_node(node, fact.reason)
 
 
+def on_nodes_listed(turn: Turn, fact: facts.NodesListed) -> None:
+    """Heals lost news: nodes that left while nobody looked."""
+    for node in list(turn.world.nodes.values()):
+        if node.compute_environment != fact.compute_environment or node.node_id in fact.nodes:
+            continue
+        if (
+            node.status is NodeStatus.READY
+            and node.ready_at is not None
+            and node.ready_at < fact.at
+        ):
+            lost = facts.NodeLost(node_id=node.node_id, at=fact.at, reason="it left the cluster")
+            on_node_lost(turn, lost)
+
+
 def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
     """The machine is gone: its attempts ended with it, at no cost to the user."""
     name = node.instance_id or node.node_name or node.node_id

@@ -44,6 +44,7 @@ REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.NodeFound: on_cluster.on_node_found,
     facts.NodeClosed: on_cluster.on_node_closed,
     facts.NodeLost: on_cluster.on_node_lost,
+    facts.NodesListed: on_cluster.on_nodes_listed,
     facts.OfferingsListed: on_cloud.on_offerings_listed,
     facts.InstanceLaunched: on_cloud.on_instance_launched,
     facts.LaunchRefused: on_cloud.on_launch_refused,
