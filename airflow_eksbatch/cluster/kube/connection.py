@@ -1,0 +1,289 @@
+"""Requests to one API server through the official client: its credentials, its TLS, its connections.
+
+Bodies are bytes both ways: the client's model classes would cost more than everything else we do with a pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import msgspec
+from kubernetes.aio import client, config
+
+from airflow_eksbatch.cluster.kube.write_limit import WriteLimit
+from airflow_eksbatch.cluster.port import ClusterDown
+
+# Long enough for an API server under load; whoever waits longer asks again.
+REQUEST_S_MAX = 60.0
+CONNECT_S_MAX = 10.0
+# Bookmarks come about every minute; a watch that is silent for longer has lost its server.
+SILENCE_S_MAX = 150.0
+# Followed logs and watches each hold one connection for long.
+CONNECTIONS_MAX = 512
+# How often credentials are looked at; tokens live for minutes at least.
+REFRESH_S = 30.0
+REAUTHENTICATE_S = 5.0
+# How often a write is repeated when the API server has too much to do.
+TRIES_MAX = 8
+RETRY_AFTER_S = 1.0
+
+Query = Mapping[str, str | int]
+
+
+class ApiError(Exception):
+    """The API server's no."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class BadKubeconfig(Exception):
+    """There is no way to the cluster; the message is a sentence for people."""
+
+
+class _Details(msgspec.Struct, rename="camel"):
+    retry_after_seconds: float = 0.0
+
+
+class _Status(msgspec.Struct):
+    reason: str = ""
+    message: str = ""
+    details: _Details | None = None
+
+
+Renew = Callable[[client.Configuration, bool], Awaitable[None]]
+"""Puts credentials into a configuration; True: those that it has are not taken any more."""
+
+
+class Connection:
+    """Made with what authenticates it; nothing is sent before the first request."""
+
+    def __init__(self, name: str, configuration: client.Configuration, renew: Renew) -> None:
+        self.name = name
+        self.limit = WriteLimit()
+        configuration.connection_pool_maxsize = CONNECTIONS_MAX
+        self._configuration = configuration
+        self._renew = renew
+        self._renewed_at = time.monotonic()
+        self._renewing = asyncio.Lock()
+        self._client = client.ApiClient(configuration=configuration)
+        self._host: str = configuration.host
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def get(self, path: str, query: Query | None = None) -> bytes:
+        return await self._request("GET", path, query)
+
+    async def write(self, method: str, path: str, body: bytes) -> bytes:
+        """A write takes its turn under the limit; "too many requests" is waited out."""
+        for _ in range(TRIES_MAX):
+            async with self.limit.slot() as began:
+                try:
+                    answer = await self._request(method, path, None, body)
+                except ApiError as error:
+                    if error.status != 429:
+                        self.limit.answered(began)
+                        raise
+                    self.limit.refused(began, error.retry_after_s or RETRY_AFTER_S)
+                else:
+                    self.limit.answered(began)
+                    return answer
+        raise ClusterDown(f"{self.name}: too many requests, {TRIES_MAX} times in a row")
+
+    async def stream(
+        self, path: str, query: Query, *, silence_s: float | None = SILENCE_S_MAX
+    ) -> AsyncIterator[bytes]:
+        """The body of a GET as it comes: watches and logs. An empty part says that it has begun."""
+        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S_MAX, sock_read=silence_s)
+        try:
+            async with await self._open("GET", path, query, None, timeout) as response:
+                if response.status >= 300:
+                    raise _error_of(response, await response.read())
+                yield b""
+                async for chunk in response.content.iter_any():
+                    yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._down(error) from error
+
+    async def _request(
+        self, method: str, path: str, query: Query | None, body: bytes | None = None
+    ) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
+        try:
+            async with await self._open(method, path, query, body, timeout) as response:
+                answer = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._down(error) from error
+        if response.status < 300:
+            return answer
+        raise _error_of(response, answer)
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        query: Query | None,
+        body: bytes | None,
+        patience: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """Send it; once more with new credentials when the old ones are not taken any more."""
+        if time.monotonic() - self._renewed_at >= REFRESH_S:
+            await self._renew_credentials(afresh=False)
+        response = await self._send(method, path, query, body, patience)
+        if response.status == 401:
+            response.release()
+            await self._renew_credentials(afresh=True)
+            response = await self._send(method, path, query, body, patience)
+        return response
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Query | None,
+        body: bytes | None,
+        patience: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        rest = self._client.rest_client
+        headers = {"Accept": "application/json", "User-Agent": "eksbatch"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        options: dict[str, Any] = {"proxy": rest.proxy} if rest.proxy else {}
+        if rest.server_hostname:
+            options["server_hostname"] = rest.server_hostname
+        url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
+        return await rest.pool_manager.request(
+            method, url, data=body, headers=headers, timeout=patience, **options
+        )
+
+    async def _renew_credentials(self, *, afresh: bool) -> None:
+        """Look at the credentials again, unless somebody just did."""
+        async with self._renewing:
+            age_s = time.monotonic() - self._renewed_at
+            if age_s < (REAUTHENTICATE_S if afresh else REFRESH_S):
+                return
+            self._renewed_at = time.monotonic()
+            try:
+                await self._renew(self._configuration, afresh)
+            except (config.ConfigException, OSError) as error:
+                raise self._down(error) from error
+
+    def _down(self, error: BaseException) -> ClusterDown:
+        told = str(error) or type(error).__name__
+        return ClusterDown(f"{self.name} cannot be reached: {told}")
+
+
+def _error_of(response: aiohttp.ClientResponse, body: bytes) -> ApiError:
+    try:
+        status = msgspec.json.decode(body, type=_Status)
+    except msgspec.MsgspecError:
+        text = body[:200].decode(errors="replace")
+        status = _Status(reason=response.reason or "", message=text)
+    told = response.headers.get("Retry-After", "")
+    wait_s = float(told) if told.isdigit() else 0.0
+    if status.details is not None:
+        wait_s = max(wait_s, status.details.retry_after_seconds)
+    return ApiError(response.status, status.reason, status.message, wait_s)
+
+
+# ---- ways to a cluster
+
+
+class Kubeconfig:
+    """Clusters of a kubeconfig file: each environment's by the name in its cluster ARN."""
+
+    def __init__(self, file: str = "") -> None:
+        self._file = file or config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION
+
+    def place_of(self, cluster_arn: str) -> str:
+        """The context for an EKS cluster: one that is named so, or whose cluster is, else the current one.
+
+        Raises BadKubeconfig.
+        """
+        contexts, current = self._contexts()
+        names = {cluster_arn, cluster_arn.rpartition("/")[2]} - {""}
+        for context in contexts:
+            if names & {context["name"], context["context"].get("cluster")}:
+                return context["name"]
+        return current["name"]
+
+    async def connect(self, place: str) -> Connection:
+        configuration = client.Configuration()
+        loader = await self._load(place, configuration)
+
+        async def renew(configuration: client.Configuration, afresh: bool) -> None:
+            """Token files are read again, exec plugins asked again when their token ends."""
+            nonlocal loader
+            if afresh:
+                loader = await self._load(place, configuration)
+            else:
+                await loader.load_and_set(configuration)
+
+        return Connection(place, configuration, renew)
+
+    async def _load(self, place: str, configuration: client.Configuration) -> Any:
+        try:
+            return await config.load_kube_config(
+                config_file=self._file,
+                context=place,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        except (config.ConfigException, OSError, ssl.SSLError) as error:
+            raise BadKubeconfig(f"Context {place} of {self._file}: {error}") from error
+
+    def _contexts(self) -> Any:
+        """All of the file, and the current one."""
+        try:
+            return config.list_kube_config_contexts(config_file=self._file)
+        except (config.ConfigException, OSError) as error:
+            raise BadKubeconfig(f"kubeconfig {self._file} cannot be used: {error}") from error
+
+
+class InCluster:
+    """The cluster that the service itself runs in, as its service account; the token is read again as it rotates."""
+
+    def __init__(
+        self, account: Path | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._account = account
+        self._environ = environ
+
+    def place_of(self, cluster_arn: str) -> str:
+        return "in-cluster"
+
+    async def connect(self, place: str) -> Connection:
+        configuration = client.Configuration()
+
+        async def renew(configuration: client.Configuration, afresh: bool) -> None:
+            self._load(configuration)
+
+        try:
+            self._load(configuration)
+        except config.ConfigException as error:
+            raise BadKubeconfig(
+                f"--cluster in-cluster needs a pod with a service account: {error}"
+            ) from error
+        return Connection(place, configuration, renew)
+
+    def _load(self, configuration: client.Configuration) -> None:
+        known = config.incluster_config
+        token, authority = known.SERVICE_TOKEN_FILENAME, known.SERVICE_CERT_FILENAME
+        if self._account is not None:
+            token, authority = str(self._account / "token"), str(self._account / "ca.crt")
+        given = {} if self._environ is None else {"environ": self._environ}
+        loader = known.InClusterConfigLoader(token, authority, try_refresh_token=False, **given)
+        loader.load_and_set(configuration)

@@ -1,0 +1,292 @@
+"""Outputs of pods, read through the API server while they run and put away before they go.
+
+A pod that somebody reads, or that is being ended, is followed into a file: so parts can be read by offset, and what a
+pod says last is not lost with it. The file holds one container after the other, init containers first; containers that
+run at the same time are mixed as their output comes. Bytes stay as they are; of very long outputs the last part is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from airflow_eksbatch.cluster.kube.connection import ApiError, Connection
+from airflow_eksbatch.cluster.kube.objects import ContainerStatus, Pod
+from airflow_eksbatch.cluster.outputs import Outputs, read_part
+from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.core.model.job import PodName
+
+# A kubelet keeps 10 MiB of a container unless told otherwise; more than this nobody reads.
+CONTAINER_BYTES_MAX = 64 * 1024**2
+# A follower holds a connection here and one at the kubelet; one that nobody reads from is let go.
+FOLLOWERS_MAX = 256
+UNREAD_S_MAX = 60.0
+# How long a first reader waits for what is there already, and a deletion for its follower.
+FIRST_PART_S_MAX = 1.0
+OPEN_S_MAX = 0.3
+# The rest of an output must come within this time after its pod has ended.
+REST_S_MAX = 20.0
+# How often a kubelet that does not answer is asked again, and how long it is left alone after that.
+TRIES_MAX = 3
+SILENT_S = 30.0
+LOOK_S = 0.1
+# The end of a stream is known before the end of its container is.
+ENDS_SOON_S = 3.0
+T = TypeVar("T")
+Look = Callable[[PodName], Pod | None]
+"""The pod as it is now; None when it is gone."""
+
+
+class Follower:
+    """One pod whose output is being written to a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.task: asyncio.Task[None] | None = None
+        self.is_held = False
+        """Its pod is being ended: the output is wanted whether somebody reads it or not."""
+        self.is_whole = False
+        self.is_open = asyncio.Event()
+        self.has_part = asyncio.Event()
+        self.done_bytes: dict[str, int] = {}
+        self.wanted_at = time.monotonic()
+
+    async def wait(self, seconds: float) -> None:
+        """Until it is over, or that long."""
+        if self.task is not None:
+            await asyncio.wait([self.task], timeout=seconds)
+
+
+class LiveLogs:
+    """For one cluster; `look` says how a pod is now."""
+
+    def __init__(
+        self, connection: Connection, directory: Path, outputs: Outputs, look: Look
+    ) -> None:
+        self._connection = connection
+        self._directory = directory
+        self._outputs = outputs
+        self._look = look
+        self._followers: dict[PodName, Follower] = {}
+        self._tries: dict[PodName, int] = {}
+        self._silent_until: dict[str, float] = {}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="outputs")
+
+    def has(self, pod: PodName) -> bool:
+        return pod in self._followers
+
+    async def read(self, pod: PodName, offset: int, limit: int) -> tuple[bytes, int] | None:
+        """Of a pod that is there or was followed; None for any other."""
+        follower, now = self._followers.get(pod), self._look(pod)
+        if follower is None:
+            follower = None if now is None else self._begin(now)
+        if follower is None:
+            return None
+        follower.wanted_at = time.monotonic()
+        if now is not None and now.is_over:
+            await follower.wait(REST_S_MAX)
+        else:
+            await _within(FIRST_PART_S_MAX, follower.has_part)
+        file = follower.file
+        return await self._on_thread(lambda: read_part(file, offset, limit))
+
+    async def hold(self, pod: Pod) -> None:
+        """The pod is about to be ended: take what it has said and will say until then."""
+        if not pod.is_over and _begun(pod):
+            follower = self._followers.get(PodName(pod.metadata.name)) or self._begin(pod)
+            if follower is not None:
+                follower.is_held = True
+                await _within(OPEN_S_MAX, follower.is_open)
+
+    async def keep(self, pod: PodName, *, reachable: bool) -> None:
+        """Put the output away for good. Raises ClusterDown while it makes sense to ask again."""
+        follower, now = self._followers.get(pod), self._look(pod)
+        whole: Path | None = None
+        if follower is not None:
+            await follower.wait(REST_S_MAX if reachable else LOOK_S)
+            whole = follower.file if follower.is_whole or now is None else None
+        if whole is None and now is not None and _begun(now):
+            whole = await self._fetch(now) if reachable else None
+            why = "its node does not answer"
+            whole = whole or (follower.file if follower else self._missing(pod, why))
+        await self._put_away(pod, whole)
+
+    async def tend(self) -> None:
+        """To be called now and then: let go what nobody reads, put away what is left of pods that are gone."""
+        now = time.monotonic()
+        for pod, follower in list(self._followers.items()):
+            is_old = now - follower.wanted_at > UNREAD_S_MAX
+            if is_old and self._look(pod) is None:
+                await self._put_away(pod, follower.file)
+            elif is_old and not follower.is_held:
+                self._let_go(pod)
+
+    async def close(self) -> None:
+        tasks = [f.task for f in self._followers.values() if f.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown()
+
+    def _begin(self, pod: Pod) -> Follower | None:
+        if len(self._followers) >= FOLLOWERS_MAX:
+            return None
+        name = PodName(pod.metadata.name)
+        follower = self._followers[name] = Follower(self._new_file(f"{name}.part"))
+        follower.task = asyncio.create_task(self._follow(pod, follower), name=f"log {name}")
+        return follower
+
+    def _let_go(self, pod: PodName) -> None:
+        follower = self._followers.pop(pod, None)
+        if follower is not None:
+            if follower.task is not None:
+                follower.task.cancel()
+            follower.file.unlink(missing_ok=True)
+
+    async def _put_away(self, pod: PodName, file: Path | None) -> None:
+        if file is not None and not self._outputs.has(pod):
+            await self._on_thread(lambda: self._outputs.keep(pod, file))
+        self._let_go(pod)
+        self._tries.pop(pod, None)
+
+    def _new_file(self, name: str) -> Path:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        file = self._directory / name
+        file.write_bytes(b"")
+        return file
+
+    # ---- ended pods
+
+    async def _fetch(self, pod: Pod) -> Path | None:
+        """The output of a pod that is over, container by container; None when nobody can say it."""
+        name, node = PodName(pod.metadata.name), pod.spec.node_name
+        if self._silent_until.get(node, 0.0) > time.monotonic():
+            return None
+        taken = Follower(self._new_file(f"{name}.whole"))
+        try:
+            for status in _begun(pod):
+                await self._take(pod, status.name, taken, follow=False)
+        except (ApiError, ClusterDown) as error:
+            taken.file.unlink(missing_ok=True)
+            tried = self._tries[name] = self._tries.get(name, 0) + 1
+            if tried < TRIES_MAX:
+                raise ClusterDown(f"The output of {name} cannot be read: {error}") from error
+            self._silent_until[node] = time.monotonic() + SILENT_S
+            return None
+        return taken.file
+
+    def _missing(self, pod: PodName, why: str) -> Path:
+        """People look for the output: they are told why there is none."""
+        file = self._new_file(f"{pod}.whole")
+        file.write_text(f"eksbatch: the output of {pod} is lost: {why}\n")
+        return file
+
+    # ---- pods that live
+
+    async def _follow(self, pod: Pod, follower: Follower) -> None:
+        """Init containers one after the other, then all others at once; ends when the pod has."""
+        name = PodName(pod.metadata.name)
+        inits = [container.name for container in pod.spec.init_containers]
+        mains = [container.name for container in pod.spec.containers]
+        now = self._look(name)
+        try:
+            for container in inits if now is None or not now.is_over else [*inits, *mains]:
+                await self._follow_container(pod, container, follower)
+            async with asyncio.TaskGroup() as group:
+                for container in mains if now is not None and not now.is_over else []:
+                    group.create_task(self._follow_container(pod, container, follower))
+            follower.is_whole = True
+        except* (ApiError, ClusterDown):
+            # Whoever needs the whole output asks again when the pod has ended.
+            follower.is_whole = False
+        finally:
+            follower.has_part.set()
+
+    async def _follow_container(self, pod: Pod, container: str, follower: Follower) -> None:
+        """Until the container has ended and all it said is here."""
+        name, failures = PodName(pod.metadata.name), 0
+        while True:
+            now = self._look(name)
+            state = None if now is None else _status_of(now, container).state
+            if state is not None and (state.running or state.terminated):
+                try:
+                    await self._take(pod, container, follower, follow=True)
+                except (ApiError, ClusterDown):
+                    failures += 1
+                    if failures == TRIES_MAX:
+                        raise
+                else:
+                    failures = 0
+                    if await self._ends_soon(name, container):
+                        return
+            elif now is None or now.is_over:
+                return
+            follower.has_part.set()
+            await asyncio.sleep(LOOK_S)
+
+    async def _ends_soon(self, name: PodName, container: str) -> bool:
+        """Whether the container has ended, as the end of its stream says."""
+        until = time.monotonic() + ENDS_SOON_S
+        while True:
+            pod = self._look(name)
+            if pod is None or _status_of(pod, container).state.terminated is not None:
+                return True
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(LOOK_S)
+
+    async def _take(self, pod: Pod, container: str, follower: Follower, *, follow: bool) -> None:
+        """Append what a container says; what is here already is skipped, so a broken stream goes on."""
+        meta = pod.metadata
+        path = f"/api/v1/namespaces/{meta.namespace}/pods/{meta.name}/log"
+        query: dict[str, str | int] = {"container": container, "limitBytes": CONTAINER_BYTES_MAX}
+        if follow:
+            query["follow"] = "true"
+        skip, silence_s = follower.done_bytes.get(container, 0), None if follow else REST_S_MAX
+        try:
+            async for chunk in self._connection.stream(path, query, silence_s=silence_s):
+                follower.is_open.set()
+                fresh = chunk[skip:]
+                skip -= len(chunk) - len(fresh)
+                if fresh:
+                    await self._on_thread(lambda fresh=fresh: _append(follower.file, fresh))
+                    done = follower.done_bytes.get(container, 0)
+                    follower.done_bytes[container] = done + len(fresh)
+                    follower.has_part.set()
+        except ApiError as error:
+            # 400: the container has not begun or never did; 404: the pod is gone, and with it what it said.
+            if error.status not in (400, 404):
+                raise
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _append(file: Path, part: bytes) -> None:
+    with file.open("ab") as target:
+        target.write(part)
+
+
+def _status_of(pod: Pod, container: str) -> ContainerStatus:
+    statuses = (*pod.status.init_container_statuses, *pod.status.container_statuses)
+    none_yet = ContainerStatus(name=container)
+    return next((status for status in statuses if status.name == container), none_yet)
+
+
+def _begun(pod: Pod) -> list[ContainerStatus]:
+    """Containers that have run, in order."""
+    order = [c.name for c in (*pod.spec.init_containers, *pod.spec.containers)]
+    statuses = [_status_of(pod, name) for name in order]
+    return [status for status in statuses if status.state.running or status.state.terminated]
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

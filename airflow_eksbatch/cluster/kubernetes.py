@@ -1,0 +1,151 @@
+"""Kubernetes clusters: each compute environment's pods run in the one that its cluster ARN names.
+
+Nodes come from somebody else: a cloud buys them, or others own them and gave them our label. Pods are created
+straight on their node (`spec.nodeName`); no kube-scheduler is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+from airflow_eksbatch.cluster.kube.access import find_trouble
+from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, Connection
+from airflow_eksbatch.cluster.kube.site import NOT_THERE, Site, now_ms
+from airflow_eksbatch.cluster.outputs import Outputs
+from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
+from airflow_eksbatch.core.engine.facts import Fact, PodEnded
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import PodName
+
+
+class Ways(Protocol):
+    """How clusters are reached: by a kubeconfig file, or from within."""
+
+    def place_of(self, cluster_arn: str) -> str:
+        """Where the cluster of that ARN is; two ARNs may be at one place. Raises BadKubeconfig."""
+        ...
+
+    async def connect(self, place: str) -> Connection:
+        """Raises BadKubeconfig."""
+        ...
+
+
+class KubernetesCluster:
+    """The port for any number of clusters; each is watched from its first environment's check on."""
+
+    def __init__(
+        self,
+        ways: Ways,
+        directory: Path,
+        *,
+        outputs: Outputs | None = None,
+        tell_trouble: Callable[[str, int], None] = lambda trouble, failures: None,
+    ) -> None:
+        """`tell_trouble` hears why a watch broke, and how often in a row; it mends itself."""
+        self._ways = ways
+        self._parts = directory.absolute() / "logs-live"
+        self._outputs = outputs or Outputs(directory.absolute() / "logs")
+        self._tell_trouble = tell_trouble
+        self._sites: dict[str, Site] = {}
+        self._site_of: dict[str, Site] = {}
+        self._connecting = asyncio.Lock()
+        self._feeds: set[asyncio.Queue[list[Fact]]] = set()
+
+    async def start(self) -> None:
+        def prepare() -> None:
+            self._outputs.open()
+            # Parts of an earlier service cannot be gone on with.
+            shutil.rmtree(self._parts, ignore_errors=True)
+
+        await asyncio.to_thread(prepare)
+
+    async def check(self, environment: ComputeEnvironment) -> str | None:
+        try:
+            place = await asyncio.to_thread(self._ways.place_of, environment.cluster_arn)
+            site = await self._site_at(place)
+        except BadKubeconfig as error:
+            return str(error)
+        trouble = await find_trouble(site.connection, environment.namespace)
+        site.add(environment)
+        self._site_of[environment.name] = site
+        return trouble
+
+    async def create_pod(self, effect: CreatePod) -> Fact | None:
+        site = self._site_of.get(effect.compute_environment)
+        if site is None:
+            raise ClusterDown(f"{effect.compute_environment} has not been checked yet")
+        return await site.create(effect)
+
+    async def delete_pod(self, effect: DeletePod) -> Fact | None:
+        site = self._find(effect.pod, effect.compute_environment)
+        if site is None:
+            return PodEnded(pod=effect.pod, at=now_ms(), end=NOT_THERE)
+        return await site.delete(effect)
+
+    async def forget_pod(self, effect: ForgetPod) -> None:
+        site = self._find(effect.pod, effect.compute_environment)
+        if site is not None:
+            await site.forget(effect.pod)
+
+    async def watch(self) -> AsyncIterator[list[Fact]]:
+        feed: asyncio.Queue[list[Fact]] = asyncio.Queue()
+        self._feeds.add(feed)
+        try:
+            yield [fact for site in self._sites.values() for fact in site.again()]
+            while True:
+                facts = await feed.get()
+                while not feed.empty():
+                    facts = facts + feed.get_nowait()
+                yield facts
+        finally:
+            self._feeds.discard(feed)
+
+    async def read_log(self, pod: PodName, offset: int, limit: int) -> tuple[bytes, int] | None:
+        if re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,252}", pod) is None:
+            return None
+        kept = await asyncio.to_thread(self._outputs.read, pod, offset, limit)
+        if kept is not None:
+            return kept
+        for site in self._sites.values():
+            if site.knows(pod):
+                return await site.logs.read(pod, offset, limit)
+        return None
+
+    async def stop(self) -> None:
+        """Pods go on; the next start finds them."""
+        await asyncio.gather(*(site.close() for site in self._sites.values()))
+
+    async def _site_at(self, place: str) -> Site:
+        async with self._connecting:
+            site = self._sites.get(place)
+            if site is None:
+                connection = await self._ways.connect(place)
+                site = self._sites[place] = Site(
+                    connection,
+                    self._parts,
+                    self._outputs,
+                    tell=self._tell,
+                    tell_trouble=self._tell_trouble,
+                )
+                site.open()
+            return site
+
+    def _find(self, pod: PodName, environment: str) -> Site | None:
+        """The environment's cluster; without one, whichever has the pod."""
+        known = self._site_of.get(environment)
+        if known is not None:
+            return known
+        if environment:
+            raise ClusterDown(f"{environment} has not been checked yet")
+        return next((site for site in self._sites.values() if site.knows(pod)), None)
+
+    def _tell(self, facts: list[Fact]) -> None:
+        if facts:
+            for feed in self._feeds:
+                feed.put_nowait(facts)
