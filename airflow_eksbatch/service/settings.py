@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth: str = "auto"
     region: str = "us-east-1"
     cluster: str = "local"
+    kubeconfig: str = ""
     idle_s: float = 60.0
     keep_days: float = 30.0
     lease_s: int = 10
@@ -136,8 +137,17 @@ SETTINGS: tuple[Setting, ...] = (
     _setting(
         WHAT,
         "cluster",
-        "Where pods run; local: processes of this machine on simulated instances.",
+        "Where pods run; local: processes of this machine on simulated instances; kubeconfig: the "
+        "clusters of a kubeconfig file, each compute environment in the context that its EKS cluster "
+        "names, else in the current one; in-cluster: the cluster this service is a pod of.",
         "local",
+        "kubeconfig",
+        "in-cluster",
+    ),
+    _setting(
+        WHAT,
+        "kubeconfig",
+        "File for --cluster kubeconfig (empty: $KUBECONFIG, or ~/.kube/config).",
     ),
     _setting(
         WHAT,

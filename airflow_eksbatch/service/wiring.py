@@ -59,14 +59,16 @@ def make_store(settings: Settings) -> Store:
 
 
 def make_cluster_and_cloud(
-    settings: Settings,
+    settings: Settings, telemetry: Telemetry
 ) -> tuple[Cluster, Cloud, CloudControl | None]:
     """Where pods run and where nodes come from."""
+    directory = settings.home_path
+    directory.mkdir(parents=True, exist_ok=True)
+    if settings.cluster != "local":
+        return _make_kubernetes(settings, telemetry), _make_no_cloud(), None
     from airflow_eksbatch.cloud.embedded import CloudSettings, EmbeddedCloud
     from airflow_eksbatch.cluster.local import LocalCluster
 
-    directory = settings.home_path
-    directory.mkdir(parents=True, exist_ok=True)
     cluster = LocalCluster(directory)
     cloud = EmbeddedCloud(
         directory, cluster, settings=CloudSettings(launch_delay_s=settings.launch_delay_s)
@@ -76,6 +78,35 @@ def make_cluster_and_cloud(
         return cloud.control(request)
 
     return cluster, cloud, control
+
+
+def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
+    """Clusters of a kubeconfig, or the one around us; the way there is looked at before anything starts."""
+    try:
+        from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, InCluster, Kubeconfig
+        from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
+    except ModuleNotFoundError as error:
+        raise BadSetting(
+            f"--cluster {settings.cluster} needs a package that is not here ({error.name}): "
+            "pip install 'airflow-eksbatch[kubernetes]'."
+        ) from error
+
+    ways = InCluster() if settings.cluster == "in-cluster" else Kubeconfig(settings.kubeconfig)
+    try:
+        ways.place_of("")
+    except BadKubeconfig as error:
+        raise BadSetting(f"--cluster {settings.cluster}: {error}") from error
+    return KubernetesCluster(
+        ways,
+        settings.home_path,
+        tell_trouble=lambda trouble, failures: telemetry.watch_broke("cluster", trouble, failures),
+    )
+
+
+def _make_no_cloud() -> Cloud:
+    from airflow_eksbatch.cloud.none import NoCloud
+
+    return NoCloud()
 
 
 def make_process(settings: Settings, owner: str, listening: socket.socket) -> Process:
@@ -96,7 +127,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         step_settings=StepSettings(idle_s=settings.idle_s, check_plans=settings.check_plans),
         settings=_beat_settings(settings),
     )
-    cluster, cloud, control = make_cluster_and_cloud(settings)
+    cluster, cloud, control = make_cluster_and_cloud(settings, telemetry)
     performer = Performer(
         cluster=cluster,
         cloud=cloud,

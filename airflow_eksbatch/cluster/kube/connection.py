@@ -263,20 +263,19 @@ class InCluster:
         self._environ = environ
 
     def place_of(self, cluster_arn: str) -> str:
+        try:
+            self._load(client.Configuration())
+        except config.ConfigException as error:
+            raise BadKubeconfig(f"a pod with a service account is needed: {error}") from error
         return "in-cluster"
 
     async def connect(self, place: str) -> Connection:
         configuration = client.Configuration()
+        self._load(configuration)
 
         async def renew(configuration: client.Configuration, afresh: bool) -> None:
             self._load(configuration)
 
-        try:
-            self._load(configuration)
-        except config.ConfigException as error:
-            raise BadKubeconfig(
-                f"--cluster in-cluster needs a pod with a service account: {error}"
-            ) from error
         return Connection(place, configuration, renew)
 
     def _load(self, configuration: client.Configuration) -> None:
