@@ -238,7 +238,7 @@ class NodeBook:
         is_new = told.room is None or told.is_lost
         if is_new and not self._may_join(known, environment, closed, clock_s):
             # An earlier service may have counted it; whoever never did does not listen.
-            if closed != told.closed:
+            if closed != told.closed and not told.is_lost:
                 self._close(told, closed)
             return
         room = self._room(known.node)
