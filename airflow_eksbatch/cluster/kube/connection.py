@@ -6,7 +6,6 @@ Bodies are bytes both ways: the client's model classes would cost more than ever
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
+import yaml
 from kubernetes.aio import client, config
 
 from airflow_eksbatch.cluster.kube.write_limit import WriteLimit
@@ -33,6 +33,9 @@ REAUTHENTICATE_S = 5.0
 # How often a write is repeated when the API server has too much to do.
 TRIES_MAX = 8
 RETRY_AFTER_S = 1.0
+
+# What the client raises for a kubeconfig that is missing, half written or no kubeconfig at all.
+BROKEN = (config.ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError)
 
 Query = Mapping[str, str | int]
 
@@ -178,7 +181,7 @@ class Connection:
             self._renewed_at = time.monotonic()
             try:
                 await self._renew(self._configuration, afresh)
-            except (config.ConfigException, OSError) as error:
+            except BROKEN as error:
                 raise self._down(error) from error
 
     def _down(self, error: BaseException) -> ClusterDown:
@@ -242,14 +245,14 @@ class Kubeconfig:
                 client_configuration=configuration,
                 persist_config=False,
             )
-        except (config.ConfigException, OSError, ssl.SSLError) as error:
+        except BROKEN as error:
             raise BadKubeconfig(f"Context {place} of {self._file}: {error}") from error
 
     def _contexts(self) -> Any:
         """All of the file, and the current one."""
         try:
             return config.list_kube_config_contexts(config_file=self._file)
-        except (config.ConfigException, OSError) as error:
+        except BROKEN as error:
             raise BadKubeconfig(f"kubeconfig {self._file} cannot be used: {error}") from error
 
 

@@ -1,0 +1,161 @@
+"""Which cluster a compute environment's pods go to, and how its credentials are read again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from airflow_eksbatch.cluster.kube.connection import (
+    ApiError,
+    BadKubeconfig,
+    InCluster,
+    Kubeconfig,
+)
+from airflow_eksbatch.cluster.port import ClusterDown
+
+ARN = "arn:aws:eks:eu-west-1:123456789012:cluster/night"
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def a_kubeconfig(path: Path, *contexts: tuple[str, str], server: str = "http://nowhere") -> str:
+    """Contexts as (name, cluster); the first is the current one."""
+    clusters = sorted({cluster for _, cluster in contexts})
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": contexts[0][0],
+                "contexts": [
+                    {"name": name, "context": {"cluster": cluster, "user": "me"}}
+                    for name, cluster in contexts
+                ],
+                "clusters": [{"name": name, "cluster": {"server": server}} for name in clusters],
+                "users": [{"name": "me", "user": {"tokenFile": str(path.with_name("token"))}}],
+            }
+        )
+    )
+    path.with_name("token").write_text("first")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [("night", "x"), ("x", "night"), (ARN, "x"), ("x", ARN)],
+    ids=["context", "cluster", "context by ARN", "cluster by ARN"],
+)
+def test_an_environment_runs_in_the_context_that_its_cluster_names(
+    tmp_path: Path, named: tuple[str, str]
+) -> None:
+    file = a_kubeconfig(tmp_path / "config", ("current", "other"), named)
+    assert Kubeconfig(file).place_of(ARN) == named[0]
+
+
+@pytest.mark.parametrize("arn", [ARN, "", "no arn at all"])
+def test_an_environment_whose_cluster_is_not_named_runs_in_the_current_context(
+    tmp_path: Path, arn: str
+) -> None:
+    file = a_kubeconfig(tmp_path / "config", ("current", "other"), ("day", "day"))
+    assert Kubeconfig(file).place_of(arn) == "current"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "contexts: []"])
+def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "config"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(BadKubeconfig, match=str(file)):
+        Kubeconfig(str(file)).place_of(ARN)
+
+
+def test_outside_of_a_cluster_in_cluster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadKubeconfig, match="a pod with a service account is needed"):
+        InCluster(tmp_path, {}).place_of(ARN)
+
+
+def served(
+    answer: Answer, scenario: Callable[[str], Awaitable[None]], *, seconds: float = 60.0
+) -> None:
+    """Run a scenario against a server on loopback that answers every request so."""
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            host, port = runner.addresses[0][:2]
+            async with asyncio.timeout(seconds):
+                await scenario(f"http://{host}:{port}")
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_a_token_that_is_not_taken_any_more_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. the first token works; 2. it is rotated; 3. the next request is answered all the same."""
+    monkeypatch.setattr("airflow_eksbatch.cluster.kube.connection.REAUTHENTICATE_S", 0.0)
+    taken, seen = {"first"}, list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        token = request.headers["Authorization"].partition(" ")[2]
+        seen.append(token)
+        return web.Response(status=200 if token in taken else 401)
+
+    async def scenario(url: str) -> None:
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), server=url)
+        connection = await Kubeconfig(file).connect("c")
+        await connection.get("/api")
+        (tmp_path / "token").write_text("second")
+        taken.clear()
+        taken.add("second")
+        await connection.get("/api")
+        assert seen == ["first", "first", "second"]
+        taken.clear()
+        with pytest.raises(ApiError, match="401"):
+            await connection.get("/api")
+        await connection.close()
+
+    served(answer, scenario)
+
+
+def test_too_many_requests_are_waited_out_as_long_as_the_server_says(tmp_path: Path) -> None:
+    refusals = 3
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            status = {"reason": "TooManyRequests", "details": {"retryAfterSeconds": 0.01}}
+            return web.json_response(status, status=429)
+        return web.json_response(await request.json())
+
+    async def scenario(url: str) -> None:
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), server=url)
+        connection = await Kubeconfig(file).connect("c")
+        before = connection.limit.allowed
+        assert await connection.write("POST", "/x", b'{"a":1}') == b'{"a": 1}'
+        assert connection.limit.allowed < before
+        await connection.close()
+
+    served(answer, scenario)
+
+
+def test_a_cluster_that_cannot_be_reached_is_down(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), server="http://127.0.0.1:1")
+        connection = await Kubeconfig(file).connect("c")
+        with pytest.raises(ClusterDown, match="c cannot be reached"):
+            await connection.get("/api")
+        await connection.close()
+
+    asyncio.run(scenario())
