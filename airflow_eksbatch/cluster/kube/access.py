@@ -35,11 +35,12 @@ NEEDED = (
 )
 
 
-class _Review(msgspec.Struct):
-    class Status(msgspec.Struct):
-        allowed: bool = False
+class _Answer(msgspec.Struct, frozen=True):
+    allowed: bool = False
 
-    status: Status = Status()
+
+class _Review(msgspec.Struct, frozen=True):
+    status: _Answer = _Answer()
 
 
 async def find_trouble(connection: Connection, namespace: str) -> str | None:

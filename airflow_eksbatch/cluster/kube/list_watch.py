@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     object: msgspec.Raw
 
 
-class _Meta(msgspec.Struct, rename="camel"):
+class _Meta(msgspec.Struct, frozen=True, rename="camel"):
     resource_version: str = ""
     continue_: str = msgspec.field(name="continue", default="")
 

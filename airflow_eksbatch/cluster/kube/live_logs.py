@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from airflow_eksbatch.cluster.kube.connection import ApiError, Connection
 from airflow_eksbatch.cluster.kube.objects import ContainerStatus, Pod
 from airflow_eksbatch.cluster.outputs import Outputs, read_part
@@ -61,6 +63,16 @@ class Follower:
             await asyncio.wait([self.task], timeout=seconds)
 
 
+class Silence(msgspec.Struct, frozen=True):
+    """A kubelet that is left alone for a while, and what it last said."""
+
+    until: float
+    why: str
+
+
+SPOKE = Silence(until=0.0, why="the node is gone")
+
+
 class LiveLogs:
     """For one cluster; `look` says how a pod is now."""
 
@@ -73,7 +85,8 @@ class LiveLogs:
         self._look = look
         self._followers: dict[PodName, Follower] = {}
         self._tries: dict[PodName, int] = {}
-        self._silent_until: dict[str, float] = {}
+        self._silent: dict[str, Silence] = {}
+        """Nodes whose kubelets gave no output lately."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="outputs")
 
     def has(self, pod: PodName) -> bool:
@@ -111,8 +124,7 @@ class LiveLogs:
             whole = follower.file if follower.is_whole or now is None else None
         if whole is None and now is not None and _begun(now):
             whole = await self._fetch(now) if reachable else None
-            why = "its node does not answer"
-            whole = whole or (follower.file if follower else self._missing(pod, why))
+            whole = whole or (follower.file if follower else self._missing(now))
         await self._put_away(pod, whole)
 
     async def tend(self) -> None:
@@ -164,7 +176,7 @@ class LiveLogs:
     async def _fetch(self, pod: Pod) -> Path | None:
         """The output of a pod that is over, container by container; None when nobody can say it."""
         name, node = PodName(pod.metadata.name), pod.spec.node_name
-        if self._silent_until.get(node, 0.0) > time.monotonic():
+        if self._silent.get(node, SPOKE).until > time.monotonic():
             return None
         taken = Follower(self._new_file(f"{name}.whole"))
         try:
@@ -175,14 +187,16 @@ class LiveLogs:
             tried = self._tries[name] = self._tries.get(name, 0) + 1
             if tried < TRIES_MAX:
                 raise ClusterDown(f"The output of {name} cannot be read: {error}") from error
-            self._silent_until[node] = time.monotonic() + SILENT_S
+            self._silent[node] = Silence(until=time.monotonic() + SILENT_S, why=str(error))
             return None
         return taken.file
 
-    def _missing(self, pod: PodName, why: str) -> Path:
+    def _missing(self, pod: Pod) -> Path:
         """People look for the output: they are told why there is none."""
-        file = self._new_file(f"{pod}.whole")
-        file.write_text(f"eksbatch: the output of {pod} is lost: {why}\n")
+        name, node = pod.metadata.name, pod.spec.node_name
+        file = self._new_file(f"{name}.whole")
+        why = self._silent.get(node, SPOKE).why
+        file.write_text(f"eksbatch: the output of {name} on {node} is lost: {why}\n")
         return file
 
     # ---- pods that live

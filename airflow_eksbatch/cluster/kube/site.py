@@ -236,7 +236,7 @@ class Site:
         # Nobody on a machine that is gone could be told to stop.
         there = self._nodes.is_there(seen.node)
         grace_s = max(1, effect.grace_s) if there else 0
-        if seen.due is None or seen.due > now_ms() + grace_s * 1000:
+        if not there or seen.due is None or seen.due > now_ms() + grace_s * 1000:
             if there:
                 await self.logs.hold(seen.pod)
             seen.asked = True
