@@ -50,6 +50,10 @@ class InstanceType(msgspec.Struct, frozen=True, kw_only=True):
         return self.instance_type.partition(".")[0]
 
     @property
+    def is_metal(self) -> bool:
+        return ".metal" in self.instance_type
+
+    @property
     def allocatable(self) -> Resources:
         """What pods can use of its node, before one was seen."""
         kept_mib = ARM64_KEPT_MIB if self.architecture == "arm64" else 0
@@ -75,6 +79,8 @@ def resolve_types(names: Sequence[str], types: dict[str, InstanceType]) -> tuple
         raise ValueError("instanceTypes is empty; name types, families or `optimal`.")
     families: dict[str, list[InstanceType]] = {}
     for row in types.values():
+        if row.is_metal:
+            continue  # Only where it is named: no family has it (AWS Batch).
         families.setdefault(row.family, []).append(row)
     found: dict[str, InstanceType] = {}
     for name in names:
@@ -128,6 +134,7 @@ def _offering(row: InstanceType, zone: str, market: Market) -> Offering:
         architecture=row.architecture,
         allocatable=row.allocatable,
         price_usd_hour=price,
+        on_demand_usd_hour=row.price_usd_hour,
     )
 
 

@@ -31,6 +31,8 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True):
     allocatable: Resources
     """What pods may use of it, before a node of the type was seen: an estimate (estimate_allocatable)."""
     price_usd_hour: float
+    on_demand_usd_hour: float = 0.0
+    """What the type costs On-Demand; 0 if nobody said."""
 
     @property
     def pool(self) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.allocation import tiers_of
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.core.model.resources import Resources
@@ -64,8 +65,8 @@ def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
         for choice, name in enumerate(queue.compute_environments):
             environment = world.compute_environments.get(name)
             if environment is not None and environment.may_grow:
-                offerings = buyable(world, environment, now)
-                launches += buy(environment, offerings, shapes, budget, choice)
+                for tier in tiers_of(environment, buyable(world, environment, now)):
+                    launches += buy(environment, tier, shapes, budget, choice)
     launches += keep_minimum(world, budget, now)
     return launches
 
@@ -196,7 +197,8 @@ def keep_minimum(world: World, budget: Budget, now: int) -> list[Launch]:
             continue
         name = environment.name
         missing = environment.min_vcpus - (environment.max_vcpus - budget.vcpus[name])
-        offerings = buyable(world, environment, now)
+        tiers = tiers_of(environment, buyable(world, environment, now))
+        offerings = tiers[0] if tiers else []
         while missing > 0 and offerings and budget.launches > 0:
             best = min(
                 offerings,
