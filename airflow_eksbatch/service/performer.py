@@ -20,7 +20,13 @@ from airflow_eksbatch.core.engine.effects import (
     TerminateNode,
     TerminateStray,
 )
-from airflow_eksbatch.core.engine.facts import EnvironmentChecked, Fact, OfferingsListed
+from airflow_eksbatch.core.engine.facts import (
+    EnvironmentChecked,
+    Fact,
+    LaunchRefused,
+    OfferingsListed,
+    PodRefused,
+)
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.service.telemetry import Telemetry
 
@@ -42,6 +48,8 @@ class PerformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     batch_max: int = 200
     """Instances asked for in one call."""
     backoff: Backoff = Backoff()
+    refusals_kept: int = 10_000
+    """Far more than there can be between a refusal and the commit that takes note of it."""
 
 
 Key = tuple[type[Effect], str]
@@ -128,6 +136,7 @@ class Performer:
         self._telemetry = telemetry
         self._settings = settings
         self._lanes: dict[str, _Lane] = {}
+        self._refusals: dict[Key, Fact] = {}
         self._ready: asyncio.Queue[str] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -155,6 +164,10 @@ class Performer:
     def start(self, effects: Iterable[Effect]) -> None:
         """Take these effects in; returns at once."""
         for effect in effects:
+            refusal = self._refusals.get(_key(effect))
+            if refusal is not None:
+                self._tell([refusal])
+                continue
             self._idle.clear()
             key = _lane_of(effect)
             lane = self._lanes.get(key)
@@ -192,8 +205,23 @@ class Performer:
             self._telemetry.effect_broke(batch[0], error, lane.failures)
             return self._settings.backoff.after(lane.failures)
         lane.finish()
-        self._tell(fact for fact in facts if fact is not None)
+        told = [fact for fact in facts if fact is not None]
+        self._remember_refusals(told)
+        self._tell(told)
         return 0.0
+
+    def _remember_refusals(self, facts: Iterable[Fact]) -> None:
+        """No stays no: asked again before the no was committed, a yes would make a second of what runs elsewhere by then."""
+        for fact in facts:
+            match fact:
+                case PodRefused(pod=pod):
+                    self._refusals[CreatePod, pod] = fact
+                case LaunchRefused(node_id=node_id):
+                    self._refusals[LaunchNode, node_id] = fact
+                case _:
+                    continue
+            if len(self._refusals) > self._settings.refusals_kept:
+                del self._refusals[next(iter(self._refusals))]
 
     def _act_for(self, effect: Effect) -> Act:
         match effect:

@@ -1,0 +1,1 @@
+"""The same step under virtual time: a simulated cluster and cloud, with every fault we know, and what-if runs."""

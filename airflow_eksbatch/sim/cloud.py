@@ -1,0 +1,199 @@
+"""A simulated cloud: launch delay, capacity, refusals, Spot reclaims, and what it all costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
+from airflow_eksbatch.core.engine.facts import (
+    Fact,
+    InstanceGone,
+    InstanceLaunched,
+    InstancesListed,
+    LaunchRefused,
+    SpotInterrupted,
+)
+from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.sim.cluster import SimCluster
+from airflow_eksbatch.sim.faults import Chance
+from airflow_eksbatch.sim.timeline import Timeline
+
+NOTICE_S = 120.0
+"""EC2 tells of a Spot interruption two minutes before."""
+
+
+class Instance(msgspec.Struct, kw_only=True):
+    node_id: NodeId
+    instance_id: str
+    environment: str
+    offering: Offering
+    launched_at: int
+    interrupted_at: int | None = None
+    is_ending: bool = False
+    gone: InstanceGone | None = None
+
+
+class CloudBill(msgspec.Struct, kw_only=True):
+    """Counted here, not by the service."""
+
+    launched: Counter[str] = msgspec.field(default_factory=Counter)
+    reclaimed: int = 0
+    refused: int = 0
+    peak: int = 0
+    instance_ms: int = 0
+    price_usd: float = 0.0
+
+
+class SimCloud:
+    """`watch` takes what is told by itself, and may lose it; answers to effects are returned."""
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        chance: Chance,
+        watch: Callable[[Fact], None],
+        cluster: SimCluster,
+        *,
+        launch_s: tuple[float, float],
+        capacity: Mapping[str, int] | None = None,
+    ) -> None:
+        self.instances: dict[NodeId, Instance] = {}
+        self.bill = CloudBill()
+        self.on_bought: Callable[[Instance], None] = lambda instance: None
+        self._timeline = timeline
+        self._chance = chance
+        self._watch = watch
+        self._cluster = cluster
+        self._launch_s = launch_s
+        self._capacity = capacity or {}
+
+    @property
+    def live(self) -> list[Instance]:
+        return [instance for instance in self.instances.values() if instance.gone is None]
+
+    # ---- effects
+
+    def launch(self, effect: LaunchNode) -> Fact:
+        """The node id is the token: asked twice is bought once."""
+        instance = self.instances.get(effect.node_id)
+        if instance is not None:
+            return instance.gone or self._launched(instance)
+        pool = effect.offering.pool
+        full = sum(i.offering.pool == pool for i in self.live) >= self._capacity.get(pool, 1 << 30)
+        if full or self._chance.strikes(self._chance.faults.refused):
+            self.bill.refused += 1
+            return LaunchRefused(
+                node_id=effect.node_id,
+                code="InsufficientInstanceCapacity",
+                message=f"There is no capacity in {pool}.",
+                at=self._timeline.now,
+            )
+        return self._launched(self._buy(effect))
+
+    def terminate(self, effect: TerminateNode) -> Fact | None:
+        """Its end is told when it has ended."""
+        instance = self.instances.get(effect.node_id)
+        if instance is None:
+            return InstanceGone(
+                node_id=effect.node_id, at=self._timeline.now, reason="There is no such instance"
+            )
+        if instance.gone is None:
+            self._begin_end(instance, "Instance was terminated", self._chance.ms(1, 30))
+        return instance.gone
+
+    def terminate_stray(self, effect: TerminateStray) -> None:
+        for instance in self.live:
+            if instance.instance_id == effect.instance_id:
+                self._begin_end(instance, "Nobody remembers it", self._chance.ms(1, 30))
+
+    def look(self, environment: str) -> list[Fact]:
+        """Live instances of one compute environment, and notices given to them."""
+        ours = [instance for instance in self.live if instance.environment == environment]
+        told: list[Fact] = [
+            SpotInterrupted(node_id=instance.node_id, at=instance.interrupted_at)
+            for instance in ours
+            if instance.interrupted_at is not None
+        ]
+        listed = {str(instance.node_id): instance.instance_id for instance in ours}
+        now = self._timeline.now
+        return [
+            *told,
+            InstancesListed(compute_environment=environment, instances=listed, at=now),
+        ]
+
+    # ---- lives
+
+    def _buy(self, effect: LaunchNode) -> Instance:
+        chance, faults = self._chance, self._chance.faults
+        instance = self.instances[effect.node_id] = Instance(
+            node_id=effect.node_id,
+            instance_id=f"i-{effect.node_id}",
+            environment=effect.compute_environment,
+            offering=effect.offering,
+            launched_at=self._timeline.now,
+        )
+        self.on_bought(instance)
+        self.bill.launched[effect.compute_environment] += 1
+        self.bill.peak = max(self.bill.peak, len(self.live))
+        if not chance.strikes(faults.never_joins):
+            self._timeline.after(chance.ms(*self._launch_s), lambda: self._join(instance))
+        if effect.offering.market is Market.SPOT and chance.strikes(faults.reclaimed):
+            self._timeline.after(chance.ms(0, faults.lifetime_s), lambda: self._reclaim(instance))
+        elif chance.strikes(faults.dies):
+            after_ms = chance.ms(0, faults.lifetime_s)
+            if chance.coin():
+                silence = self._cluster.silence_node
+                self._timeline.after(after_ms, lambda: silence(instance.node_id))
+            else:
+                reason = "Server.InternalError"
+                self._timeline.after(after_ms, lambda: self._begin_end(instance, reason, 0))
+        return instance
+
+    def _join(self, instance: Instance) -> None:
+        if instance.gone is None:
+            offering = instance.offering
+            self._cluster.add_node(instance.node_id, instance.environment, offering.allocatable)
+
+    def _reclaim(self, instance: Instance) -> None:
+        if instance.gone is not None:
+            return
+        if self._chance.strikes(self._chance.faults.without_notice):
+            self._end(instance, "Server.SpotInstanceTermination", reclaimed=True)
+            return
+        instance.interrupted_at = self._timeline.now
+        self._watch(SpotInterrupted(node_id=instance.node_id, at=instance.interrupted_at))
+        self._timeline.after(
+            round(NOTICE_S * 1000),
+            lambda: self._end(instance, "Server.SpotInstanceTermination", reclaimed=True),
+        )
+
+    def _begin_end(self, instance: Instance, reason: str, after_ms: int) -> None:
+        if not instance.is_ending:
+            instance.is_ending = True
+            self._timeline.after(after_ms, lambda: self._end(instance, reason))
+
+    def _end(self, instance: Instance, reason: str, *, reclaimed: bool = False) -> None:
+        """Its pods end before anybody is told."""
+        if instance.gone is not None:
+            return
+        now = self._timeline.now
+        self._cluster.remove_node(instance.node_id)
+        instance.gone = InstanceGone(
+            node_id=instance.node_id, at=now, reason=reason, reclaimed=reclaimed
+        )
+        lived_ms = now - instance.launched_at
+        self.bill.reclaimed += reclaimed
+        self.bill.instance_ms += lived_ms
+        self.bill.price_usd += lived_ms / 3_600_000 * instance.offering.price_usd_hour
+        self._watch(instance.gone)
+
+    def _launched(self, instance: Instance) -> InstanceLaunched:
+        return InstanceLaunched(
+            node_id=instance.node_id,
+            instance_id=instance.instance_id,
+            at=instance.launched_at,
+        )

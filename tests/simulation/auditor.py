@@ -1,0 +1,202 @@
+"""An independent account of a simulated life: from pods, instances and committed events, never from the world."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import msgspec
+
+from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, JobStopped, JobSubmitted
+from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.model.job import (
+    TERMINAL,
+    TRANSITIONS,
+    Attempt,
+    DependencyType,
+    JobEvent,
+    JobId,
+    JobSpec,
+    JobStatus,
+)
+from airflow_eksbatch.core.model.resources import NOTHING
+from airflow_eksbatch.sim.cloud import Instance
+from airflow_eksbatch.sim.cluster import Program, SimPod
+from airflow_eksbatch.sim.simulator import Simulator
+from airflow_eksbatch.sim.workload import Workload
+
+Index = tuple[JobId, int]
+LATER_S = 60.0
+
+
+class Auditor:
+    """Looks on while it happens; what must never be raises AssertionError with one sentence."""
+
+    def __init__(self, simulator: Simulator, workload: Workload) -> None:
+        self.simulator = simulator
+        self.specs: dict[JobId, JobSpec] = {}
+        self.stopped: set[JobId] = set()
+        for request in workload.requests:
+            if isinstance(request.fact, JobSubmitted):
+                self.specs[request.fact.spec.job_id] = request.fact.spec
+            elif isinstance(request.fact, JobStopped):
+                self.stopped.add(request.fact.job_id)
+        environments = [
+            f.compute_environment for f in workload.setup if isinstance(f, ComputeEnvironmentPut)
+        ]
+        self.max_vcpus = {environment.name: environment.max_vcpus for environment in environments}
+        self.statuses: dict[Index, JobStatus] = {}
+        self.whole: dict[JobId, JobStatus] = {}
+        self.pods: defaultdict[Index, list[SimPod]] = defaultdict(list)
+        simulator.cluster.on_pod_created = self.on_pod_created
+        simulator.cloud.on_bought = self.on_bought
+        simulator.on_commit = self.on_commit
+
+    # ---- while it happens
+
+    def on_commit(self, outcome: Outcome) -> None:
+        for event in outcome.changes.events:
+            self.on_event(event)
+
+    def on_event(self, event: JobEvent) -> None:
+        """Every index and every job moves as the table says, and ends once."""
+        if event.parent:
+            before = self.whole.get(event.job_id)
+            assert before not in TERMINAL, f"{event.job_id} is {event.status} after {before}"
+            self.whole[event.job_id] = event.status
+            return
+        key = (event.job_id, event.index or 0)
+        is_child = self.specs[event.job_id].array_size is not None
+        # A child's first RUNNABLE is not told.
+        before = self.statuses.get(key, JobStatus.RUNNABLE if is_child else JobStatus.SUBMITTED)
+        assert event.status in TRANSITIONS[before], f"{key} is {event.status} after {before}"
+        self.statuses[key] = event.status
+
+    def on_pod_created(self, pod: SimPod) -> None:
+        job, index = self.index_of(pod)
+        where = f"pod {pod.name}"
+        row = self.simulator.ledger.live.get(("attempt", pod.name))
+        assert row is not None, f"{where} exists and no live attempt says so"
+        attempt = msgspec.msgpack.decode(row, type=Attempt)
+        assert attempt.node_id == pod.node_id, f"{where} is not on its attempt's node"
+        assert self.statuses.get((job, index)) not in TERMINAL, f"{where} begins after the end"
+        for other in self.pods[job, index]:
+            assert other.end is not None, f"{where} begins while {other.name} runs"
+        self.pods[job, index].append(pod)
+        self.check_dependencies(self.specs[job], index, where)
+        self.check_room(pod, where)
+
+    def check_dependencies(self, spec: JobSpec, index: int, where: str) -> None:
+        for dependency in spec.depends_on:
+            match dependency.type:
+                case DependencyType.SEQUENTIAL:
+                    wanted = index == 0 or self.has_succeeded(spec.job_id, index - 1)
+                case DependencyType.N_TO_N:
+                    wanted = self.has_succeeded(dependency.job_id, index)
+                case _:
+                    size = self.specs[dependency.job_id].size
+                    wanted = all(self.has_succeeded(dependency.job_id, i) for i in range(size))
+            assert wanted, f"{where} begins before {dependency}"
+
+    def has_succeeded(self, job: JobId, index: int) -> bool:
+        return self.statuses.get((job, index)) is JobStatus.SUCCEEDED
+
+    def check_room(self, pod: SimPod, where: str) -> None:
+        node = self.simulator.cluster.nodes[pod.node_id]
+        used = self.specs[self.index_of(pod)[0]].resources
+        for other in self.simulator.cluster.live_pods:
+            if other.node_id == pod.node_id and other.name != pod.name:
+                used = used.plus(self.specs[self.index_of(other)[0]].resources)
+        assert used.fits(node.allocatable), f"{where}: {used} are too much for {node.allocatable}"
+
+    def on_bought(self, bought: Instance) -> None:
+        """The maximum may be passed by one instance only; calls may overtake each other on their way."""
+        name = bought.environment
+        vcpus = [
+            instance.offering.vcpus
+            for instance in self.simulator.cloud.live
+            if instance.environment == name
+        ]
+        most = self.max_vcpus[name]
+        assert sum(vcpus) - max(vcpus) < most, f"{name} has {vcpus} vCPUs of at most {most}"
+
+    @staticmethod
+    def index_of(pod: SimPod) -> Index:
+        job, index, _ = pod.name.rsplit("-", 2)
+        return JobId(job), int(index)
+
+    # ---- at the end
+
+    def check_end(self, accepted: set[JobId]) -> None:
+        """All that was accepted has ended as it had to, and nothing is left anywhere."""
+        for job in accepted:
+            spec = self.specs[job]
+            statuses = [self.statuses.get((job, index)) for index in range(spec.size)]
+            assert all(status in TERMINAL for status in statuses), f"{job} is {statuses}"
+            self.check_results(spec)
+            if spec.array_size is not None:
+                failed = JobStatus.FAILED in statuses
+                meant = JobStatus.FAILED if failed else JobStatus.SUCCEEDED
+                assert self.whole[job] is meant, f"{job} as a whole is {self.whole[job]}"
+        assert {key[0] for key in self.statuses} <= accepted, "jobs ran that nobody was told of"
+        self.check_nothing_is_left()
+        self.check_books()
+
+    def check_results(self, spec: JobSpec) -> None:
+        for index in range(spec.size):
+            meant = self.meant_result(spec, index)
+            status = self.statuses[spec.job_id, index]
+            assert meant is None or status is meant, f"{spec.job_id}:{index} is {status}: {spec}"
+
+    def meant_result(self, spec: JobSpec, index: int) -> JobStatus | None:
+        """By program, retry strategy and dependencies alone; None where time or a caller decides."""
+        if spec.timeout_s is not None or spec.job_id in self.stopped:
+            return None
+        for dependency in spec.depends_on:
+            other = self.specs[dependency.job_id or spec.job_id]
+            if dependency.type is DependencyType.PLAIN:
+                before = {self.meant_result(other, i) for i in range(other.size)}
+            elif dependency.type is DependencyType.N_TO_N:
+                before = {self.meant_result(other, index)}
+            else:
+                before = {self.meant_result_of_program(other)} if index else set[JobStatus | None]()
+            if before - {JobStatus.SUCCEEDED}:
+                return JobStatus.FAILED if JobStatus.FAILED in before else None
+        return self.meant_result_of_program(spec)
+
+    @staticmethod
+    def meant_result_of_program(spec: JobSpec) -> JobStatus:
+        program = msgspec.json.decode(spec.pod, type=Program)
+        for number in range(1, spec.retry.attempts + 1):
+            code = program.nth(number, 0)[1]
+            if code == 0:
+                return JobStatus.SUCCEEDED
+            if any(rule.on_exit_code == str(code) for rule in spec.retry.evaluate_on_exit):
+                return JobStatus.FAILED
+        return JobStatus.FAILED
+
+    def check_nothing_is_left(self) -> None:
+        simulator = self.simulator
+        assert simulator.cloud.live == [], "instances are left"
+        assert simulator.cluster.live_pods == [], "pods are left"
+        kinds = {kind for kind, _ in simulator.ledger.live} & {"job", "attempt", "node"}
+        assert not kinds, f"the store still holds a live {kinds}"
+
+    def check_books(self) -> None:
+        """What the service counted is what happened."""
+        charged: Counter[Index] = Counter()
+        for attempt in self.simulator.ledger.attempts():
+            charged[attempt.job_id, attempt.index] += attempt.charged
+        for (job, index), number in charged.items():
+            most = self.specs[job].retry.attempts
+            assert number <= most, f"{job}:{index} was charged {number} attempts of {most}"
+        world = self.simulator.world
+        assert world is not None
+        assert world.usages is not None
+        for usage in world.usages.values():
+            assert usage.running_cpu_m == 0, f"{usage} counts what does not run"
+        launched = sum(world.totals.instances.values())
+        assert launched <= sum(self.simulator.cloud.bill.launched.values()), "phantom instances"
+        ends = Counter(self.statuses.values())
+        told = (world.totals.succeeded, world.totals.failed)
+        assert told == (ends[JobStatus.SUCCEEDED], ends[JobStatus.FAILED]), f"{told} is not {ends}"
+        assert all(n.used == NOTHING for n in world.nodes.values())
