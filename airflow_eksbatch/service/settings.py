@@ -29,6 +29,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "us-east-1"
     cluster: str = "local"
     kubeconfig: str = ""
+    cloud: str = "auto"
+    aws_endpoint: str = ""
+    notices: str = ""
     idle_s: float = 60.0
     keep_days: float = 30.0
     lease_s: int = 10
@@ -53,6 +56,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.home_path / 'eksbatch.db'}"
+
+    @property
+    def cloud_kind(self) -> Literal["embedded", "none", "ec2"]:
+        """`auto` simulates instances for processes of this machine and buys none for a real cluster."""
+        if self.cloud == "ec2":
+            return "ec2"
+        return "embedded" if self.cluster == "local" else "none"
 
     @property
     def auth_mode(self) -> Literal["open", "sigv4"]:
@@ -148,6 +158,28 @@ SETTINGS: tuple[Setting, ...] = (
         WHAT,
         "kubeconfig",
         "File for --cluster kubeconfig (empty: $KUBECONFIG, or ~/.kube/config).",
+    ),
+    _setting(
+        WHAT,
+        "cloud",
+        "Where instances come from; ec2: bought from Amazon EC2, for an EKS cluster; embedded: simulated, for "
+        "--cluster local; none: nothing is bought, compute environments are UNMANAGED; auto: embedded with "
+        "--cluster local, else none.",
+        "auto",
+        "embedded",
+        "none",
+        "ec2",
+    ),
+    _setting(
+        WHAT,
+        "aws_endpoint",
+        "One URL for every AWS service that --cloud ec2 asks (empty: $AWS_ENDPOINT_URL, or AWS's own).",
+    ),
+    _setting(
+        WHAT,
+        "notices",
+        "SQS queue, name or URL, into which EventBridge puts what EC2 says of instances: Spot interruptions, "
+        "rebalance recommendations, state changes (empty: none are read).",
     ),
     _setting(
         WHAT,
@@ -299,6 +331,12 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 def _check_together(settings: Settings) -> None:
     if settings.port > 65_535:
         raise BadSetting(f"--port must be at most 65535, not {settings.port}.")
+    if settings.cloud == "embedded" and settings.cluster != "local":
+        raise BadSetting(
+            "--cloud embedded needs --cluster local: simulated instances hold no pods of Kubernetes."
+        )
+    if settings.cloud in ("ec2", "none") and settings.cluster == "local":
+        raise BadSetting(f"--cloud {settings.cloud} needs --cluster kubeconfig or in-cluster.")
     if settings.auth == "open" and not is_loopback(settings.host):
         raise BadSetting(
             f"--auth open is for loopback only: with --host {settings.host} use --auth sigv4 and "

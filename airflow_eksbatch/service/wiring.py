@@ -65,7 +65,8 @@ def make_cluster_and_cloud(
     directory = settings.home_path
     directory.mkdir(parents=True, exist_ok=True)
     if settings.cluster != "local":
-        return _make_kubernetes(settings, telemetry), _make_no_cloud(), None
+        cloud = _make_ec2(settings) if settings.cloud_kind == "ec2" else _make_no_cloud()
+        return _make_kubernetes(settings, telemetry), cloud, None
     from airflow_eksbatch.cloud.embedded import CloudSettings, EmbeddedCloud
     from airflow_eksbatch.cluster.local import LocalCluster
 
@@ -101,6 +102,20 @@ def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
         settings.home_path,
         tell_trouble=lambda trouble, failures: telemetry.watch_broke("cluster", trouble, failures),
     )
+
+
+def _make_ec2(settings: Settings) -> Cloud:
+    """Credentials are looked for when EC2 is first asked, as boto3 does: environment, web identity, instance role."""
+    try:
+        from airflow_eksbatch.cloud.aws import Aws, AwsSettings
+        from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
+    except ModuleNotFoundError as error:
+        raise BadSetting(
+            f"--cloud ec2 needs a package that is not here ({error.name}): "
+            "pip install 'airflow-eksbatch[ec2]'."
+        ) from error
+    aws = Aws(AwsSettings(region=settings.region, endpoint=settings.aws_endpoint))
+    return Ec2Cloud(aws, Ec2Settings(notices=settings.notices))
 
 
 def _make_no_cloud() -> Cloud:

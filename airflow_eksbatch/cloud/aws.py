@@ -1,0 +1,150 @@
+"""AWS calls off the event loop: boto3 clients in a few threads, and errors in two kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal
+
+import boto3
+import msgspec
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from airflow_eksbatch.cloud.port import CloudDown
+from airflow_eksbatch.cloud.refusals import THROTTLED, Meaning, meaning_of
+
+# Calls under way at once; one of them may be a long wait for notices.
+CALLS_MAX = 12
+# Of one call that changes nothing, or the same thing again.
+ATTEMPTS = 5
+CONNECT_S = 10
+READ_S = 60
+# The only regions with a price list, for all regions of their partition.
+PRICING_REGIONS = {"cn": "cn-northwest-1", "default": "us-east-1"}
+
+ServiceName = Literal["ec2", "eks", "iam", "pricing", "sqs", "ssm", "sts"]
+
+
+class Throttled(CloudDown):
+    """Asked too fast."""
+
+
+class AwsRefusal(Exception):
+    """AWS said no to this request, and would again."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class AwsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    region: str = "us-east-1"
+    endpoint: str = ""
+    """One address for every service, in place of AWS's own; empty leaves it to AWS_ENDPOINT_URL."""
+
+
+class Aws:
+    """Clients by service, made when they are first needed; credentials are found as boto3 finds them."""
+
+    def __init__(self, settings: AwsSettings) -> None:
+        self.region = settings.region
+        self._endpoint = settings.endpoint or None
+        self._session = boto3.Session(region_name=settings.region)
+        self._clients: dict[tuple[str, int], Any] = {}
+        self._slots = asyncio.Semaphore(CALLS_MAX)
+
+    async def call(self, service: ServiceName, operation: str, **request: Any) -> dict[str, Any]:
+        """Raises CloudDown when it may go better later, AwsRefusal when it may not."""
+        client = self._client(service, ATTEMPTS)
+        return await self._in_thread(lambda: getattr(client, operation)(**request))
+
+    async def call_once(
+        self, service: ServiceName, operation: str, **request: Any
+    ) -> dict[str, Any]:
+        """Without boto3's own repeats: it takes a lack of capacity (HTTP 500) for a failure of EC2's."""
+        client = self._client(service, 1)
+        return await self._in_thread(lambda: getattr(client, operation)(**request))
+
+    async def pages(
+        self, service: ServiceName, operation: str, **request: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Every page of a listing, each fetched when it is asked for."""
+        pages = iter(self._client(service, ATTEMPTS).get_paginator(operation).paginate(**request))
+        while (page := await self._in_thread(lambda: next(pages, None))) is not None:
+            yield page
+
+    def close(self) -> None:
+        """Calls under way are left to themselves: each is harmless when repeated."""
+        for client in self._clients.values():
+            client.close()
+
+    async def _in_thread(self, ask: Callable[[], Any]) -> Any:
+        try:
+            async with self._slots:
+                return await _in_daemon_thread(ask)
+        except ClientError as error:
+            told = error.response.get("Error", {})
+            code, message = told.get("Code", "Unknown"), told.get("Message", str(error))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+            if meaning_of(code) is Meaning.LATER or (status >= 500 and _is_unsaid(code)):
+                kind = Throttled if code in THROTTLED else CloudDown
+                raise kind(f"{code}: {message}") from error
+            raise AwsRefusal(code, message) from error
+        except BotoCoreError as error:  # No way there, no credentials, no answer
+            raise CloudDown(f"AWS cannot be asked: {error}") from error
+
+    def _client(self, service: ServiceName, attempts: int) -> Any:
+        """Made on the event loop only: making clients is not safe in threads."""
+        key = (service, attempts)
+        if key not in self._clients:
+            region = self.region
+            if service == "pricing":
+                region = PRICING_REGIONS.get(region[:2], PRICING_REGIONS["default"])
+            self._clients[key] = self._session.client(
+                service,
+                region_name=region,
+                endpoint_url=self._endpoint,
+                config=Config(
+                    retries={"mode": "standard", "total_max_attempts": attempts},
+                    connect_timeout=CONNECT_S,
+                    read_timeout=READ_S,
+                    max_pool_connections=CALLS_MAX,
+                    user_agent_appid="eksbatch",
+                ),
+            )
+        return self._clients[key]
+
+
+async def _in_daemon_thread(ask: Callable[[], Any]) -> Any:
+    """Threads of an executor are waited for when Python exits; a long wait for notices must not hold it up."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def tell(answer: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(answer)
+
+    def run() -> None:
+        answer, error = None, None
+        try:
+            answer = ask()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # The loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, answer, error)
+
+    threading.Thread(target=run, name="aws", daemon=True).start()
+    return await done
+
+
+def _is_unsaid(code: str) -> bool:
+    """EC2 answers 500 also to refusals with a name (InsufficientInstanceCapacity), which is no failure of its own."""
+    return meaning_of(code) is Meaning.NEVER

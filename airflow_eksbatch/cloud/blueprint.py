@@ -1,0 +1,162 @@
+"""What every instance of a compute environment is made from, and the one request that makes one. Pure.
+
+The request is complete in itself: there is no launch template of ours to make, to keep in step or to leave behind. A
+user's own template is named in it, and what the request says goes before what the template says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.cloud.user_data import ClusterAddress, node_config, user_data
+from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.node import Offering
+
+# What people see in EC2's console beside our machine-made tags.
+NAME_TAG, ENVIRONMENT_TAG = "Name", "eksbatch/compute-environment"
+# What EC2 makes along with an instance and tags in the same call.
+TAGGED = ("instance", "volume", "network-interface")
+
+
+class UserTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's launch template, at the version it had when the compute environment was checked."""
+
+    template_id: str
+    version: str
+    target_types: tuple[str, ...] = ()
+    """Instance types or families it overrides the first one for; empty for the first."""
+    user_data: str = ""
+    has_image: bool = False
+    has_profile: bool = False
+    has_metadata_options: bool = False
+    security_groups: tuple[str, ...] = ()
+    network_interface: dict[str, Any] | None = None
+    """Its first, if it has any: EC2 then takes subnet and security groups there only."""
+
+
+class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    uuid: str
+    cluster: ClusterAddress
+    images: dict[str, str]
+    """Kind of image (image_kind) -> id; empty where the template brings its own."""
+    subnets: dict[str, tuple[str, ...]]
+    """By zone."""
+    security_groups: tuple[str, ...] = ()
+    instance_profile: str = ""
+    key_pair: str = ""
+    placement_group: str = ""
+    tags: dict[str, str] = {}
+    max_prices: dict[str, float] = {}
+    """Instance type -> most US dollars an hour that Spot may cost, where bidPercentage says so."""
+    templates: tuple[UserTemplate, ...] = ()
+
+    def template_for(self, instance_type: str) -> UserTemplate | None:
+        """An override that names the type, then one that names its family, then the first."""
+        family = instance_type.partition(".")[0]
+        for wanted in (instance_type, family):
+            for template in self.templates:
+                if any(fnmatchcase(wanted, target) for target in template.target_types):
+                    return template
+        plain = [template for template in self.templates if not template.target_types]
+        return plain[0] if plain else None
+
+
+def image_kind(architecture: str, gpu: int) -> str:
+    """The path by which Systems Manager knows the EKS image for such machines."""
+    return f"{architecture}/{'nvidia' if gpu else 'standard'}"
+
+
+def token_of(node_id: str, subnet: str) -> str:
+    """EC2 makes one instance for a token, however often it is asked; another subnet is another question."""
+    return "eksbatch-" + hashlib.sha256(f"{node_id}/{subnet}".encode()).hexdigest()[:48]
+
+
+def subnets_for(blueprint: Blueprint, effect: LaunchNode) -> tuple[str, ...]:
+    """The subnets of its zone, each node beginning with another."""
+    subnets = blueprint.subnets.get(effect.offering.zone, ())
+    first = int.from_bytes(hashlib.sha256(effect.node_id.encode()).digest()[:4])
+    return tuple(subnets[(first + n) % len(subnets)] for n in range(len(subnets)))
+
+
+def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> dict[str, Any]:
+    """RunInstances for one node."""
+    offering = effect.offering
+    template = blueprint.template_for(offering.instance_type)
+    node_labels = {labels.ENVIRONMENT_UUID: blueprint.uuid, labels.NODE_UID: effect.node_id}
+    config = node_config(blueprint.cluster, node_labels, offering.allocatable.pods)
+    request: dict[str, Any] = {
+        "ClientToken": token_of(effect.node_id, subnet),
+        "MinCount": 1,
+        "MaxCount": 1,
+        "InstanceType": offering.instance_type,
+        "UserData": user_data(config, template.user_data if template else ""),
+        # A machine that shuts itself down is given back, not kept.
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "TagSpecifications": tag_specifications(blueprint, effect),
+        **network_of(blueprint, template, subnet),
+    }
+    image = blueprint.images.get(image_kind(offering.architecture, offering.gpu))
+    if image and not (template and template.has_image):
+        request["ImageId"] = image
+    if template is not None:
+        request["LaunchTemplate"] = {
+            "LaunchTemplateId": template.template_id,
+            "Version": template.version,
+        }
+    if template is None or not template.has_metadata_options:
+        # Two hops, so that pods with a network of their own reach their node's role as on other EKS nodes.
+        request["MetadataOptions"] = {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
+    if blueprint.instance_profile:
+        key = "Arn" if blueprint.instance_profile.startswith("arn:") else "Name"
+        request["IamInstanceProfile"] = {key: blueprint.instance_profile}
+    if blueprint.key_pair:
+        request["KeyName"] = blueprint.key_pair
+    if blueprint.placement_group:
+        request["Placement"] = {"GroupName": blueprint.placement_group}
+    if offering.market is Market.SPOT:
+        request["InstanceMarketOptions"] = spot_options(blueprint, offering)
+    return request
+
+
+def network_of(blueprint: Blueprint, template: UserTemplate | None, subnet: str) -> dict[str, Any]:
+    if template is None or template.network_interface is None:
+        groups = blueprint.security_groups
+        return {"SubnetId": subnet, **({"SecurityGroupIds": list(groups)} if groups else {})}
+    interface = {**template.network_interface, "DeviceIndex": 0, "SubnetId": subnet}
+    if blueprint.security_groups:
+        interface["Groups"] = list(blueprint.security_groups)
+    return {"NetworkInterfaces": [interface]}
+
+
+def spot_options(blueprint: Blueprint, offering: Offering) -> dict[str, Any]:
+    options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+    most = blueprint.max_prices.get(offering.instance_type)
+    if most is not None:
+        options["MaxPrice"] = f"{most:.5f}"
+    return {"MarketType": "spot", "SpotOptions": options}
+
+
+def tag_specifications(blueprint: Blueprint, effect: LaunchNode) -> list[dict[str, Any]]:
+    """The node id stands on the instance from the moment there is one; by it the instance is found again."""
+    tags = {
+        NAME_TAG: f"eksbatch {blueprint.name}",
+        f"kubernetes.io/cluster/{blueprint.cluster.name}": "owned",
+        **blueprint.tags,
+        ENVIRONMENT_TAG: blueprint.name,
+        labels.MANAGED_BY: labels.OURS,
+        labels.ENVIRONMENT_UUID: blueprint.uuid,
+        labels.NODE_UID: effect.node_id,
+    }
+    return [{"ResourceType": kind, "Tags": tag_list(tags.items())} for kind in TAGGED]
+
+
+def tag_list(tags: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in sorted(tags)]

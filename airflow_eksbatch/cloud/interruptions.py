@@ -1,0 +1,77 @@
+"""Notices about instances: EventBridge puts them into an SQS queue, this reads them."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from airflow_eksbatch.cloud.aws import Aws
+
+# SQS's own most, both: a long wait costs one request, and ten notices are one answer.
+WAIT_S = 20
+MESSAGES_MAX = 10
+
+
+class Kind(enum.Enum):
+    INTERRUPTION = "EC2 Spot Instance Interruption Warning"
+    REBALANCE = "EC2 Instance Rebalance Recommendation"
+    STATE = "EC2 Instance State-change Notification"
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    kind: Kind
+    instance_id: str
+    state: str = ""
+    """Of a state change: what it is now."""
+
+
+def notice_from(body: str) -> Notice | None:
+    """None for what is no notice about an instance; the queue may be fed with more than we asked for."""
+    try:
+        told: Any = json.loads(body)
+        kind, detail = Kind(told["detail-type"]), told["detail"]
+        return Notice(
+            kind=kind, instance_id=str(detail["instance-id"]), state=str(detail.get("state", ""))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class NoticeQueue:
+    """One SQS queue; each message is read until it was acted on."""
+
+    def __init__(self, aws: Aws, queue: str) -> None:
+        self._aws = aws
+        self._queue = queue
+        self._url = queue if "://" in queue else ""
+
+    async def notices(self) -> AsyncIterator[list[Notice]]:
+        """For ever. A message is deleted when the next are asked for: what was told then is acted on."""
+        if not self._url:
+            told = await self._aws.call("sqs", "get_queue_url", QueueName=self._queue)
+            self._url = told["QueueUrl"]
+        while True:
+            told = await self._aws.call(
+                "sqs",
+                "receive_message",
+                QueueUrl=self._url,
+                MaxNumberOfMessages=MESSAGES_MAX,
+                WaitTimeSeconds=WAIT_S,
+            )
+            messages = told.get("Messages", [])
+            if not messages:
+                continue
+            yield [n for m in messages if (n := notice_from(m["Body"])) is not None]
+            await self._aws.call(
+                "sqs",
+                "delete_message_batch",
+                QueueUrl=self._url,
+                Entries=[
+                    {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+                    for number, message in enumerate(messages)
+                ],
+            )
