@@ -107,7 +107,6 @@ def test_nothing_counts_before_everything_was_listed_once(bench: Bench) -> None:
     bench.book.put_node(a_kube_node())
     assert bench.news() == []
     bench.book.is_complete = True
-    bench.book.put_environments({MANAGED.uuid: MANAGED})
     assert isinstance(bench.news()[0], NodeReady)
 
 

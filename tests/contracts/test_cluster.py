@@ -22,7 +22,7 @@ from airflow_eksbatch.cluster import local, process
 from airflow_eksbatch.cluster.containers import BadPod, expand, read_containers
 from airflow_eksbatch.cluster.local import LocalCluster, inherited_environ
 from airflow_eksbatch.cluster.outputs import Outputs
-from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.cluster.port import Cluster, ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
 from airflow_eksbatch.core.engine.facts import (
     Fact,
@@ -41,7 +41,7 @@ from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 
 T = TypeVar("T", bound=Fact)
-WAIT_S = 20.0
+WAIT_S = 60.0
 NODE = NodeId("node-000001-ce")
 INSTANCE = "i-0123456789abcdef0"
 ROOM = Resources(cpu_m=64_000, memory_mib=64_000, pods=1_000)
@@ -52,7 +52,7 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 240))
 
     return run
 
@@ -60,12 +60,12 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 class Watch:
     """Collects what a cluster tells, and waits for facts instead of for time."""
 
-    def __init__(self, cluster: LocalCluster) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.facts: list[Fact] = []
         self._news = asyncio.Condition()
         self._task = asyncio.create_task(self._collect(cluster))
 
-    async def _collect(self, cluster: LocalCluster) -> None:
+    async def _collect(self, cluster: Cluster) -> None:
         async for facts in cluster.watch():
             async with self._news:
                 self.facts += facts

@@ -181,7 +181,9 @@ class NodeBook:
     # ---- what follows
 
     def news(self, clock_s: float, at: int) -> list[Fact]:
-        """Facts that were not told yet, oldest first."""
+        """Facts that were not told yet, oldest first; none before the book is complete."""
+        if not self.is_complete:
+            return []
         waiting = {name for name, known in self._nodes.items() if self._waits(known)}
         for name in sorted((self._dirty | waiting) & self._nodes.keys()):
             self._judge(name, clock_s)
@@ -223,7 +225,7 @@ class NodeBook:
         """Compare what is so with what was told, and note the difference."""
         known = self._nodes[name]
         environment = self._environment_of(known.node)
-        if environment is None or not self.is_complete:
+        if environment is None:
             return
         self._note_times(known, clock_s)
         if known.is_released and not self._pods_on(name):

@@ -195,14 +195,16 @@ class Site:
             if error.status == 409 and error.reason == "AlreadyExists":
                 return await self._compare(effect, namespace)
             self._created.pop(pod, None)
-            return self._refused(effect, error)
+            return self._refused(effect, namespace, error)
         return None
 
-    def _refused(self, effect: CreatePod, error: ApiError) -> Fact:
-        """The pod's fault is final, that of the cluster passes: then ClusterDown is raised."""
-        rules = error.status == 403 and any(text in error.message for text in AGAINST_RULES)
-        foreign = error.status == 404 and f'"{effect.namespace}"' not in error.message
-        if error.status in BAD_POD or rules or foreign:
+    def _refused(self, effect: CreatePod, namespace: str, error: ApiError) -> Fact:
+        """What is the pod's own fault is final; what the cluster lacks now may come: then ClusterDown is raised."""
+        texts = AGAINST_RULES
+        if namespace != effect.namespace:
+            # It asked for this namespace itself.
+            texts = (*texts, "cannot create resource", f'namespaces "{namespace}" not found')
+        if error.status in BAD_POD or any(text in error.message for text in texts):
             reason = error.message or error.reason
             return PodRefused(pod=effect.pod, at=now_ms(), reason=reason, permanent=True)
         raise ClusterDown(f"Pod {effect.pod} cannot be created: {error}")
