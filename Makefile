@@ -1,10 +1,10 @@
 # The front door. It needs python3 (3.11 or newer) and make; the rest it sets up under .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help demo test check bench serve golden seeds
+.PHONY: help demo test check bench test-cluster serve golden seeds
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1@\2/p' Makefile | awk -F@ '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' Makefile | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
 
 demo: .venv/ready ## the main job on this machine: a real Airflow backfill; KEEP=1 leaves Airflow up
 	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
@@ -18,6 +18,9 @@ check: .venv/ready ## format, lint, types, import contracts and the quick tests
 
 bench: .venv/ready ## measure, and keep results with their conditions in tests/benchmarks
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+test-cluster: .venv/ready ## tests on a real Kubernetes; needs Go 1.26, root, and tests/kubernetes/install.sh
+	@$(BIN)/python -m tests.kubernetes.rig.binaries && $(BIN)/pytest -q $(ARGS) $(or $(T),tests/kubernetes)
 
 serve: .venv/ready ## the service with its embedded cluster and cloud, until Ctrl-C
 	$(BIN)/eksbatch local $(ARGS)
