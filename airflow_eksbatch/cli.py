@@ -128,11 +128,12 @@ def _store(given: argparse.Namespace) -> Iterator[Store]:
 
 
 def simulate(given: argparse.Namespace) -> int:
+    from airflow_eksbatch.sim import report
+
     try:
-        from airflow_eksbatch.sim import report
-    except ImportError as error:
-        raise Sentence(f"The simulator is not installed ({error}).") from error
-    return report.run(given)
+        return report.run(given)
+    except report.BadScenario as error:
+        raise Sentence(error.message) from error
 
 
 # ---- what it does
@@ -463,7 +464,9 @@ def _database_options(command: argparse.ArgumentParser) -> None:
 
 
 def _simulate_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="the answer as JSON")
+    from airflow_eksbatch.sim.report import add_options
+
+    add_options(command)
 
 
 Run = Callable[[argparse.Namespace], int]
