@@ -22,6 +22,7 @@ from airflow_eksbatch.core.engine.facts import (
     Fact,
     InstanceLaunched,
     OfferingsListed,
+    PodRefused,
     PodSeen,
 )
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
@@ -79,6 +80,7 @@ class Outside:
         self.gate = asyncio.Event()
         self.gate.set()
         self.trouble: str | None = None
+        self.refusals: dict[str, Fact] = {}
 
     async def _enter(self, what: str) -> None:
         await self.gate.wait()
@@ -96,6 +98,8 @@ class Outside:
 
     async def create_pod(self, effect: CreatePod) -> Fact | None:
         await self._enter(f"create pod {effect.pod}")
+        if effect.pod in self.refusals:
+            return self.refusals.pop(effect.pod)
         return PodSeen(pod=effect.pod, at=1)
 
     async def delete_pod(self, effect: DeletePod) -> Fact | None:
@@ -165,6 +169,19 @@ def test_results_come_back_as_facts() -> None:
     async def scenario(bench: Bench) -> None:
         await bench.perform(create("a"))
         assert bench.facts == [PodSeen(pod=PodName("a"), at=1)]
+
+    run(scenario)
+
+
+def test_a_refusal_stays_one_although_it_would_be_taken_back() -> None:
+    """1 a pod is refused 2 the commit that would note it fails, so it is asked for again 3 no, again."""
+
+    async def scenario(bench: Bench) -> None:
+        refused = PodRefused(pod=PodName("a"), at=1, reason="exceeded quota")
+        bench.outside.refusals["a"] = refused
+        await bench.perform(create("a"))
+        assert await bench.perform(create("a"), create("b")) == ["create pod a", "create pod b"]
+        assert bench.facts == [refused, refused, PodSeen(pod=PodName("b"), at=1)]
 
     run(scenario)
 
