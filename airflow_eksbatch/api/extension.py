@@ -8,14 +8,15 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.job_reads import find_jobs, view_of
+from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
 from airflow_eksbatch.api.names import split_job_id
 from airflow_eksbatch.api.port import Desk, now_ms
 from airflow_eksbatch.api.shapes import event_wire, job_detail, status_in, without_nothing
 from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.store.port import Store
 
 STORY_MAX = 1_000
 LOG_BLOCK = 1 << 20
@@ -47,7 +48,7 @@ async def find_job(desk: Desk, job_id: str) -> tuple[Job, int | None]:
     await desk.settled()
     plain, index = split_job_id(job_id)
     job = (await find_jobs(desk, [JobId(plain)])).get(JobId(plain))
-    if job is None or (index is not None and not (job.is_array and index < job.spec.size)):
+    if job is None or not has_index(job, index):
         raise not_found(f"Job {job_id}")
     return job, index
 
@@ -58,10 +59,8 @@ async def find_job(desk: Desk, job_id: str) -> tuple[Job, int | None]:
 async def get_job(desk: Desk, job_id: str) -> dict[str, Any]:
     """All that is known of a job: detail, the Airflow task behind it, events, attempts."""
     job, index = await find_job(desk, job_id)
-    view = await view_of(desk, job, index)
-    events = await desk.ask(lambda store: store.events_since(0, STORY_MAX, job.job_id))
-    if index is not None:
-        events = [event for event in events if event.index == index]
+    (view,) = await views_of(desk, [(job, index)])
+    events = await story_of(desk, job, index)
     return {
         "job": job_detail(view, desk.settings),
         "airflow": msgspec.json.decode(job.spec.airflow) if job.spec.airflow else None,
@@ -70,9 +69,28 @@ async def get_job(desk: Desk, job_id: str) -> dict[str, Any]:
     }
 
 
+async def story_of(desk: Desk, job: Job, index: int | None) -> list[JobEvent]:
+    """The first events of a job, all of its children included; or those of one child to its end."""
+
+    def read(after: int) -> Callable[[Store], list[JobEvent]]:
+        return lambda store: store.events_since(after, STORY_MAX, job.job_id)
+
+    block = await desk.ask(read(0))
+    if index is None:
+        return block
+    story: list[JobEvent] = []
+    while block:
+        story += [event for event in block if event.index == index]
+        if len(block) < STORY_MAX or (story and story[-1].status in TERMINAL):
+            break
+        block = await desk.ask(read(block[-1].seq))
+    return story
+
+
 def attempt_wire(desk: Desk, attempt: Attempt) -> dict[str, Any]:
     """One placement, also those that cost the user nothing."""
     node, end = desk.world.nodes.get(attempt.node_id), attempt.end
+    environment = environment_of(desk.world, attempt.node_id)
     return without_nothing(
         {
             "attempt": attempt.number,
@@ -80,7 +98,7 @@ def attempt_wire(desk: Desk, attempt: Attempt) -> dict[str, Any]:
             "podName": attempt.pod_name,
             "nodeId": attempt.node_id,
             "instanceType": node.offering.instance_type if node is not None else None,
-            "computeEnvironment": node.compute_environment if node is not None else None,
+            "computeEnvironment": environment.name if environment is not None else None,
             "status": attempt.status.value,
             "createdAt": attempt.created_at,
             "startedAt": attempt.started_at,
@@ -115,7 +133,7 @@ async def find_attempt(desk: Desk, job_id: str, number: int) -> Attempt | None:
         raise Rejected(
             f"Job {job_id} is an array of {job.spec.size}: name a child, such as {job_id}:0."
         )
-    attempts = await desk.ask(lambda store: store.find_attempts(job.job_id, index or 0))
+    attempts = await desk.ask(lambda store: store.find_attempts([job.job_id], [index or 0]))
     if not number:
         return attempts[-1] if attempts else None
     for attempt in attempts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,8 +11,10 @@ from airflow_eksbatch.api.names import name_of, page_token, position_of, split_j
 from airflow_eksbatch.api.port import Call, Desk, Operation, now_ms
 from airflow_eksbatch.api.shapes import JobView, job_detail, job_summary, status_in, summary_of
 from airflow_eksbatch.core.model import limits, ranges
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobStatus
+from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import JobQuery, Store
 
@@ -39,17 +41,24 @@ async def find_jobs(desk: Desk, job_ids: Iterable[JobId]) -> dict[JobId, Job]:
     return found
 
 
-async def view_of(desk: Desk, job: Job, index: int | None) -> JobView:
-    """A job or child with its attempts."""
-    attempts: list[Attempt] = []
-    if index is not None or not job.is_array:
-        attempts = await desk.ask(lambda store: store.find_attempts(job.job_id, index or 0))
-    return make_view(desk.world, job, index, attempts)
+async def views_of(desk: Desk, chosen: Sequence[tuple[Job, int | None]]) -> list[JobView]:
+    """Jobs and children with their attempts, which are read all at once."""
+    placed = {
+        (job.job_id, index or 0) for job, index in chosen if index is not None or not job.is_array
+    }
+    attempts: dict[tuple[JobId, int], list[Attempt]] = {key: [] for key in placed}
+    if placed:
+        ids, indices = {job_id for job_id, _ in placed}, {index for _, index in placed}
+        for attempt in await desk.ask(lambda store: store.find_attempts(ids, indices)):
+            attempts.get((attempt.job_id, attempt.index), []).append(attempt)
+    return [
+        make_view(desk.world, job, index, attempts.get((job.job_id, index or 0), []))
+        for job, index in chosen
+    ]
 
 
 def make_view(world: World, job: Job, index: int | None, attempts: list[Attempt]) -> JobView:
-    node = world.nodes.get(attempts[-1].node_id) if attempts else None
-    environment = world.compute_environments.get(node.compute_environment) if node else None
+    environment = environment_of(world, attempts[-1].node_id) if attempts else None
     return JobView(
         job=job,
         index=index,
@@ -61,6 +70,16 @@ def make_view(world: World, job: Job, index: int | None, attempts: list[Attempt]
     )
 
 
+def environment_of(world: World, node_id: NodeId) -> ComputeEnvironment | None:
+    """By the node, or by the end of its name once it has left the world."""
+    node = world.nodes.get(node_id)
+    if node is not None:
+        return world.compute_environments.get(node.compute_environment)
+    mark = node_id.rpartition("-")[2]
+    environments = world.compute_environments.values()
+    return next((e for e in environments if mark and e.uuid.startswith(mark)), None)
+
+
 async def describe_jobs(call: Call) -> dict[str, Any]:
     """Up to 100 jobs or children; unknown ids are left out (AWS)."""
     wanted = call.input["jobs"]
@@ -69,13 +88,14 @@ async def describe_jobs(call: Call) -> dict[str, Any]:
     await call.desk.settled()
     ids = [split_job_id(job_id) for job_id in wanted]
     jobs = await find_jobs(call.desk, (JobId(plain) for plain, _ in ids))
-    details = []
-    for plain, index in ids:
-        job = jobs.get(JobId(plain))
-        if job is None or (index is not None and not (job.is_array and index < job.spec.size)):
-            continue
-        details.append(job_detail(await view_of(call.desk, job, index), call.desk.settings))
-    return {"jobs": details}
+    known = [(jobs[JobId(plain)], index) for plain, index in ids if JobId(plain) in jobs]
+    views = await views_of(call.desk, [one for one in known if has_index(*one)])
+    return {"jobs": [job_detail(view, call.desk.settings) for view in views]}
+
+
+def has_index(job: Job, index: int | None) -> bool:
+    """Whether an id names something: only arrays have children."""
+    return index is None or (job.is_array and index < job.spec.size)
 
 
 # ---- lists
@@ -113,14 +133,8 @@ async def list_children(call: Call) -> dict[str, Any]:
             members.append(position)
     else:
         position = job.spec.size
-    by_index: dict[int, list[Attempt]] = {}
-    if members:
-        for attempt in await desk.ask(lambda store: store.find_attempts(job.job_id)):
-            by_index.setdefault(attempt.index, []).append(attempt)
-    rows = [
-        job_summary(make_view(desk.world, job, index, by_index.get(index, [])), desk.settings)
-        for index in members
-    ]
+    views = await views_of(desk, [(job, index) for index in members])
+    rows = [job_summary(view, desk.settings) for view in views]
     more = {"nextToken": page_token(position)} if position < job.spec.size else {}
     return {"jobSummaryList": rows, **more}
 
@@ -142,7 +156,7 @@ async def list_queue(call: Call) -> dict[str, Any]:
     if not statuses or set(statuses) & TERMINAL:
         ended = await desk.ask(lambda store: ended_jobs(store, query, statuses))
     rows = sorted([*live[: size + 1], *ended], key=lambda job: -job.spec.seq)[: size + 1]
-    views = [await view_of(desk, job, None) for job in rows[:size]]
+    views = await views_of(desk, [(job, None) for job in rows[:size]])
     more = {"nextToken": page_token(rows[size - 1].spec.seq)} if len(rows) > size else {}
     return {"jobSummaryList": [job_summary(view, desk.settings) for view in views], **more}
 

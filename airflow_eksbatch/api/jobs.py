@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from functools import lru_cache
 from typing import Any
@@ -140,19 +141,20 @@ def check_share(queue: JobQueue | None, share: str | None, priority: int | None)
         raise Rejected(
             f"shareIdentifier is required: job queue {queue.name} has a fair share policy."
         )
-    if share is not None and not SHARE.match(share):
+    if share is not None and ("*" in share or not SHARE.fullmatch(share)):
         raise Rejected("shareIdentifier must be up to 255 letters and digits.")
 
 
 def check_can_ever_run(world: World, queue: JobQueue, resources: Resources) -> None:
     """AWS lets such a job wait for ever; we say at once that no environment can hold it."""
-    rooms: list[Resources] = []
     for name in queue.compute_environments:
         environment = world.compute_environments.get(name)
         if environment is None or not environment.managed or name not in world.offerings:
             return
-        rooms += [o.allocatable for o in world.offerings[name]]
-    if not rooms or any(resources.fits(room) for room in rooms):
+        if any(resources.fits(offering.allocatable) for offering in world.offerings[name]):
+            return
+    rooms = [o.allocatable for name in queue.compute_environments for o in world.offerings[name]]
+    if not rooms:
         return
     largest = max(rooms)
     raise Rejected(
@@ -219,16 +221,21 @@ async def terminate_job(call: Call) -> dict[str, Any]:
 
 
 async def stop_many(call: Call, *, terminate: bool) -> dict[str, Any]:
-    """Each job by itself; one that fails is told and does not hold up the others."""
-    successful: list[str] = []
+    """Each job by itself, all in one beat; one that fails is told and does not hold up the others."""
+    jobs: list[str] = call.input["jobs"]
+    if len(jobs) > limits.BULK_MAX:
+        raise Rejected(f"jobs takes at most {limits.BULK_MAX} ids, not {len(jobs)}.")
+    stops = (stop(call, job_id, terminate=terminate) for job_id in jobs)
+    answers = await asyncio.gather(*stops, return_exceptions=True)
     errors: list[dict[str, str]] = []
-    for job_id in call.input["jobs"]:
-        try:
-            await stop(call, job_id, terminate=terminate)
-            successful.append(job_id)
-        except Rejected as refusal:
-            errors.append({"job": job_id, "code": refusal.code, "message": refusal.message})
-    return {"successful": successful, "errors": errors}
+    for job_id, answer in zip(jobs, answers, strict=True):
+        if isinstance(answer, Rejected):
+            code = "ThrottlingException" if "TooMany" in answer.code else answer.code
+            errors.append({"job": job_id, "code": code, "message": answer.message})
+        elif answer is not None:
+            raise answer
+    failed = {error["job"] for error in errors}
+    return {"successful": [job for job in jobs if job not in failed], "errors": errors}
 
 
 async def cancel_jobs(call: Call) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from typing import TypeVar
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
 
-RESOURCE = re.compile(r"^[A-Za-z0-9_-]{1,128}$")
-JOB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")
+RESOURCE = re.compile(r"[A-Za-z0-9_-]{1,128}")
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+SHARE = re.compile(r"[A-Za-z0-9]{0,255}\*?")
+
+# Larger than any sequence number, and no database refuses it.
+POSITION_MAX = 2**62
 T = TypeVar("T")
-SHARE = re.compile(r"^[A-Za-z0-9]{0,255}\*?$")
 
 
 def name_of(value: str) -> str:
@@ -22,7 +25,7 @@ def name_of(value: str) -> str:
 
 
 def check_name(value: str, what: str) -> str:
-    if not RESOURCE.match(value):
+    if not RESOURCE.fullmatch(value):
         raise Rejected(
             f"{what} must be 1 to 128 letters, digits, hyphens and underscores, not {value!r}."
         )
@@ -30,7 +33,7 @@ def check_name(value: str, what: str) -> str:
 
 
 def check_job_name(value: str) -> str:
-    if not JOB_NAME.match(value):
+    if not JOB_NAME.fullmatch(value):
         raise Rejected(
             "jobName must be 1 to 128 letters, digits, hyphens and underscores and begin with a "
             f"letter or digit, not {value!r}."
@@ -71,6 +74,8 @@ def position_of(token: str | None) -> int:
         text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
         version, _, position = text.partition(".")
         if version != "1":
+            raise ValueError
+        if not 0 <= int(position) <= POSITION_MAX:
             raise ValueError
         return int(position)
     except (binascii.Error, UnicodeError, ValueError):

@@ -162,7 +162,7 @@ def fair_share(request: dict[str, Any]) -> dict[str, Any]:
 
 def share_weight(entry: dict[str, Any]) -> ShareWeight:
     name, weight = entry["shareIdentifier"], entry.get("weightFactor", 1.0)
-    if not name or not SHARE.match(name):
+    if not name or not SHARE.fullmatch(name):
         raise Rejected(
             f"shareIdentifier must be 1 to 255 letters and digits, with * at its end or not: {name!r}."
         )

@@ -27,7 +27,8 @@ from airflow_eksbatch.core.model.retry import EvaluateOnExit, RetryAction, Retry
 from airflow_eksbatch.core.world.world import World
 
 Wire = dict[str, Any]
-MEMORY = re.compile(r"^[0-9]+Mi$")
+CPU = re.compile(r"[0-9]{1,7}(\.[0-9]{1,3})?")
+MEMORY = re.compile(r"[0-9]{1,12}Mi")
 
 
 # ---- from the wire
@@ -133,19 +134,16 @@ def resources_of_container(container: Wire) -> Resources:
 
 
 def cpu_m_from(text: str, name: str) -> int:
-    try:
-        cpu_m = float(text) * 1000
-        if cpu_m < 250 or cpu_m % 250 or cpu_m > 1e9:
-            raise ValueError
-    except ValueError:
+    cpu_m = float(text) * 1000 if CPU.fullmatch(text) else 0
+    if cpu_m < 250 or cpu_m % 250:
         raise Rejected(
             f"Container {name}: cpu must be a multiple of 0.25 from 0.25 on, not {text!r}."
-        ) from None
+        )
     return int(cpu_m)
 
 
 def memory_from(text: str, name: str) -> int:
-    if not MEMORY.match(text) or not 4 <= int(text[:-2]) <= 1 << 40:
+    if not MEMORY.fullmatch(text) or int(text[:-2]) < 4:
         raise Rejected(
             f"Container {name}: memory must be a whole number of Mi from 4Mi on, such as 512Mi, "
             f"not {text!r}."
@@ -247,7 +245,7 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
         "container": container_view(view, last),
         "shareIdentifier": spec.share or None,
         "schedulingPriority": spec.priority if spec.share else None,
-        "isCancelled": job.cancelled,
+        "isCancelled": job.cancelled or view.index in job.child_stops,
         "isTerminated": job.terminated,
     }
     if view.index is not None:
@@ -261,6 +259,8 @@ def status_reason(view: JobView, last: Attempt | None) -> str | None:
     """The job's own reason once it has ended, else what became of the last attempt."""
     if view.index is None and view.job.status_reason:
         return view.job.status_reason
+    if view.index in view.job.child_stops:
+        return view.job.child_stops[view.index]
     if last is not None and last.end is not None:
         return last.end.status_reason
     if view.status is JobStatus.FAILED:

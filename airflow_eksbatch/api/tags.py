@@ -12,13 +12,13 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobId
 
 ARN = re.compile(
-    r"^arn:[a-z-]+:batch:[a-z0-9-]+:[0-9]{12}:"
-    r"(job-queue|compute-environment|scheduling-policy|job-definition|job)/([A-Za-z0-9_:-]+)$"
+    r"arn:[a-z-]+:batch:[a-z0-9-]+:[0-9]{12}:"
+    r"(job-queue|compute-environment|scheduling-policy|job-definition|job)/([A-Za-z0-9_:-]+)"
 )
 
 
 def kind_and_name(arn: str) -> tuple[str, str]:
-    match = ARN.match(arn)
+    match = ARN.fullmatch(arn)
     if match is None:
         raise Rejected(
             f"{arn!r} is not the ARN of a job queue, compute environment, scheduling policy, "

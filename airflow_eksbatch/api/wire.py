@@ -24,7 +24,8 @@ NAMES = {
     "map": "an object",
     "structure": "an object",
 }
-# Kept and told back as AWS does, but their rules are ours to say in better words.
+# Shapes whose values AWS takes in small letters too, which their enum does not say.
+CASELESS = frozenset({"RetryAction"})
 INT_MAX = 2**63 - 1
 
 
@@ -118,6 +119,7 @@ def map_check(shape: Any) -> Check:
 def string_check(shape: Any) -> Check:
     least, most = limits_of(shape)
     enum = frozenset(shape.metadata.get("enum", ()))
+    is_caseless = shape.name in CASELESS
     pattern = shape.metadata.get("pattern")
     matches = re.compile(pattern).search if pattern else None
 
@@ -126,6 +128,7 @@ def string_check(shape: Any) -> Check:
             raise bad(path, "must be a string.")
         if not least <= len(value) <= most:
             raise bad(path, f"must have {between(least, most)} characters, not {len(value)}.")
+        value = value.upper() if is_caseless else value
         if enum and value not in enum:
             raise bad(path, f"must be one of {', '.join(sorted(enum))}, not {value!r}.")
         if matches is not None and not matches(value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 import msgspec
@@ -68,8 +68,10 @@ class Store(Protocol):
         """One page of jobs, newest first."""
         ...
 
-    def find_attempts(self, job_id: JobId, index: int | None = None) -> list[Attempt]:
-        """Attempts of a job (or of one index), oldest first, live ones included."""
+    def find_attempts(
+        self, job_ids: Iterable[JobId], indices: Collection[int] = ()
+    ) -> list[Attempt]:
+        """Attempts of jobs (of these indices, if any are named), oldest first, live ones included."""
         ...
 
     def events_since(self, seq: int, limit: int, job_id: JobId | None = None) -> list[JobEvent]:

@@ -39,6 +39,7 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     matched: dict[JobId, Ranges] = msgspec.field(name="m", default_factory=dict)
     runnable_at: int | None = msgspec.field(name="ra", default=None)
     stop_reason: str | None = msgspec.field(name="sr", default=None)
+    child_stops: dict[int, str] = msgspec.field(name="cs", default_factory=dict)
     cancelled: bool = msgspec.field(name="c", default=False)
     terminated: bool = msgspec.field(name="x", default=False)
     status_reason: str | None = msgspec.field(name="y", default=None)
@@ -104,6 +105,7 @@ def job_from(spec: bytes, state: bytes) -> Job:
         matched=decoded.matched,
         runnable_at=decoded.runnable_at,
         stop_reason=decoded.stop_reason,
+        child_stops=decoded.child_stops,
         cancelled=decoded.cancelled,
         terminated=decoded.terminated,
         status_reason=decoded.status_reason,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -198,13 +198,14 @@ class SqlStore:
         with self._transaction() as connection:
             return [rows.job_from(*row) for row in connection.execute(wanted)]
 
-    def find_attempts(self, job_id: JobId, index: int | None = None) -> list[Attempt]:
+    def find_attempts(
+        self, job_ids: Iterable[JobId], indices: Collection[int] = ()
+    ) -> list[Attempt]:
         table = schema.attempts.c
-        wanted = select(table.body).where(table.job_id == job_id).order_by(table.idx, table.number)
-        if index is not None:
-            wanted = wanted.where(table.idx == index)
-        with self._transaction() as connection:
-            return [rows.attempt_from(body) for (body,) in connection.execute(wanted)]
+        query = select(table.body).order_by(table.job_id, table.idx, table.number)
+        if indices:
+            query = query.where(table.idx.in_(indices))
+        return [rows.attempt_from(body) for (body,) in self._by_ids(table.job_id, job_ids, query)]
 
     # ---- events
 
@@ -324,7 +325,7 @@ def _decoded(body: bytes | None, kind: type[T]) -> T:
 def _like(column: Any, pattern: str) -> Any:
     """Equality, or a prefix when it ends in `*`."""
     if pattern.endswith("*"):
-        return column.startswith(pattern[:-1], autoescape=True)
+        return _begins(column, pattern[:-1])
     return column == pattern
 
 
@@ -332,4 +333,9 @@ def _definition_like(column: Any, pattern: str) -> Any:
     """`name:revision` is one revision, `name` all of them, `name*` a prefix."""
     if pattern.endswith("*") or ":" in pattern:
         return _like(column, pattern)
-    return column.startswith(f"{pattern}:", autoescape=True)
+    return _begins(column, f"{pattern}:")
+
+
+def _begins(column: Any, prefix: str) -> Any:
+    """Letter by letter: LIKE takes small letters for capital ones in SQLite."""
+    return func.substr(column, 1, len(prefix)) == prefix

@@ -41,7 +41,8 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
         end = msgspec.structs.replace(end, status_reason=EXITED)
     verdict = judge(attempt, end, job)
     attempt.end = end
-    attempt.stopped_at = at
+    # A start and an end are read from two clocks; a life never ends before it began.
+    attempt.stopped_at = max(at, attempt.started_at or 0)
     attempt.charged = verdict.charged
     attempt.status = JobStatus.SUCCEEDED if end.succeeded else JobStatus.FAILED
     turn.world.end_attempt(attempt, turn.now)
@@ -162,7 +163,7 @@ def fail_pending(turn: Turn, job: Job, members: Ranges) -> None:
 
 def finish(turn: Turn, job: Job, reason: str | None, attempt: Attempt | None) -> None:
     """Every index is settled: the job as a whole has ended and leaves the world."""
-    job.stopped_at = turn.now
+    job.stopped_at = max(turn.now, job.started_at or 0)
     if job.is_array:
         reason = job.stop_reason or (CHILD_FAILED if job.failed else None)
         attempt = None

@@ -162,6 +162,8 @@ def stop_job(turn: Turn, job: Job, members: range, reason: str, *, terminate: bo
                 attempt = turn.world.attempts[pod_name(job.job_id, index, number)]
                 stop_attempt(turn, attempt, Cause.STOPPED, reason)
     if waiting:
+        if not whole:
+            job.child_stops |= dict.fromkeys(ranges.indices(waiting), reason)
         turn.world.drop_runnable(job, waiting)
         job.pending = ranges.minus(job.pending, waiting)
         for index in [index for index in job.tries if ranges.contains(waiting, index)]:

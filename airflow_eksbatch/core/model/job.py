@@ -158,6 +158,8 @@ class Job(msgspec.Struct, kw_only=True):
     """When its dependencies were met; waits are counted from here."""
     stop_reason: str | None = None
     """Given by CancelJob or TerminateJob on the job as a whole."""
+    child_stops: dict[int, str] = {}
+    """Reasons of children that were ended one by one before they ran."""
     cancelled: bool = False
     terminated: bool = False
     status_reason: str | None = None
