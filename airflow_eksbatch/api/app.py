@@ -206,6 +206,8 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
     root = "/v1/eksbatch"
     on = api.guarded
     routes: list[Route | Mount] = [
+        # Most requests are of this form; it takes no path of the others.
+        Route("/v1/{operation}", on(api.batch), methods=["POST"]),
         Route("/healthz", api.healthz),
         Route("/readyz", api.readyz),
         Route("/metrics", api.metrics),
@@ -216,7 +218,6 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route(f"{root}/summary", on(api.summary)),
         Route(f"{root}/cloud", on(api.cloud), methods=["POST"]),
         Route("/v1/tags/{arn:path}", on(api.tags), methods=["GET", "POST", "DELETE"]),
-        Route("/v1/{operation}", on(api.batch), methods=["POST"]),
     ]
     if dashboard is not None:
         routes.append(Mount("/", partial(for_people, dashboard, desk)))

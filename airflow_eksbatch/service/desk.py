@@ -67,6 +67,8 @@ class ServiceDesk:
     async def settled(self) -> None:
         if self._loop.world is None:
             raise self._not_now()
+        if self._loop.is_settled:
+            return
         try:
             async with asyncio.timeout(self.SETTLE_S):
                 await self._loop.settled()

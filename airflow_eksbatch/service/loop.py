@@ -84,8 +84,13 @@ class Loop:
         self.trouble: str | None = "starting"
         """Why the service is not ready, or None."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the world shows only what is committed."""
+        return self._settled.is_set()
+
     async def settled(self) -> None:
-        """Until the world shows only what is committed."""
+        """Until it does."""
         while not self._settled.is_set():
             await self._settled.wait()
 
