@@ -50,30 +50,32 @@ class AwsSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Aws:
     """Clients by service, made when they are first needed; credentials are found as boto3 finds them."""
 
-    def __init__(self, settings: AwsSettings) -> None:
+    def __init__(self, settings: AwsSettings, session: boto3.Session | None = None) -> None:
         self.region = settings.region
         self._endpoint = settings.endpoint or None
-        self._session = boto3.Session(region_name=settings.region)
+        self._session = session or boto3.Session(region_name=settings.region)
+        self._making = asyncio.Lock()
         self._clients: dict[tuple[str, int], Any] = {}
         self._slots = asyncio.Semaphore(CALLS_MAX)
 
     async def call(self, service: ServiceName, operation: str, **request: Any) -> dict[str, Any]:
         """Raises CloudDown when it may go better later, AwsRefusal when it may not."""
-        client = self._client(service, ATTEMPTS)
+        client = await self._client(service, ATTEMPTS)
         return await self._in_thread(lambda: getattr(client, operation)(**request))
 
     async def call_once(
         self, service: ServiceName, operation: str, **request: Any
     ) -> dict[str, Any]:
         """Without boto3's own repeats: it takes a lack of capacity (HTTP 500) for a failure of EC2's."""
-        client = self._client(service, 1)
+        client = await self._client(service, 1)
         return await self._in_thread(lambda: getattr(client, operation)(**request))
 
     async def pages(
         self, service: ServiceName, operation: str, **request: Any
     ) -> AsyncIterator[dict[str, Any]]:
         """Every page of a listing, each fetched when it is asked for."""
-        pages = iter(self._client(service, ATTEMPTS).get_paginator(operation).paginate(**request))
+        client = await self._client(service, ATTEMPTS)
+        pages = iter(client.get_paginator(operation).paginate(**request))
         while (page := await self._in_thread(lambda: next(pages, None))) is not None:
             yield page
 
@@ -97,26 +99,32 @@ class Aws:
         except BotoCoreError as error:  # No way there, no credentials, no answer
             raise CloudDown(f"AWS cannot be asked: {error}") from error
 
-    def _client(self, service: ServiceName, attempts: int) -> Any:
-        """Made on the event loop only: making clients is not safe in threads."""
+    async def _client(self, service: ServiceName, attempts: int) -> Any:
+        """One at a time, since sessions are not made for threads; and in one, since EC2's model takes half a second."""
         key = (service, attempts)
-        if key not in self._clients:
-            region = self.region
-            if service == "pricing":
-                region = PRICING_REGIONS.get(region[:2], PRICING_REGIONS["default"])
-            self._clients[key] = self._session.client(
-                service,
-                region_name=region,
-                endpoint_url=self._endpoint,
-                config=Config(
-                    retries={"mode": "standard", "total_max_attempts": attempts},
-                    connect_timeout=CONNECT_S,
-                    read_timeout=READ_S,
-                    max_pool_connections=CALLS_MAX,
-                    user_agent_appid="eksbatch",
-                ),
-            )
+        async with self._making:
+            if key not in self._clients:
+                self._clients[key] = await _in_daemon_thread(
+                    lambda: self._make_client(service, attempts)
+                )
         return self._clients[key]
+
+    def _make_client(self, service: ServiceName, attempts: int) -> Any:
+        region = self.region
+        if service == "pricing":
+            region = PRICING_REGIONS.get(region[:2], PRICING_REGIONS["default"])
+        return self._session.client(
+            service,
+            region_name=region,
+            endpoint_url=self._endpoint,
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                connect_timeout=CONNECT_S,
+                read_timeout=READ_S,
+                max_pool_connections=CALLS_MAX,
+                user_agent_appid="eksbatch",
+            ),
+        )
 
 
 async def _in_daemon_thread(ask: Callable[[], Any]) -> Any:

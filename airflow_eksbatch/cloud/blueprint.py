@@ -127,13 +127,23 @@ def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> d
 
 
 def network_of(blueprint: Blueprint, template: UserTemplate | None, subnet: str) -> dict[str, Any]:
-    if template is None or template.network_interface is None:
-        groups = blueprint.security_groups
-        return {"SubnetId": subnet, **({"SecurityGroupIds": list(groups)} if groups else {})}
-    interface = {**template.network_interface, "DeviceIndex": 0, "SubnetId": subnet}
-    if blueprint.security_groups:
-        interface["Groups"] = list(blueprint.security_groups)
-    return {"NetworkInterfaces": [interface]}
+    """One interface, which ends with its instance. A template's own interface is kept but for where it stands."""
+    groups = list(blueprint.security_groups)
+    if template is not None and template.security_groups and not template.network_interface:
+        # EC2 takes security groups of a template only beside a subnet, not beside interfaces.
+        return {"SubnetId": subnet, **({"SecurityGroupIds": groups} if groups else {})}
+    interface = (template.network_interface if template else None) or {}
+    return {
+        "NetworkInterfaces": [
+            {
+                **interface,
+                **({"Groups": groups} if groups else {}),
+                "DeviceIndex": 0,
+                "SubnetId": subnet,
+                "DeleteOnTermination": True,
+            }
+        ]
+    }
 
 
 def spot_options(blueprint: Blueprint, offering: Offering) -> dict[str, Any]:

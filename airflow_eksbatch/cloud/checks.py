@@ -29,7 +29,6 @@ IMAGE_PARAMETER = (
 INTERFACE_KEYS = (
     "AssociatePublicIpAddress",
     "InterfaceType",
-    "DeleteOnTermination",
     "Ipv6AddressCount",
 )
 

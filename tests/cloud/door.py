@@ -1,0 +1,263 @@
+"""moto's server as AWS, behind a door of ours: what moto lacks is answered there, and faults are put in there.
+
+moto starts no machines, takes every RunInstances for a new one and knows no prices. The door keeps client tokens as EC2
+does, lets ended instances be ended again, sells Spot at prices that differ, and knows EKS images and access entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import boto3
+import msgspec
+from botocore.config import Config
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
+from werkzeug.test import run_wsgi_app
+from werkzeug.wrappers import Request, Response
+
+REGION = "us-east-1"
+Form = dict[str, str]
+# A small region: listing the 900 types that moto knows takes seconds.
+TYPES = (
+    *("m5.large", "m5.xlarge", "m5.2xlarge", "m5.metal", "c5.large", "c5.xlarge", "r5.large"),
+    *("g4dn.xlarge", "g4dn.12xlarge", "m6g.large", "m6g.xlarge", "mac1.metal"),
+)
+STATIC = ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeImages")
+
+
+class Fault(msgspec.Struct, kw_only=True):
+    """What happens to requests for an action instead of what should."""
+
+    action: str
+    code: str
+    message: str = "No."
+    status: int = 400
+    times: int = 1 << 30
+    when: Callable[[Form], bool] = lambda form: True
+    after: bool = False
+    """The request is carried out and its answer lost."""
+
+
+class Door:
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._lock = threading.RLock()
+        self._server: Any = None
+        self._static: dict[str, Response] = {}
+        # One for all: a session reads the models of AWS's services, which takes longer than most tests.
+        self.session = boto3.Session("testing", "testing", "testing", region_name=REGION)
+        self.url = ""
+        self.reset()
+
+    def reset(self) -> None:
+        self.faults: list[Fault] = []
+        self.asked: Counter[str] = Counter()
+        self.requests: list[tuple[str, Form]] = []
+        self.tokens: dict[str, tuple[str, bytes, int]] = {}
+        self.prices: dict[str, float] = {}
+        self.spot_prices: dict[tuple[str, str], float] = {}
+        self.images: dict[str, str] = {}
+        self.access_entries: dict[str, str] = {}
+        self.authentication_mode = "API_AND_CONFIG_MAP"
+        self.shows_instances = True
+
+    def refuse(self, action: str, code: str, **how: Any) -> Fault:
+        fault = Fault(action=action, code=code, **how)
+        self.faults.append(fault)
+        return fault
+
+    def client(self, service: Any) -> Any:
+        return self.session.client(
+            service,
+            region_name=REGION,
+            endpoint_url=self.url,
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+
+    # ---- requests
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        request = Request(environ)
+        body = request.get_data()
+        environ["wsgi.input"] = io.BytesIO(body)  # To be read again by moto
+        target = environ.get("HTTP_X_AMZ_TARGET", "")
+        form: Form = dict(parse_qsl(body.decode("utf-8", "replace"))) if not target else {}
+        action = (
+            target.rpartition(".")[2] or form.get("Action") or f"{request.method} {request.path}"
+        )
+        with self._lock:
+            self.asked[action] += 1
+            self.requests.append((action, form))
+            response = self._answer(action, form, body, environ)
+        return response(environ, start_response)
+
+    def _answer(self, action: str, form: Form, body: bytes, environ: dict[str, Any]) -> Response:
+        fault = self._fault_for(action, form)
+        if fault is not None and not fault.after:
+            return error(fault.code, fault.message, fault.status)
+        response = self._own_answer(action, form, body) or self._moto_answer(action, form, environ)
+        if fault is not None:
+            return error(fault.code, fault.message, fault.status)
+        return response
+
+    def _fault_for(self, action: str, form: Form) -> Fault | None:
+        for fault in self.faults:
+            if fault.times > 0 and re.fullmatch(fault.action, action) and fault.when(form):
+                fault.times -= 1
+                return fault
+        return None
+
+    def _own_answer(self, action: str, form: Form, body: bytes) -> Response | None:
+        if action == "GetParameter":
+            name = json.loads(body)["Name"]
+            if name not in self.images:
+                return json_error("ParameterNotFound", name)
+            return as_json({"Parameter": {"Name": name, "Value": self.images[name]}})
+        if action == "GetProducts":
+            products = [json.dumps(product(*item)) for item in sorted(self.prices.items())]
+            return as_json({"FormatVersion": "aws_v1", "PriceList": products})
+        if action == "DescribeSpotPriceHistory":
+            return xml(spot_history(self.spot_prices))
+        if action == "DescribeInstances" and not self.shows_instances:
+            return xml("<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>")
+        entry = re.fullmatch(r"GET /clusters/[^/]+/access-entries/(.+)", action)
+        if entry:
+            kind = self.access_entries.get(entry[1])
+            if kind is None:
+                return json_error("ResourceNotFoundException", "no such entry", 404)
+            return as_json({"accessEntry": {"principalArn": entry[1], "type": kind}})
+        if action == "RunInstances" and (known := self.tokens.get(form["ClientToken"])):
+            if known[0] != fingerprint(form):
+                return error(
+                    "IdempotentParameterMismatch", "The token was used for another request."
+                )
+            return Response(known[1], status=known[2], mimetype="text/xml")
+        return None
+
+    def _moto_answer(self, action: str, form: Form, environ: dict[str, Any]) -> Response:
+        """What never changes is asked for once: moto takes seconds to list instance types."""
+        if action not in STATIC:
+            return self._fresh_answer(action, form, environ)
+        key = f"{action} {fingerprint(form)}"
+        if key not in self._static:
+            self._static[key] = self._fresh_answer(action, form, environ)
+        kept = self._static[key]
+        return Response(kept.data, status=kept.status, headers=kept.headers)
+
+    def _fresh_answer(self, action: str, form: Form, environ: dict[str, Any]) -> Response:
+        if action == "DescribeInstanceTypes":
+            say(environ, form | {f"InstanceType.{n}": name for n, name in enumerate(TYPES, 1)})
+        if action == "TerminateInstances":
+            form = without_ended(form)
+            say(environ, form)
+            if "InstanceId.1" not in form:
+                return xml(
+                    "<TerminateInstancesResponse><instancesSet/></TerminateInstancesResponse>"
+                )
+        chunks, status, headers = run_wsgi_app(self._moto, environ, buffered=True)
+        response = Response(b"".join(chunks), status=status, headers=list(headers))
+        if action == "RunInstances" and response.status_code == 200:
+            self.tokens[form["ClientToken"]] = (fingerprint(form), response.data, 200)
+        if re.fullmatch(r"GET /clusters/[^/]+", action) and response.status_code == 200:
+            told: Any = response.json
+            told["cluster"]["accessConfig"] = {"authenticationMode": self.authentication_mode}
+            return as_json(told)
+        return response
+
+    # ---- the server
+
+    @contextmanager
+    def open(self) -> Iterator[Door]:
+        self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=Quiet)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+
+
+class Quiet(MotoRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:
+        return None
+
+
+def say(environ: dict[str, Any], form: Form) -> None:
+    """Ask moto this instead."""
+    body = urlencode(form).encode()
+    environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+
+
+def without_ended(form: Form) -> Form:
+    """moto stumbles over the interfaces of an instance that has ended; EC2 does not."""
+    backend = ec2_backends[DEFAULT_ACCOUNT_ID][REGION]
+    ended = {i.id for i in backend.all_instances() if i.state == "terminated"}
+    ids = [value for key, value in form.items() if key.startswith("InstanceId.")]
+    kept = {key: value for key, value in form.items() if not key.startswith("InstanceId.")}
+    live = [i for i in ids if i not in ended]
+    return kept | {f"InstanceId.{number}": i for number, i in enumerate(live, 1)}
+
+
+def fingerprint(form: Form) -> str:
+    return hashlib.sha256(repr(sorted(form.items())).encode()).hexdigest()
+
+
+def error(code: str, message: str, status: int = 400) -> Response:
+    """As EC2 says it; as JSON services do where it is asked for."""
+    return xml(
+        f"<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
+        f"<RequestID>request</RequestID></Response>",
+        status,
+    )
+
+
+def json_error(code: str, message: str, status: int = 400) -> Response:
+    response = as_json({"__type": code, "message": message}, status)
+    response.headers["x-amzn-ErrorType"] = code
+    return response
+
+
+def as_json(body: Any, status: int = 200) -> Response:
+    return Response(json.dumps(body), status=status, mimetype="application/x-amz-json-1.1")
+
+
+def xml(body: str, status: int = 200) -> Response:
+    return Response(body, status=status, mimetype="text/xml")
+
+
+def product(instance_type: str, price: float) -> dict[str, Any]:
+    """One entry of the price list."""
+    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": f"{price:.10f}"}}
+    return {
+        "product": {"attributes": {"instanceType": instance_type, "regionCode": REGION}},
+        "terms": {"OnDemand": {"T": {"priceDimensions": {"D": dimension}}}},
+    }
+
+
+def spot_history(prices: dict[tuple[str, str], float]) -> str:
+    items = "".join(
+        f"<item><instanceType>{name}</instanceType><productDescription>Linux/UNIX</productDescription>"
+        f"<spotPrice>{price}</spotPrice><timestamp>2026-11-25T00:00:00.000Z</timestamp>"
+        f"<availabilityZone>{zone}</availabilityZone></item>"
+        for (name, zone), price in prices.items()
+    )
+    return f"<DescribeSpotPriceHistoryResponse><spotPriceHistorySet>{items}</spotPriceHistorySet><nextToken/></DescribeSpotPriceHistoryResponse>"

@@ -1,0 +1,339 @@
+"""EC2 through moto: one instance for each node whatever goes wrong on the way, refusals by type, and nothing left."""
+
+from __future__ import annotations
+
+import base64
+import email
+from typing import Any
+
+import pytest
+
+from airflow_eksbatch.cloud import ec2 as ec2_module
+from airflow_eksbatch.cloud.ec2 import Ec2Cloud
+from airflow_eksbatch.cloud.port import CloudDown
+from airflow_eksbatch.core.engine.effects import TerminateStray
+from airflow_eksbatch.core.engine.facts import InstanceGone, InstanceLaunched, LaunchRefused
+from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.node import Offering
+from tests.cloud.account import Account, launch, terminate
+from tests.cloud.door import Door
+from tests.cloud.watching import asynchronous
+
+
+async def opened(account: Account, **resources: Any) -> tuple[Ec2Cloud, tuple[Offering, ...]]:
+    """A cloud with the environment `ce`, and what it may buy."""
+    cloud = account.cloud()
+    return cloud, await cloud.offerings(account.environment(**resources))
+
+
+# ---- what an instance is
+
+
+@asynchronous
+async def test_an_instance_says_from_the_start_whose_it_is(account: Account) -> None:
+    cloud, offerings = await opened(account, tags={"team": "weather"})
+    effect = launch(offerings[1])
+    (fact,) = await cloud.launch([effect])
+    assert isinstance(fact, InstanceLaunched)
+    (instance,) = account.instances()
+    assert instance["InstanceId"] == fact.instance_id
+    assert instance["InstanceType"] == "m5.large"
+    assert instance["Placement"]["AvailabilityZone"] == "us-east-1b"
+    assert account.tags(instance) == {
+        "Name": "eksbatch ce",
+        "team": "weather",
+        "eksbatch/compute-environment": "ce",
+        "kubernetes.io/cluster/main": "owned",
+        labels.MANAGED_BY: labels.OURS,
+        labels.ENVIRONMENT_UUID: "ce-0000-0000",
+        labels.NODE_UID: effect.node_id,
+    }
+
+
+@asynchronous
+async def test_an_instance_is_told_its_cluster_its_labels_and_our_taint(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    await cloud.launch([launch(offerings[0])])
+    (instance,) = account.instances()
+    told = account.ec2.describe_instance_attribute(
+        InstanceId=instance["InstanceId"], Attribute="userData"
+    )
+    document = email.message_from_bytes(base64.b64decode(told["UserData"]["Value"]))
+    (part,) = [part for part in document.walk() if not part.is_multipart()]
+    assert part.get_content_type() == "application/node.eks.aws"
+    text = str(part.get_payload())
+    assert '"name": "main"' in text
+    assert '"maxPods": 29' in text
+    assert f"{labels.NODE_UID}=node-000001-ce" in text
+    assert f"{labels.ENVIRONMENT_UUID}=ce-0000-0000" in text
+    assert text.count(labels.TAINT) == 2
+
+
+@asynchronous
+async def test_spot_is_bought_as_spot_and_never_above_the_bid(account: Account, door: Door) -> None:
+    cloud, offerings = await opened(account, market=Market.SPOT, bidPercentage=50)
+    assert {offering.price_usd_hour for offering in offerings} <= set(door.spot_prices.values())
+    await cloud.launch([launch(offerings[0])])
+    form = dict(door.requests)["RunInstances"]
+    assert form["InstanceMarketOptions.MarketType"] == "spot"
+    assert form["InstanceMarketOptions.SpotOptions.SpotInstanceType"] == "one-time"
+    assert form["InstanceMarketOptions.SpotOptions.MaxPrice"] == "0.04800"
+
+
+# ---- one instance for each node
+
+
+@asynchronous
+async def test_a_launch_that_is_repeated_buys_nothing(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    first = await cloud.launch([launch(offerings[0], n) for n in (1, 2, 3)])
+    again = await cloud.launch([launch(offerings[0], n) for n in (1, 2, 3, 4)])
+    ids = [fact.instance_id for fact in again if isinstance(fact, InstanceLaunched)]
+    assert ids[:3] == [fact.instance_id for fact in first if isinstance(fact, InstanceLaunched)]
+    assert len(account.instances()) == 4
+
+
+@asynchronous
+async def test_after_a_crash_instances_are_found_by_their_tags(
+    account: Account, door: Door
+) -> None:
+    cloud, offerings = await opened(account)
+    first = await cloud.launch([launch(offerings[0])])
+    door.tokens.clear()  # EC2 forgets tokens; tags stay
+    revived, _ = await opened(account)
+    again = await revived.launch([launch(offerings[0])])
+    assert [f.instance_id for f in again if isinstance(f, InstanceLaunched)] == [
+        f.instance_id for f in first if isinstance(f, InstanceLaunched)
+    ]
+    assert len(account.instances()) == 1
+
+
+@asynchronous
+async def test_an_answer_that_is_lost_costs_no_second_instance(
+    account: Account, door: Door
+) -> None:
+    """
+    1. EC2 launches, its answer is lost, and it does not show the instance yet.
+    2. The service dies; the next one asks again.
+    3. The token is the same: EC2 answers with the same instance.
+    """
+    cloud, offerings = await opened(account)
+    door.refuse("RunInstances", "Unavailable", status=503, times=1, after=True)
+    with pytest.raises(CloudDown):
+        await cloud.launch([launch(offerings[0])])
+    door.shows_instances = False
+    revived, _ = await opened(account)
+    (fact,) = await revived.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    door.shows_instances = True
+    assert [i["InstanceId"] for i in account.instances()] == [fact.instance_id]
+
+
+@asynchronous
+async def test_a_token_that_was_used_for_another_request_waits_until_the_instance_is_shown(
+    account: Account, door: Door
+) -> None:
+    cloud, offerings = await opened(account)
+    door.refuse("RunInstances", "Unavailable", status=503, times=1, after=True)
+    with pytest.raises(CloudDown):
+        await cloud.launch([launch(offerings[0])])
+    changed, _ = await opened(account, tags={"changed": "meanwhile"})
+    door.shows_instances = False
+    with pytest.raises(CloudDown):
+        await changed.launch([launch(offerings[0])])
+    door.shows_instances = True
+    (fact,) = await changed.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    assert len(account.instances()) == 1
+
+
+@asynchronous
+async def test_a_node_whose_instance_has_ended_gets_no_other(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    effect = launch(offerings[0])
+    await cloud.launch([effect])
+    account.ec2.terminate_instances(InstanceIds=[account.instances()[0]["InstanceId"]])
+    (fact,) = await cloud.launch([effect])
+    assert isinstance(fact, InstanceGone)
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_nothing_is_launched_before_the_environment_was_looked_into(account: Account) -> None:
+    _, offerings = await opened(account)
+    with pytest.raises(CloudDown):
+        await account.cloud().launch([launch(offerings[0])])
+    assert account.left() == {}
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "for_good"),
+    [
+        ("InsufficientInstanceCapacity", 500, False),
+        ("MaxSpotInstanceCountExceeded", 400, False),
+        ("VcpuLimitExceeded", 400, False),
+        ("UnfulfillableCapacity", 400, False),
+        ("SpotMaxPriceTooLow", 400, False),
+        ("Unsupported", 400, False),
+        ("UnauthorizedOperation", 403, True),
+        ("InvalidSubnetID.NotFound", 400, True),
+        ("InvalidAMIID.NotFound", 400, True),
+        ("InvalidParameterValue", 400, True),
+        ("InvalidGroup.NotFound", 400, True),
+        ("InvalidKeyPair.NotFound", 400, True),
+    ],
+)
+@asynchronous
+async def test_ec2s_no_is_understood(
+    account: Account, door: Door, code: str, status: int, for_good: bool
+) -> None:
+    cloud, offerings = await opened(account)
+    door.refuse("RunInstances", code, status=status, message="So it is.")
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, LaunchRefused)
+    assert (fact.code, fact.for_good) == (code, for_good)
+    assert fact.message.startswith("So it is.")
+    assert door.asked["RunInstances"] == 1, "a refusal is not asked for again"
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_a_refusal_of_one_pool_is_not_the_others(account: Account, door: Door) -> None:
+    cloud, offerings = await opened(account)
+    door.refuse(
+        "RunInstances",
+        "InsufficientInstanceCapacity",
+        status=500,
+        when=lambda form: form["InstanceType"] == "m5.large",
+    )
+    facts = await cloud.launch([launch(o, n) for n, o in enumerate(offerings)])
+    assert [type(fact) for fact in facts] == [LaunchRefused] * 2 + [InstanceLaunched] * 2
+
+
+@asynchronous
+async def test_a_zone_without_addresses_uses_its_other_subnet(account: Account, door: Door) -> None:
+    second = account.ec2.create_subnet(
+        VpcId=account.vpc, CidrBlock="10.0.9.0/24", AvailabilityZone="us-east-1a"
+    )["Subnet"]["SubnetId"]
+    full = account.subnets["us-east-1a"]
+    cloud, offerings = await opened(account, subnets=[full, second])
+    door.refuse(
+        "RunInstances",
+        "InsufficientFreeAddressesInSubnet",
+        when=lambda form: full in form.values(),
+    )
+    facts = await cloud.launch([launch(offerings[0], n) for n in range(6)])
+    assert {type(fact) for fact in facts} == {InstanceLaunched}
+    assert {i["SubnetId"] for i in account.instances()} == {second}
+
+
+@asynchronous
+async def test_a_throttled_launch_is_asked_for_again_and_is_no_refusal(
+    account: Account, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ec2_module, "PAUSE_FIRST_S", 0.01)
+    cloud, offerings = await opened(account)
+    door.refuse("RunInstances", "RequestLimitExceeded", status=503, times=5)
+    facts = await cloud.launch([launch(offerings[0], n) for n in range(4)])
+    assert {type(fact) for fact in facts} == {InstanceLaunched}
+    assert len(account.instances()) == 4
+
+
+@asynchronous
+async def test_an_environment_that_became_invalid_buys_nothing_and_says_why(
+    account: Account,
+) -> None:
+    cloud, offerings = await opened(account)
+    with pytest.raises(ValueError, match="does not exist"):
+        await cloud.offerings(account.environment(instanceRole="nobody"))
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, LaunchRefused)
+    assert fact.for_good
+    assert "nobody does not exist" in fact.message
+    assert account.left() == {}
+
+
+# ---- ends
+
+
+@asynchronous
+async def test_an_end_is_told_and_may_be_asked_for_twice(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    effect = launch(offerings[0])
+    (fact,) = await cloud.launch([effect])
+    assert isinstance(fact, InstanceLaunched)
+    for _ in range(2):
+        (gone,) = await cloud.terminate([terminate(effect, fact.instance_id)])
+        assert isinstance(gone, InstanceGone)
+        assert gone.node_id == effect.node_id
+        assert not gone.reclaimed
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_an_instance_that_ec2_does_not_know_is_gone_and_holds_no_other_up(
+    account: Account,
+) -> None:
+    cloud, offerings = await opened(account)
+    effects = [launch(offerings[0], n) for n in (1, 2)]
+    (first, _) = await cloud.launch(effects)
+    assert isinstance(first, InstanceLaunched)
+    unknown = terminate(launch(offerings[0], 9), "i-0123456789abcdef0")
+    facts = await cloud.terminate(
+        [unknown, terminate(effects[0], first.instance_id), terminate(effects[1], None)]
+    )
+    assert {fact.node_id for fact in facts if isinstance(fact, InstanceGone)} == {
+        unknown.node_id,
+        effects[0].node_id,
+        effects[1].node_id,
+    }
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_an_instance_that_is_not_shown_yet_is_not_said_to_be_gone(
+    account: Account, door: Door
+) -> None:
+    cloud = account.cloud(settle_s=60.0)
+    offerings = await cloud.offerings(account.environment())
+    effect = launch(offerings[0])
+    (fact,) = await cloud.launch([effect])
+    assert isinstance(fact, InstanceLaunched)
+    message = f"The instance ID '{fact.instance_id}' does not exist"
+    door.refuse("TerminateInstances", "InvalidInstanceID.NotFound", message=message, times=1)
+    with pytest.raises(CloudDown):
+        await cloud.terminate([terminate(effect, fact.instance_id)])
+    (gone,) = await cloud.terminate([terminate(effect, fact.instance_id)])
+    assert isinstance(gone, InstanceGone)
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_a_stray_is_ended_by_its_instance_id(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    stray = TerminateStray(instance_id=fact.instance_id, compute_environment="ce")
+    await cloud.terminate([stray])
+    await cloud.terminate([stray])
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_nothing_is_left_of_an_environment_that_is_deleted(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    await cloud.launch([launch(offerings[n % 4], n) for n in range(8)])
+    other = await cloud.offerings(account.environment("other"))
+    await cloud.launch([launch(other[0], 1, "other")])
+    assert account.left()["instances"] == 9
+    await cloud.delete_environment("ce")
+    assert [account.tags(i)[labels.ENVIRONMENT_UUID] for i in account.instances()] == [
+        "other-0000-0000"
+    ]
+    await cloud.delete_environment("other")
+    await cloud.delete_environment("other")
+    assert account.left() == {}
