@@ -1,0 +1,87 @@
+"""What READMEs show is true: the DAG is the file, every command exists, every make target and path too."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_eksbatch.cli import make_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith((".", "node_modules")) for part in path.relative_to(ROOT).parts)
+)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> Iterator[tuple[Path, str]]:
+    for path in READMES:
+        for found in BLOCK.finditer(path.read_text()):
+            if found[1] == language:
+                yield path, found[2]
+
+
+def commands(program: str) -> Iterator[tuple[Path, list[str]]]:
+    """Lines of plain blocks that call a program, without comments and environment variables."""
+    for path, text in blocks(""):
+        for line in text.splitlines():
+            words = line.partition("  #")[0].split()
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                del words[0]
+            if words and words[0] == program:
+                yield path, words[1:]
+
+
+def test_the_first_screen_shows_a_dag_that_is_a_file() -> None:
+    shown = [text for path, text in blocks("python") if path == ROOT / "README.md"]
+    assert shown[0] == (ROOT / "dags" / "hello.py").read_text()
+    assert len([line for line in shown[0].splitlines() if line.strip()]) <= 12
+
+
+def test_every_python_block_compiles() -> None:
+    for path, text in blocks("python"):
+        compile(text, str(path), "exec")
+
+
+def test_every_make_target_that_is_shown_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = {(path.name, words[0]) for path, words in commands("make") if words}
+    assert shown, "no README shows a make target"
+    assert {(name, target) for name, target in shown if target not in targets} == set()
+
+
+def test_every_command_line_that_is_shown_is_understood() -> None:
+    shown = list(commands("eksbatch"))
+    assert shown, "no README shows the command line"
+    wrong = [
+        f"{path.name}: eksbatch {' '.join(words)}" for path, words in shown if not parses(words)
+    ]
+    assert wrong == []
+
+
+def parses(words: list[str]) -> bool:
+    try:
+        make_parser().parse_args(words)
+    except SystemExit as end:
+        return not end.code
+    return True
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_and_paths_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_help_lists_every_target() -> None:
+    said = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for target in ("demo", "test", "check", "bench", "serve"):
+        assert f"make {target} " in said
