@@ -142,6 +142,24 @@ class Stage:
         )
         return asked
 
+    def what_follows(self) -> list[Fact]:
+        """All goes well outside: instances join and end, pods run and end."""
+        news: list[Fact] = []
+        for node in self.world.nodes.values():
+            if node.status is NodeStatus.REQUESTED:
+                launched = InstanceLaunched(
+                    node_id=node.node_id, instance_id=f"i-{node.node_id}", at=self.now
+                )
+                news += [launched, self.ready(node)]
+            elif node.status is NodeStatus.TERMINATING:
+                news.append(InstanceGone(node_id=node.node_id, at=self.now, reason="terminated"))
+        for attempt in self.world.attempts.values():
+            if attempt.status is JobStatus.STARTING:
+                news.append(PodRunning(pod=attempt.pod_name, at=self.now))
+            else:
+                news.append(self.ended(attempt.job_id, attempt.index))
+        return news
+
     def ready(self, node: Node) -> NodeReady:
         return NodeReady(
             node_id=node.node_id,
