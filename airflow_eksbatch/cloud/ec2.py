@@ -62,8 +62,10 @@ class Ec2Settings(msgspec.Struct, frozen=True, kw_only=True):
     """SQS queue (name or URL) of interruption notices; empty: none are read."""
     look_s: float = 30.0
     """From one full look to the next: one listing, 1,000 instances a page."""
+    shown_s: float = 60.0
+    """How long EC2 may not show an instance that it has launched: it says seconds, we allow a minute."""
     settle_s: float = 60.0
-    """How long EC2 may not show an instance that it has launched."""
+    """The same for instances that a service before us launched: until then none is said to be missing."""
     endings_s: float = 5.0
     """How often instances that are ending are looked at."""
     offerings_s: float = 600.0
@@ -173,7 +175,7 @@ class Ec2Cloud:
         reader = asyncio.create_task(self._read_notices(), name="ec2-notices")
         began = looked_at = priced_at = time.monotonic()
         try:
-            yield await self._full_look(settled=False)
+            yield await self._full_look(settled=self._settings.settle_s <= 0)
             while True:
                 now = time.monotonic()
                 if reader.done():
@@ -304,7 +306,7 @@ class Ec2Cloud:
 
     def _young(self) -> set[str]:
         """Instances that EC2 may not show yet."""
-        since = time.monotonic() - self._settings.settle_s
+        since = time.monotonic() - self._settings.shown_s
         self._launched = {n: kept for n, kept in self._launched.items() if kept[2] >= since}
         return {instance_id for _, instance_id, _ in self._launched.values()}
 

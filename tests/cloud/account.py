@@ -84,7 +84,7 @@ class Account:
     def cloud(self, **settings: Any) -> Ec2Cloud:
         """A service's way to this account; a second one is the service after a crash."""
         aws = Aws(AwsSettings(region=REGION, endpoint=self.door.url), self.door.session)
-        defaults = {"look_s": 0.2, "settle_s": 0.0, "endings_s": 0.1}
+        defaults = {"look_s": 0.2, "settle_s": 0.0, "shown_s": 0.0, "endings_s": 0.1}
         return Ec2Cloud(aws, Ec2Settings(**{**defaults, **settings}))
 
     def instances(self, *states: str) -> list[dict[str, Any]]:

@@ -298,7 +298,7 @@ async def test_an_instance_that_ec2_does_not_know_is_gone_and_holds_no_other_up(
 async def test_an_instance_that_is_not_shown_yet_is_not_said_to_be_gone(
     account: Account, door: Door
 ) -> None:
-    cloud = account.cloud(settle_s=60.0)
+    cloud = account.cloud(shown_s=3600.0)
     offerings = await cloud.offerings(account.environment())
     effect = launch(offerings[0])
     (fact,) = await cloud.launch([effect])

@@ -1,0 +1,230 @@
+"""What the watch tells: full looks, ends nobody asked for, strays, and notices from the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from airflow_eksbatch.cloud.ec2 import seen_from
+from airflow_eksbatch.cloud.interruptions import Kind, notice_from
+from airflow_eksbatch.core.engine.facts import (
+    InstanceGone,
+    InstanceLaunched,
+    InstancesListed,
+    OfferingsListed,
+    SpotInterrupted,
+)
+from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.core.model.compute_environment import Market
+from tests.cloud.account import Account, launch, terminate
+from tests.cloud.door import Door
+from tests.cloud.test_ec2 import opened
+from tests.cloud.watching import WAIT_S, asynchronous, watching
+
+NODE = "node-000001-ce"
+
+
+@asynchronous
+async def test_a_full_look_lists_the_instances_of_each_environment(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    other = await cloud.offerings(account.environment("other"))
+    (one,) = await cloud.launch([launch(offerings[0])])
+    (two,) = await cloud.launch([launch(other[0], 1, "other")])
+    assert isinstance(one, InstanceLaunched)
+    assert isinstance(two, InstanceLaunched)
+    async with watching(cloud) as watch:
+        listed = await watch.until(InstancesListed, lambda f: f.compute_environment == "ce")
+        assert listed.instances == {one.node_id: one.instance_id}
+        listed = await watch.until(InstancesListed, lambda f: f.compute_environment == "other")
+        assert listed.instances == {two.node_id: two.instance_id}
+
+
+@asynchronous
+async def test_an_instance_that_ended_by_itself_is_told_once_with_the_reason(
+    account: Account,
+) -> None:
+    cloud, offerings = await opened(account)
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    async with watching(cloud) as watch:
+        await watch.until(InstancesListed, lambda f: bool(f.instances))
+        account.ec2.terminate_instances(InstanceIds=[fact.instance_id])
+        gone = await watch.until(InstanceGone)
+        assert gone.node_id == fact.node_id
+        assert "User initiated shutdown" in gone.reason
+        for _ in range(3):
+            await watch.next(InstancesListed, lambda f: not f.instances)
+            assert watch.all(InstanceGone) == []
+
+
+@asynchronous
+async def test_an_end_is_told_when_it_has_come_and_no_sooner(account: Account, door: Door) -> None:
+    """Until the instance has certainly ended its jobs may still run, and must not be run again."""
+    cloud = account.cloud(look_s=3600.0)
+    offerings = await cloud.offerings(account.environment())
+    effect = launch(offerings[0])
+    (fact,) = await cloud.launch([effect])
+    assert isinstance(fact, InstanceLaunched)
+    door.ends_instances = False
+    async with watching(cloud) as watch:
+        await watch.until(InstancesListed)
+        assert await cloud.terminate([terminate(effect, fact.instance_id)]) == []
+        asked = door.asked["DescribeInstances"]
+        async with asyncio.timeout(WAIT_S):
+            while door.asked["DescribeInstances"] < asked + 3:
+                await asyncio.sleep(0.05)
+        assert watch.all(InstanceGone) == []
+        door.ends_instances = True
+        assert (await watch.until(InstanceGone)).node_id == effect.node_id
+
+
+@asynchronous
+async def test_of_two_instances_of_one_node_the_younger_is_ended_and_the_node_lives_on(
+    account: Account,
+) -> None:
+    cloud, offerings = await opened(account)
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    (first,) = account.instances()
+    twin = account.ec2.run_instances(
+        ImageId=account.image,
+        MinCount=1,
+        MaxCount=1,
+        ClientToken="another",
+        TagSpecifications=[{"ResourceType": "instance", "Tags": first["Tags"]}],
+    )["Instances"][0]["InstanceId"]
+    async with watching(cloud) as watch:
+        ended = await watch.until(InstancesListed, lambda f: bool(f.instances))
+        assert len(ended.instances) == 1
+        for _ in range(3):
+            await watch.next(InstancesListed)
+        assert watch.all(InstanceGone) == []
+    # EC2 counts launch times in seconds: made within one, either may be the elder.
+    (left,) = account.instances()
+    assert left["InstanceId"] in (fact.instance_id, twin)
+
+
+@asynchronous
+async def test_a_service_that_has_just_started_says_what_is_there_but_not_what_is_missing(
+    account: Account,
+) -> None:
+    before, offerings = await opened(account)
+    await before.launch([launch(offerings[0])])
+    cloud = account.cloud(settle_s=3600.0)
+    await cloud.offerings(account.environment())
+    async with watching(cloud) as watch:
+        assert (await watch.until(InstanceLaunched)).node_id == NODE
+        await watch.next(InstanceLaunched)
+        assert watch.all(InstancesListed) == []
+
+
+@asynchronous
+async def test_an_instance_that_ec2_does_not_show_yet_is_on_the_list(
+    account: Account, door: Door
+) -> None:
+    cloud = account.cloud(shown_s=3600.0)
+    offerings = await cloud.offerings(account.environment())
+    door.shows_instances = False
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    async with watching(cloud) as watch:
+        listed = await watch.until(InstancesListed)
+        assert listed.instances == {fact.node_id: fact.instance_id}
+
+
+@asynchronous
+async def test_prices_are_told_again(account: Account) -> None:
+    cloud = account.cloud(offerings_s=0.1)
+    offerings = await cloud.offerings(account.environment(market=Market.SPOT))
+    async with watching(cloud) as watch:
+        told = await watch.until(OfferingsListed)
+        assert told.offerings == offerings
+
+
+# ---- notices
+
+
+def event(kind: Kind, instance_id: str, **detail: Any) -> str:
+    """As EventBridge words it."""
+    return json.dumps(
+        {
+            "version": "0",
+            "source": "aws.ec2",
+            "detail-type": kind.value,
+            "detail": {"instance-id": instance_id, **detail},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail"),
+    [(Kind.INTERRUPTION, {"instance-action": "terminate"}), (Kind.REBALANCE, {})],
+)
+@asynchronous
+async def test_a_notice_closes_the_node(
+    account: Account, door: Door, kind: Kind, detail: dict[str, Any]
+) -> None:
+    sqs = door.client("sqs")
+    queue = sqs.create_queue(QueueName="notices")["QueueUrl"]
+    cloud = account.cloud(notices="notices")
+    offerings = await cloud.offerings(account.environment(market=Market.SPOT))
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    async with watching(cloud) as watch:
+        for body in ("no event", "[]", '{"detail-type": "Something", "detail": {}}'):
+            sqs.send_message(QueueUrl=queue, MessageBody=body)
+        sqs.send_message(QueueUrl=queue, MessageBody=event(kind, "i-0123456789abcdef0", **detail))
+        sqs.send_message(QueueUrl=queue, MessageBody=event(kind, fact.instance_id, **detail))
+        assert (await watch.until(SpotInterrupted)).node_id == NODE
+        assert [f.node_id for f in watch.all(SpotInterrupted)] == [NODE]
+
+
+@asynchronous
+async def test_a_state_change_is_told_before_the_next_full_look(
+    account: Account, door: Door
+) -> None:
+    sqs = door.client("sqs")
+    queue = sqs.create_queue(QueueName="notices")["QueueUrl"]
+    cloud = account.cloud(notices=queue.replace("http://localhost:5000", door.url), look_s=3600.0)
+    offerings = await cloud.offerings(account.environment())
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    async with watching(cloud) as watch:
+        await watch.until(InstancesListed)
+        account.ec2.terminate_instances(InstanceIds=[fact.instance_id])
+        body = event(Kind.STATE, fact.instance_id, state="terminated")
+        sqs.send_message(QueueUrl=queue, MessageBody=body)
+        assert (await watch.until(InstanceGone)).node_id == NODE
+
+
+@asynchronous
+async def test_an_instance_that_somebody_stopped_is_given_back(account: Account) -> None:
+    cloud, offerings = await opened(account)
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    account.ec2.stop_instances(InstanceIds=[fact.instance_id])
+    async with watching(cloud) as watch:
+        assert (await watch.until(InstanceGone)).node_id == NODE
+    assert account.left() == {}
+
+
+def test_a_reclaimed_instance_is_told_as_reclaimed() -> None:
+    told = {
+        "InstanceId": "i-1",
+        "State": {"Name": "terminated"},
+        "LaunchTime": datetime(2026, 11, 25, tzinfo=UTC),
+        "StateReason": {"Code": "Server.SpotInstanceTermination", "Message": "Server.Spot..."},
+        "Tags": [{"Key": labels.NODE_UID, "Value": NODE}],
+    }
+    gone = seen_from(told).gone
+    assert (gone.node_id, gone.reclaimed) == (NODE, True)
+    assert gone.reason == "Spot instance was reclaimed"
+
+
+def test_what_is_no_notice_is_passed_over() -> None:
+    for body in ("", "null", "7", "{}", '{"detail-type": 1}', '{"detail-type": "x", "detail": 1}'):
+        assert notice_from(body) is None
