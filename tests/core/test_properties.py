@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_eksbatch.core.model import ranges
+from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import (
     AttemptEnd,
@@ -190,16 +191,16 @@ def test_nobody_waits_for_room_that_is_there(world: World) -> None:
         if queue.policy is not None and world.policies[queue.policy].compute_reservation:
             continue
         for node_id, room in free.items():
-            if world.nodes[node_id].compute_environment in queue.compute_environments:
+            if world.nodes[NodeId(node_id)].compute_environment in queue.compute_environments:
                 assert not job_class.shape.fits(room), f"{job_class} fits {node_id} with {room}"
 
 
 def free_after(world: World, plan: Plan) -> dict[str, Resources]:
-    free = {node.node_id: node.free for node in world.nodes.values() if node.is_open}
+    free = {str(node.node_id): node.free for node in world.nodes.values() if node.is_open}
     for placement in plan.placements:
         used = placement.job_class.shape.times(placement.count)
         free[placement.node_id] = free[placement.node_id].minus(used)
-    return {str(node_id): room for node_id, room in free.items()}
+    return free
 
 
 @settings(deadline=None, max_examples=60)
