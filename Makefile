@@ -1,7 +1,7 @@
 # The front door. It needs python3 (3.11 or newer) and make; the rest it sets up under .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help demo test check bench test-cluster serve golden seeds
+.PHONY: help demo test check bench test-cluster bench-cluster serve golden seeds
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' Makefile | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ bench: .venv/ready ## measure, and keep results with their conditions in tests/b
 
 test-cluster: .venv/ready ## tests on a real Kubernetes; needs Go 1.26, root, and tests/kubernetes/install.sh
 	@$(BIN)/python -m tests.kubernetes.rig.binaries && $(BIN)/pytest -q $(ARGS) $(or $(T),tests/kubernetes)
+
+bench-cluster: .venv/ready ## pods bound per second: ours, a bare client, kube-scheduler; ARGS="--pods 5000 --nodes 500"
+	@$(BIN)/python -m tests.kubernetes.bench --out tests/benchmarks/results/cluster.json $(ARGS)
 
 serve: .venv/ready ## the service with its embedded cluster and cloud, until Ctrl-C
 	$(BIN)/eksbatch local $(ARGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Api:
 
     def list(self, path: str, **query: str) -> list[Json]:
         return self.get(path, **query)["items"]
+
+    def watch(self, path: str, **query: str) -> Iterator[str]:
+        """Lines of JSON, an event each, until nobody wants more of them."""
+        params = {"watch": "true", **query}
+        with self._http.stream("GET", path, params=params, timeout=None) as answer:
+            yield from answer.iter_lines()
 
     def find(self, path: str) -> Json | None:
         """None if it is not there."""

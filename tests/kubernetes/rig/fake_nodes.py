@@ -13,7 +13,7 @@ from tests.airflow.rig import free_port
 from tests.kubernetes.rig.control_plane import LOOPBACK, ControlPlane
 from tests.kubernetes.rig.identities import KWOK
 
-STAGES = Path(__file__).with_name("stages.yaml")
+STAGES = {kind: Path(__file__).with_name(f"{kind}_stages.yaml") for kind in ("node", "pod")}
 OURS = {"kwok.x-k8s.io/node": "fake"}
 # What EKS's AL2023 nodes report: vCPUs, capacity, allocatable.
 INSTANCE_TYPES = {
@@ -79,8 +79,10 @@ def eks_node(
 class FakeNodes:
     """KWOK beside a control plane, and the nodes that it plays; it is stopped with the control plane."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, *, run_pods: bool = True) -> None:
+        """`run_pods=False`: pods stay as they were created, so that KWOK's own work is not measured."""
         self._plane = plane
+        self._stages = [STAGES["node"], *([STAGES["pod"]] if run_pods else [])]
         self._numbers = itertools.count(1)
         self.start()
 
@@ -88,7 +90,7 @@ class FakeNodes:
         self._plane.start_part(
             "kwok",
             f"--kubeconfig={self._plane.kubeconfig(KWOK)}",
-            f"--config={STAGES}",
+            *(f"--config={path}" for path in self._stages),
             "--manage-all-nodes=false",
             f"--manage-nodes-with-annotation-selector={'='.join(*OURS.items())}",
             # Leases say that they live, as kubelets' do.

@@ -1,0 +1,243 @@
+"""Pods bound per second, three ways on one control plane: bare client, ours from SubmitJob on, kube-scheduler.
+
+Run it: make bench-cluster ARGS="--pods 2000 --nodes 100"
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from airflow_eksbatch.core.model import labels
+from tests.benchmarks.conditions import conditions
+from tests.kubernetes.rig.control_plane import ControlPlane
+from tests.kubernetes.rig.fake_nodes import FakeNodes
+from tests.kubernetes.rig.images import BUSYBOX
+from tests.service.running import RunningService
+
+MANIFEST = Path(__file__).resolve().parents[2] / "docker" / "kubernetes.yaml"
+OURS, OTHERS = "batch-jobs", "bench"
+CLUSTER = "arn:aws:eks:us-east-1:123456789012:cluster/rig"
+CONTAINER = {
+    "image": BUSYBOX,
+    "command": ["sleep", "60"],
+    "resources": {"requests": {"cpu": "0.25", "memory": "64Mi"}},
+}
+IN_FLIGHT = 32
+WITHIN_S = 600.0
+# The scheduler holds itself to 50 requests a second otherwise.
+UNLIMITED = ("--kube-api-qps=5000", "--kube-api-burst=5000")
+WRITES = re.compile(
+    r'apiserver_request_total\{.*resource="(?P<resource>[^"]*)".*verb="(POST|PUT|PATCH|DELETE|APPLY)".*\} (?P<count>\S+)'
+)
+
+Json = dict[str, Any]
+
+
+class Bench:
+    """A control plane with nodes that run nothing: what is measured ends when a pod has its node."""
+
+    def __init__(self, plane: ControlPlane, service: RunningService, nodes: int) -> None:
+        self.plane = plane
+        self.service = service
+        plane.create_namespace(OTHERS)
+        self.definition, environment = self._set_up()
+        fakes = FakeNodes(plane, run_pods=False)
+        given = {labels.ENVIRONMENT_UUID: environment}
+        self.nodes = fakes.add_many(nodes, instance_type="m6i.4xlarge", labels=given)
+
+    def _set_up(self) -> tuple[str, str]:
+        """A queue on an environment of nodes that are there; the job definition, the environment's uuid."""
+        batch = self.service.batch()
+        batch.create_compute_environment(
+            computeEnvironmentName="bench",
+            type="UNMANAGED",
+            eksConfiguration={"eksClusterArn": CLUSTER, "kubernetesNamespace": OURS},
+        )
+
+        def usable() -> Json | None:
+            [found] = batch.describe_compute_environments()["computeEnvironments"]
+            return found if found["status"] == "VALID" else None
+
+        environment = self.plane.wait_for("the compute environment", usable)
+        order = [{"order": 1, "computeEnvironment": "bench"}]
+        batch.create_job_queue(jobQueueName="bench", priority=1, computeEnvironmentOrder=order)
+        defined = batch.register_job_definition(
+            jobDefinitionName="bench",
+            type="container",
+            eksProperties={"podProperties": {"containers": [CONTAINER]}},
+        )
+        return defined["jobDefinitionArn"], environment["uuid"]
+
+    # -- the three ways --
+
+    def bare(self, pods: int) -> Json:
+        """The ceiling: a client that only creates, with the node's name."""
+        names = (self.nodes[number % len(self.nodes)] for number in range(pods))
+        return self._measure(OTHERS, pods, lambda: self._create(names))
+
+    def ours(self, pods: int) -> Json:
+        """One SubmitJob; the rest is the service's, with all that it remembers."""
+        batch = self.service.batch()
+
+        def submit() -> None:
+            batch.submit_job(
+                jobName="bench",
+                jobQueue="bench",
+                jobDefinition=self.definition,
+                arrayProperties={"size": pods},
+            )
+
+        return self._measure(OURS, pods, submit)
+
+    def scheduled(self, pods: int) -> Json:
+        """The same pods without a node's name, and kube-scheduler."""
+        self.plane.start_scheduler(*UNLIMITED)
+        return self._measure(OTHERS, pods, lambda: self._create([""] * pods))
+
+    def _create(self, node_names: Iterable[str]) -> None:
+        bodies = (a_pod(number, name) for number, name in enumerate(node_names))
+        asyncio.run(create_all(self.plane, bodies))
+
+    # -- measuring --
+
+    def _measure(self, namespace: str, pods: int, begin: Callable[[], None]) -> Json:
+        processes = {
+            name: child.process for name, child in self.plane.children.items() if name != "kwok"
+        }
+        processes["client"] = psutil.Process()
+        if self.service.process and self.service.process.poll() is None:
+            processes["service"] = psutil.Process(self.service.process.pid)
+        cpu = {name: cpu_s(process) for name, process in processes.items()}
+        writes = self._writes()
+        with bound_pods(self.plane, namespace, pods) as bound:
+            began = time.monotonic()
+            begin()
+            if not bound.wait(WITHIN_S):
+                raise TimeoutError(f"not all of {pods} pods were bound within {WITHIN_S:.0f} s")
+            took = time.monotonic() - began
+        return {
+            "seconds": round(took, 2),
+            "bound_per_s": round(pods / took),
+            "api_writes_per_pod": round((self._writes() - writes) / pods, 2),
+            "cpu_s_per_1000_pods": {
+                name: round((cpu_s(process) - cpu[name]) * 1000 / pods, 2)
+                for name, process in processes.items()
+            },
+        }
+
+    def _writes(self) -> float:
+        """All but leases, by which KWOK's nodes say that they live."""
+        found = WRITES.finditer(self.plane.admin.text("/metrics"))
+        return sum(float(one["count"]) for one in found if one["resource"] != "leases")
+
+
+def cpu_s(process: psutil.Process) -> float:
+    return sum(process.cpu_times()[:2])
+
+
+@contextmanager
+def bound_pods(plane: ControlPlane, namespace: str, count: int) -> Iterator[threading.Event]:
+    """Set when so many more pods have a node; told by a watch, which asks for nothing again and again."""
+    path, with_node = f"/api/v1/namespaces/{namespace}/pods", {"fieldSelector": "spec.nodeName!="}
+
+    def listed() -> tuple[set[str], str]:
+        pods = plane.admin.get(path, **with_node)
+        names = {pod["metadata"]["name"] for pod in pods["items"]}
+        return names, pods["metadata"]["resourceVersion"]
+
+    before, since = listed()
+    done = threading.Event()
+
+    def look(since: str) -> None:
+        names = set(before)
+        while len(names) - len(before) < count:
+            for line in plane.admin.watch(path, resourceVersion=since, **with_node):
+                names.add(json.loads(line)["object"]["metadata"]["name"])
+                if len(names) - len(before) >= count:
+                    break
+            else:
+                # An API server with much to do ends watches; what was missed is in the next list.
+                names, since = listed()
+        done.set()
+
+    threading.Thread(target=look, args=(since,), daemon=True).start()
+    yield done
+
+
+def a_pod(number: int, node: str) -> bytes:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"pod-{number}-{time.monotonic_ns()}"},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{"name": "main", **CONTAINER}],
+            **({"nodeName": node} if node else {}),
+        },
+    }
+    return json.dumps(pod).encode()
+
+
+async def create_all(plane: ControlPlane, bodies: Iterator[bytes]) -> None:
+    """As fast as one process can, with `IN_FLIGHT` requests under way."""
+    headers = {
+        "Authorization": f"Bearer {plane.identities.tokens['admin']}",
+        "Content-Type": "application/json",
+    }
+    trusted = ssl.create_default_context(cafile=plane.identities.certificate)
+    url = f"{plane.url}/api/v1/namespaces/{OTHERS}/pods"
+    connector = aiohttp.TCPConnector(ssl=trusted, limit=IN_FLIGHT)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+
+        async def create() -> None:
+            for body in bodies:
+                async with session.post(url, data=body) as answer:
+                    answer.raise_for_status()
+                    await answer.read()
+
+        await asyncio.gather(*(create() for _ in range(IN_FLIGHT)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pods", type=int, default=2000)
+    parser.add_argument("--nodes", type=int, default=100)
+    parser.add_argument("--out", type=Path, help="keep the result in this file")
+    chosen = parser.parse_args()
+    before = conditions("kubernetes", "aiohttp", pods=chosen.pods, nodes=chosen.nodes)
+    results: Json = {"conditions": before}
+    with tempfile.TemporaryDirectory() as directory, ControlPlane(Path(directory) / "p") as plane:
+        plane.apply(MANIFEST)
+        kubeconfig = str(plane.kubeconfig("eksbatch"))
+        options = ("--port", "0", "--cluster", "kubeconfig", "--kubeconfig", kubeconfig)
+        service = RunningService(Path(directory) / "home", *options, command="serve")
+        try:
+            bench = Bench(plane, service.start(), chosen.nodes)
+            results["ours"] = bench.ours(chosen.pods)
+        finally:
+            service.end()
+        # Without the service, which would watch the others' pods too.
+        results["bare"] = bench.bare(chosen.pods)
+        results["scheduled"] = bench.scheduled(chosen.pods)
+    written = json.dumps(results, indent=1)
+    print(written)
+    if chosen.out:
+        chosen.out.write_text(written + "\n")
+
+
+if __name__ == "__main__":
+    main()
