@@ -114,7 +114,7 @@ class KubernetesCluster:
             return kept
         for site in self._sites.values():
             if site.knows(pod):
-                return await site.logs.read(pod, offset, limit)
+                return await site.logs.read(pod, offset, limit) or (b"", 0)
         return None
 
     async def stop(self) -> None:

@@ -34,6 +34,7 @@ from airflow_eksbatch.core.engine.facts import (
     PodSeen,
     PodsListed,
 )
+from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
@@ -44,7 +45,10 @@ T = TypeVar("T", bound=Fact)
 WAIT_S = 60.0
 NODE = NodeId("node-000001-ce")
 INSTANCE = "i-0123456789abcdef0"
+NODE_NAME = "ip-10-0-0-1"
 ROOM = Resources(cpu_m=64_000, memory_mib=64_000, pods=1_000)
+# Where images mean something it is an image that is there.
+BUSYBOX = "eksbatch.test/busybox:1"
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -98,6 +102,8 @@ class Watch:
 class LocalBed:
     """Where a cluster under test stands; Kubernetes joins with a bed of its own."""
 
+    room = ROOM
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
@@ -119,7 +125,7 @@ class LocalBed:
         cluster.add_node(
             node_id,
             instance_id=INSTANCE,
-            node_name="ip-10-0-0-1",
+            node_name=NODE_NAME,
             compute_environment="ce",
             allocatable=ROOM,
         )
@@ -138,7 +144,7 @@ def bed(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def container(script: str, **more: Any) -> dict[str, Any]:
-    return {"image": "busybox", "command": ["sh", "-c", script], **more}
+    return {"image": BUSYBOX, "command": ["sh", "-c", script], **more}
 
 
 def a_pod(name: str, *containers: dict[str, Any], **more: Any) -> CreatePod:
@@ -146,11 +152,11 @@ def a_pod(name: str, *containers: dict[str, Any], **more: Any) -> CreatePod:
         pod=PodName(name),
         compute_environment="ce",
         node_id=more.pop("node_id", NODE),
-        node_name="ip-10-0-0-1",
-        namespace="jobs",
+        node_name=NODE_NAME,
+        namespace="batch-jobs",
         pod_properties=json.dumps({"containers": containers, **more}).encode(),
         environment={"AWS_BATCH_JOB_ID": name},
-        labels={},
+        labels={labels.ENVIRONMENT_UUID: "uuid-ce"},
         grace_s=30,
     )
 
@@ -163,13 +169,13 @@ def forget(name: str) -> ForgetPod:
     return ForgetPod(pod=PodName(name), compute_environment="ce")
 
 
-async def output_of(cluster: LocalCluster, name: str, offset: int = 0) -> str:
+async def output_of(cluster: Cluster, name: str, offset: int = 0) -> str:
     part = await cluster.read_log(PodName(name), offset, 1_000_000)
     assert part is not None
     return part[0].decode()
 
 
-async def says(cluster: LocalCluster, name: str, text: str) -> None:
+async def says(cluster: Cluster, name: str, text: str) -> None:
     """Wait until the pod's output holds this."""
     async with asyncio.timeout(WAIT_S):
         while text not in await output_of(cluster, name):
@@ -305,7 +311,7 @@ async def test_a_script_that_ends_with_127_is_no_start_error(bed: LocalBed) -> N
 @asynchronous
 async def test_init_containers_run_first_and_in_order(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
-        inits = [container("echo one"), container("echo two")]
+        inits = [container("echo one", name="one"), container("echo two", name="two")]
         await cluster.create_pod(a_pod("p", container("echo three"), initContainers=inits))
         assert (await watch.until(PodEnded, "p")).end.succeeded
         assert watch.kinds("p") == ["PodSeen", "PodRunning", "PodEnded"]
@@ -315,7 +321,7 @@ async def test_init_containers_run_first_and_in_order(bed: LocalBed) -> None:
 @asynchronous
 async def test_an_init_container_that_fails_keeps_the_others_from_running(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
-        inits = [container("exit 5"), container("echo never")]
+        inits = [container("exit 5", name="one"), container("echo never", name="two")]
         await cluster.create_pod(a_pod("p", container("echo never"), initContainers=inits))
         assert (await watch.until(PodEnded, "p")).end.exit_code == 5
         assert watch.kinds("p") == ["PodSeen", "PodEnded"]
@@ -386,15 +392,16 @@ async def test_commands_and_variables_arrive_exactly_as_they_were_written(bed: L
 
 @asynchronous
 async def test_output_is_read_by_parts_live_and_afterwards(bed: LocalBed) -> None:
+    script = "trap 'exit 0' TERM; echo 012345678; while :; do sleep 0.01; done 2>/dev/null"
     async with bed.open() as (cluster, watch):
-        await cluster.create_pod(a_pod("p", container("printf 0123456789; exec sleep 600")))
-        await says(cluster, "p", "9")
+        await cluster.create_pod(a_pod("p", container(script)))
+        await says(cluster, "p", "8")
         for _ in ("live", "ended", "forgotten"):
             name = PodName("p")
             assert await cluster.read_log(name, 0, 4) == (b"0123", 4)
-            assert await cluster.read_log(name, 4, 100) == (b"456789", 10)
+            assert await cluster.read_log(name, 4, 100) == (b"45678\n", 10)
             assert await cluster.read_log(name, 10, 100) == (b"", 10)
-            assert await cluster.read_log(name, -3, 100) == (b"789", 10)
+            assert await cluster.read_log(name, -3, 100) == (b"78\n", 10)
             assert await cluster.read_log(name, -300, 2) == (b"01", 2)
             await cluster.delete_pod(delete("p"))
             await watch.until(PodEnded, "p")
@@ -408,14 +415,16 @@ async def test_a_watch_begins_with_everything_that_is_there(bed: LocalBed) -> No
     async with bed.open() as (cluster, watch):
         await cluster.create_pod(a_pod("done", container("exit 2")))
         await cluster.create_pod(a_pod("lives", container("exec sleep 600")))
+        await watch.until(PodRunning, "lives")
         await watch.until(PodEnded, "done")
         second = Watch(cluster)
         listed = await second.until(PodsListed)
         assert listed.pods == {"done", "lives"}
         assert listed.compute_environment == "ce"
         assert (await second.until(PodEnded, "done")).end.exit_code == 2
+        assert await second.until(PodRunning, "lives")
         assert second.kinds("lives") == ["PodSeen", "PodRunning"]
-        assert (await second.until(NodeReady)).allocatable == ROOM
+        assert (await second.until(NodeReady)).allocatable == bed.room
         await second.close()
 
 

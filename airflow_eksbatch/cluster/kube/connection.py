@@ -33,6 +33,7 @@ REAUTHENTICATE_S = 5.0
 # How often a write is repeated when the API server has too much to do.
 TRIES_MAX = 8
 RETRY_AFTER_S = 1.0
+CLOSE_S = 0.1
 
 # What the client raises for a kubeconfig that is missing, half written or no kubeconfig at all.
 BROKEN = (config.ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError)
@@ -85,6 +86,8 @@ class Connection:
 
     async def close(self) -> None:
         await self._client.close()
+        # TLS connections end in the loop's next turns (aiohttp's own advice).
+        await asyncio.sleep(CLOSE_S)
 
     async def get(self, path: str, query: Query | None = None) -> bytes:
         return await self._request("GET", path, query)
