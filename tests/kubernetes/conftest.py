@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """`make test` needs Python and make, no more: these tests, with Go and root, are asked for by name."""
     asked_for = [Path(argument.partition("::")[0]) for argument in config.args]
     return None if any("kubernetes" in path.parts for path in asked_for) else True
+
+
+def pytest_sessionstart() -> None:
+    """Asked to end, end as with Ctrl-C: control planes and nodes outlive nobody."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
