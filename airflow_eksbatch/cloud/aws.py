@@ -12,6 +12,7 @@ import boto3
 import msgspec
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.cloud.refusals import THROTTLED, Meaning, meaning_of
@@ -96,7 +97,10 @@ class Aws:
                 kind = Throttled if code in THROTTLED else CloudDown
                 raise kind(f"{code}: {message}") from error
             raise AwsRefusal(code, message) from error
-        except BotoCoreError as error:  # No way there, no credentials, no answer
+        except (
+            BotoCoreError,
+            ResponseParserError,
+        ) as error:  # No way there, no credentials, no answer of AWS
             raise CloudDown(f"AWS cannot be asked: {error}") from error
 
     async def _client(self, service: ServiceName, attempts: int) -> Any:

@@ -1,0 +1,129 @@
+"""Many lives of one service against one account, with faults at EC2's door: nothing twice, nothing left."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from airflow_eksbatch.cloud import ec2 as ec2_module
+from airflow_eksbatch.cloud.ec2 import Ec2Cloud
+from airflow_eksbatch.cloud.port import CloudDown
+from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
+from airflow_eksbatch.core.engine.facts import (
+    Fact,
+    InstanceGone,
+    InstanceLaunched,
+    InstancesListed,
+    LaunchRefused,
+)
+from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.core.model.node import NodeId
+from tests.cloud.account import Account, launch, terminate
+from tests.cloud.door import Door
+from tests.cloud.watching import asynchronous
+
+NODES = 12
+FAULTS = (
+    {"code": "InsufficientInstanceCapacity", "status": 500},
+    {"code": "VcpuLimitExceeded"},
+    {"code": "RequestLimitExceeded", "status": 503},
+    {"code": "InternalError", "status": 500},
+    {"code": "InternalError", "status": 500, "after": True},
+    {"code": "Unavailable", "status": 503, "after": True},
+)
+
+
+class Memory:
+    """What a service has committed: which nodes it wants, and what it was told of them."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[NodeId, LaunchNode] = {}
+        self.instances: dict[NodeId, str | None] = {}
+        self.ending: set[NodeId] = set()
+
+    def take(self, facts: list[Fact]) -> list[TerminateStray]:
+        strays: list[TerminateStray] = []
+        for fact in facts:
+            match fact:
+                case InstanceLaunched(node_id=node_id) if node_id in self.wanted:
+                    self.instances[node_id] = fact.instance_id
+                case LaunchRefused(node_id=node_id) | InstanceGone(node_id=node_id):
+                    for kept in (self.wanted, self.instances):
+                        kept.pop(node_id, None)
+                    self.ending.discard(node_id)
+                case InstancesListed():
+                    strays += [
+                        TerminateStray(instance_id=i, compute_environment="ce")
+                        for node_id, i in fact.instances.items()
+                        if node_id not in self.wanted
+                    ]
+                case _:
+                    pass
+        return strays
+
+    def to_launch(self) -> list[LaunchNode]:
+        return [
+            effect
+            for node_id, effect in self.wanted.items()
+            if node_id not in self.instances and node_id not in self.ending
+        ]
+
+    def to_end(self) -> list[TerminateNode]:
+        return [terminate(self.wanted[n], self.instances.get(n)) for n in sorted(self.ending)]
+
+
+async def revived(account: Account, dead: Ec2Cloud | None = None) -> Ec2Cloud:
+    """The service after a crash: only tags know what the one before it did last."""
+    if dead is not None:
+        await dead.stop()
+    cloud = account.cloud()
+    await cloud.offerings(account.environment())
+    return cloud
+
+
+@pytest.mark.parametrize("seed", range(6))
+@asynchronous
+async def test_whatever_goes_wrong_no_node_has_two_instances_and_none_is_left(
+    account: Account, door: Door, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """
+    1. Nodes are asked for, some are not wanted any more, while EC2 refuses, throttles and loses answers.
+    2. Now and then the service dies before it has committed what it was told.
+    3. In the end all nodes are ended, and a full look finds the strays.
+    """
+    monkeypatch.setattr(ec2_module, "PAUSE_FIRST_S", 0.001)
+    monkeypatch.setattr(ec2_module, "PAUSES_MAX", 2)
+    luck, memory = random.Random(seed), Memory()
+    cloud = await revived(account)
+    offerings = await cloud.offerings(account.environment())
+    for number in range(NODES):
+        effect = launch(luck.choice(offerings), number)
+        memory.wanted[effect.node_id] = effect
+        if luck.random() < 0.6:
+            fault = dict(luck.choice(FAULTS))
+            door.refuse("RunInstances", **fault, times=luck.choice((1, 1, 2)))
+        if luck.random() < 0.3:
+            memory.ending.add(luck.choice(sorted(memory.wanted)))
+        facts: list[Fact] = []
+        try:
+            facts += await cloud.launch(memory.to_launch())
+            facts += await cloud.terminate([*memory.to_end()])
+        except CloudDown:
+            pass
+        if luck.random() < 0.3:
+            cloud = await revived(account, cloud)
+        else:
+            memory.take(facts)
+        counts = Counter(account.tags(i)[labels.NODE_UID] for i in account.instances())
+        assert not counts or max(counts.values()) == 1
+    door.faults.clear()
+    memory.ending |= set(memory.wanted)
+    cloud = await revived(account, cloud)
+    memory.take(await cloud.terminate([*memory.to_end()]))
+    assert memory.wanted == {}
+    strays = memory.take(await anext(aiter(cloud.watch())))
+    await cloud.terminate([*strays])
+    assert account.left() == {}
+    await cloud.stop()
