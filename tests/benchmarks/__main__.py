@@ -1,6 +1,7 @@
 """All benchmarks by name: `python -m tests.benchmarks` lists them, `... NAME [its options]` or `... all` runs them.
 
-Each runs in a process of its own and keeps its result, with the conditions, in results/NAME.json.
+Each runs in a process of its own and keeps its result, with the conditions, in results/NAME.json; `... --table` writes
+the tables of README.md anew from those.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.benchmarks.table import refresh
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+RESULTS = HERE / "results"
 
 
 def benchmarks() -> dict[str, Path]:
@@ -24,9 +28,8 @@ def purpose(path: Path) -> str:
 
 
 def run(name: str, options: list[str]) -> int:
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    out = [] if "--out" in options else ["--out", str(results / f"{name}.json")]
+    RESULTS.mkdir(exist_ok=True)
+    out = [] if "--out" in options else ["--out", str(RESULTS / f"{name}.json")]
     module = f"tests.benchmarks.bench_{name}"
     print(f"== {name}", flush=True)
     return subprocess.run([sys.executable, "-m", module, *options, *out], cwd=ROOT).returncode
@@ -35,6 +38,9 @@ def run(name: str, options: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     known = benchmarks()
     name, options = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "--table":
+        print(refresh(HERE / "README.md", RESULTS))
+        return 0
     if name == "all":
         return max([run(each, options) for each in known], default=0)
     if name in known:
