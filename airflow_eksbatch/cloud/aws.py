@@ -26,7 +26,7 @@ READ_S = 60
 # The only regions with a price list, for all regions of their partition.
 PRICING_REGIONS = {"cn": "cn-northwest-1", "default": "us-east-1"}
 
-ServiceName = Literal["ec2", "eks", "iam", "pricing", "sqs", "ssm", "sts"]
+ServiceName = Literal["ec2", "eks", "iam", "pricing", "sqs", "ssm"]
 
 
 class Throttled(CloudDown):
