@@ -44,6 +44,7 @@ OPERATIONS: dict[str, Operation] = {
 STATUS = {
     "ClientException": 400,
     "SerializationException": 400,
+    "RequestEntityTooLargeException": 413,
     "TooManyRequestsException": 429,
     "ServerException": 503,
     "ResourceNotFoundException": 404,
@@ -219,6 +220,7 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route(f"{root}/cloud", on(api.cloud), methods=["POST"]),
         Route("/v1/tags/{arn:path}", on(api.tags), methods=["GET", "POST", "DELETE"]),
     ]
+    routes.append(Mount("/v1", nothing_here))
     if dashboard is not None:
         routes.append(Mount("/", partial(for_people, dashboard, desk)))
     return Starlette(routes=routes, exception_handlers={404: unknown_path, 405: unknown_path})
@@ -230,7 +232,9 @@ async def for_people(
     """Browsers do not sign; with signatures on, a port-forward of Kubernetes makes them local."""
     client = scope.get("client")
     app = dashboard
-    if desk.settings.auth != "open" and not is_local(client[0] if client else ""):
+    if scope["method"] not in ("GET", "HEAD"):
+        app = nothing_here
+    elif desk.settings.auth != "open" and not is_local(client[0] if client else ""):
         app = PlainTextResponse(
             "The dashboard is shown on the machine of the service, or through kubectl port-forward.",
             status_code=DENIED,
@@ -238,6 +242,12 @@ async def for_people(
     elif desk.trouble is not None:
         app = PlainTextResponse(f"The service is not ready: {desk.trouble}.", status_code=503)
     await app(scope, receive, send)
+
+
+async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """What has no route, in the words of the API."""
+    answer = await unknown_path(Request(scope), LookupError())
+    await answer(scope, receive, send)
 
 
 async def unknown_path(request: Request, error: Exception) -> Response:
@@ -260,7 +270,8 @@ async def read_body(request: Request) -> bytes:
         if size > BODY_BYTES_MAX:
             raise Rejected(
                 f"The request is larger than {BODY_BYTES_MAX // 1024} KiB. "
-                "Put large input where jobs can read it."
+                "Put large input where jobs can read it.",
+                "RequestEntityTooLargeException",
             )
         blocks.append(block)
     return b"".join(blocks)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.names import check_name, check_tags, name_of, page
+from airflow_eksbatch.api.names import check_name, check_namespace, check_tags, name_of, page
 from airflow_eksbatch.api.port import Call, Operation, now_ms
 from airflow_eksbatch.api.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, Deleted
@@ -28,7 +28,6 @@ STRATEGIES = {
 VCPUS_MAX = 10_000_000
 # AWS's bounds of scalingPolicy.minScaleDownDelayMinutes; 0 is off.
 DELAY_MINUTES = (20, 10_080)
-NAMESPACE_LENGTH_MAX = 63
 
 
 def environment_from(wire: Wire, before: ComputeEnvironment | None) -> ComputeEnvironment:
@@ -55,7 +54,7 @@ def environment_from(wire: Wire, before: ComputeEnvironment | None) -> ComputeEn
         "instance_types": tuple(resources.get("instanceTypes") or ("optimal",)),
         "subnets": tuple(resources.get("subnets") or ()),
         "cluster_arn": eks["eksClusterArn"],
-        "namespace": check_namespace(eks["kubernetesNamespace"]),
+        "namespace": check_namespace(eks["kubernetesNamespace"], "kubernetesNamespace"),
         "idle_s": idle_of(resources),
         "tags": check_tags(wire.get("tags")),
         "wire": msgspec.json.encode(wire),
@@ -93,19 +92,6 @@ def strategy_of(resources: Wire, market: Market) -> str:
             f"not {strategy}."
         )
     return strategy
-
-
-def check_namespace(namespace: str) -> str:
-    if (
-        not 1 <= len(namespace) <= NAMESPACE_LENGTH_MAX
-        or namespace == "default"
-        or namespace.startswith("kube-")
-    ):
-        raise Rejected(
-            f"kubernetesNamespace must have 1 to {NAMESPACE_LENGTH_MAX} characters and be neither "
-            "default nor begin with kube-: batch jobs have a namespace of their own."
-        )
-    return namespace
 
 
 def idle_of(resources: Wire) -> float | None:

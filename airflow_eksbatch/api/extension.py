@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,13 @@ import msgspec
 from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
 from airflow_eksbatch.api.names import split_job_id
 from airflow_eksbatch.api.port import Desk, now_ms
-from airflow_eksbatch.api.shapes import event_wire, job_detail, status_in, without_nothing
+from airflow_eksbatch.api.shapes import (
+    event_wire,
+    job_detail,
+    status_in,
+    status_reason,
+    without_nothing,
+)
 from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
@@ -25,6 +32,7 @@ LOG_BYTES_MAX = 16 << 20
 # Bytes in which the last lines are looked for.
 TAIL_BYTES = 1 << 20
 FOLLOW_EVERY_S = 0.5
+NUMBER = re.compile(r"-?[0-9]{1,17}")
 
 Query = Mapping[str, str]
 
@@ -34,7 +42,7 @@ def number_in(query: Query, name: str, default: int) -> int:
     text = query.get(name, "")
     if not text:
         return default
-    if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 18:
+    if not NUMBER.fullmatch(text):
         raise Rejected(f"{name} must be a whole number, not {text!r}.")
     return int(text)
 
@@ -116,8 +124,10 @@ async def explain_job(desk: Desk, job_id: str) -> dict[str, Any]:
     status = status_in(desk.world, job, index)
     live = desk.world.jobs.get(job.job_id)
     if live is None or status in TERMINAL:
-        reason = f": {job.status_reason}" if job.status_reason else "."
-        sentences = [f"It has ended as {status.value}{reason}"]
+        (view,) = await views_of(desk, [(job, index)])
+        reason = status_reason(view, view.attempts[-1] if view.attempts else None)
+        why = f": {reason.rstrip('.')}" if reason else ""
+        sentences = [f"It has ended as {status.value}{why}."]
     else:
         sentences = explain(desk.world, live, now_ms())
     return {"jobId": job_id, "status": status.value, "sentences": sentences}

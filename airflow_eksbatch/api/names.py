@@ -17,6 +17,7 @@ SHARE = re.compile(r"[A-Za-z0-9]{0,255}\*?")
 # Larger than any sequence number, and no database refuses it.
 POSITION_MAX = 2**62
 T = TypeVar("T")
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def name_of(value: str) -> str:
@@ -37,6 +38,16 @@ def check_job_name(value: str) -> str:
         raise Rejected(
             "jobName must be 1 to 128 letters, digits, hyphens and underscores and begin with a "
             f"letter or digit, not {value!r}."
+        )
+    return value
+
+
+def check_namespace(value: str, what: str) -> str:
+    """A namespace of Kubernetes that jobs may run in."""
+    if not NAMESPACE.fullmatch(value) or value == "default" or value.startswith("kube-"):
+        raise Rejected(
+            f"{what} must be 1 to 63 small letters, digits and hyphens and be neither default nor "
+            f"begin with kube-, not {value!r}: jobs have a namespace of their own."
         )
     return value
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from airflow_eksbatch.api.names import check_namespace
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 
@@ -148,6 +149,6 @@ def check_pod(pod: Wire) -> None:
         for entry in container.get("env") or ():
             if entry["name"].startswith("AWS_BATCH"):
                 raise Rejected(f"Variable {entry['name']}: names with AWS_BATCH are reserved.")
-    namespace = (pod.get("metadata") or {}).get("namespace", "jobs")
-    if namespace == "default" or namespace.startswith("kube"):
-        raise Rejected("metadata.namespace must not be default and not begin with kube.")
+    namespace = (pod.get("metadata") or {}).get("namespace")
+    if namespace is not None:
+        check_namespace(namespace, "metadata.namespace")

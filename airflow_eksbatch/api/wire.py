@@ -163,7 +163,7 @@ def limits_of(shape: Any) -> tuple[int, int]:
 
 def between(least: float, most: float) -> str:
     if most >= INT_MAX:
-        return f"at least {least}"
+        return f"at least {least}" if least > -INT_MAX else "a number of 64 bits"
     return f"{least} to {most}" if least > -INT_MAX else f"at most {most}"
 
 

@@ -1,0 +1,246 @@
+"""Signature Version 4, as every AWS client does it, and what happens to whoever cannot sign."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+
+from airflow_eksbatch.service.settings import Settings
+from tests.api.asking import Raw, Reply
+from tests.service.running import RunningService
+
+CLIENT_HEADERS = ("authorization", "x-amz-date", "content-type")
+
+
+class Key(msgspec.Struct, frozen=True):
+    access_key: str
+    secret: str
+
+
+def keys(home: Path, *arguments: str) -> Any:
+    """`eksbatch keys`, as JSON."""
+    clean = {name: value for name, value in os.environ.items() if "EKSBATCH" not in name}
+    command = [sys.executable, "-m", "airflow_eksbatch.cli", "keys", *arguments]
+    ended = subprocess.run(
+        [*command, "--json", "--home", str(home)], capture_output=True, env=clean, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def a_key(home: Path, note: str = "") -> Key:
+    made = keys(home, "create", "--note", note)
+    return Key(made["accessKeyId"], made["secretAccessKey"])
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service that wants signatures."""
+    service = RunningService(tmp_path_factory.mktemp("closed"), "--auth", "sigv4")
+    try:
+        yield service.start()
+    finally:
+        service.end()
+
+
+@pytest.fixture(scope="module")
+def key(closed: RunningService) -> Key:
+    return a_key(closed.home)
+
+
+def signed(
+    service: RunningService, key: Key, body: bytes = b"{}", at: datetime | None = None
+) -> dict[str, str]:
+    """The headers that botocore signs a DescribeJobQueues with."""
+    request = AWSRequest("POST", f"{service.url}/v1/describejobqueues", data=body)
+    request.headers["content-type"] = "application/json"
+    signer = SigV4Auth(Credentials(key.access_key, key.secret), "batch", "us-east-1")
+    if at is None:
+        signer.add_auth(request)
+    else:
+        stamp = at.strftime("%Y%m%dT%H%M%SZ")
+        request.context["timestamp"] = stamp
+        request.headers["x-amz-date"] = stamp
+        canonical = signer.canonical_request(request)
+        text = signer.string_to_sign(request, canonical)
+        signer._inject_signature_to_request(request, signer.signature(text, request))
+    return {name.lower(): value for name, value in request.headers.items()}
+
+
+def ask(service: RunningService, headers: Mapping[str, str], body: bytes = b"{}") -> Reply:
+    return Raw(service.url)("POST", "/v1/describejobqueues", body, headers)
+
+
+def test_a_created_key_opens_the_whole_api(closed: RunningService, key: Key) -> None:
+    """Also paths and query strings that the signature must spell as AWS does."""
+    batch = closed.batch(key.access_key, key.secret)
+    assert batch.describe_job_queues()["jobQueues"]
+    arn = batch.describe_job_queues()["jobQueues"][0]["jobQueueArn"]
+    tags = {"a key": "ü", "b/c": "+", "d&e=f": "~", "%20": "*"}
+    batch.tag_resource(resourceArn=arn, tags=tags)
+    assert batch.list_tags_for_resource(resourceArn=arn)["tags"] == tags
+    batch.untag_resource(resourceArn=arn, tagKeys=list(tags))
+    assert batch.list_tags_for_resource(resourceArn=arn)["tags"] == {}
+
+
+@pytest.mark.parametrize(
+    ("access_key", "secret", "code"),
+    [
+        ("", "wrong", "InvalidSignatureException"),
+        ("EKSBNOBODY", "wrong", "UnrecognizedClientException"),
+        ("EKSB/WITH/SLASHES", "wrong", "UnrecognizedClientException"),
+    ],
+)
+def test_a_wrong_secret_and_an_unknown_key_are_403(
+    closed: RunningService, key: Key, access_key: str, secret: str, code: str
+) -> None:
+    with pytest.raises(ClientError) as refused:
+        closed.batch(access_key or key.access_key, secret).describe_job_queues()
+    answer = refused.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 403
+    assert answer["ResponseMetadata"]["RetryAttempts"] == 0
+    assert answer["Error"]["Code"] == code
+
+
+def test_an_unsigned_request_is_403_and_told_how_to_get_a_key(closed: RunningService) -> None:
+    reply = ask(closed, {})
+    assert (reply.status, reply.code) == (403, "MissingAuthenticationTokenException")
+    assert "eksbatch keys create" in reply.message
+
+
+def test_a_request_that_was_changed_on_its_way_is_403(closed: RunningService, key: Key) -> None:
+    headers = signed(closed, key, b'{"maxResults": 1}')
+    assert ask(closed, headers, b'{"maxResults": 1}').status == 200
+    reply = ask(closed, headers, b'{"maxResults": 2}')
+    assert (reply.status, reply.code) == (403, "InvalidSignatureException")
+    other_path = Raw(closed.url)("POST", "/v1/listschedulingpolicies", b"{}", signed(closed, key))
+    assert other_path.status == 403
+    other_time = headers | {"x-amz-date": "20200101T000000Z"}
+    assert ask(closed, other_time, b'{"maxResults": 1}').status == 403
+
+
+@pytest.mark.parametrize("minutes", [-16, 16])
+def test_a_clock_that_is_more_than_15_minutes_off_is_403(
+    closed: RunningService, key: Key, minutes: int
+) -> None:
+    at = datetime.now(UTC) + timedelta(minutes=minutes)
+    reply = ask(closed, signed(closed, key, at=at))
+    assert (reply.status, reply.code) == (403, "InvalidSignatureException")
+    assert "clock" in reply.message
+    assert ask(closed, signed(closed, key, at=datetime.now(UTC) - timedelta(minutes=5))).status == (
+        200
+    )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Basic dXNlcjpwYXNz",
+        "Bearer token",
+        "AWS4-HMAC-SHA256",
+        "AWS4-HMAC-SHA256 Credential=a, SignedHeaders=b, Signature=c",
+        "AWS4-HMAC-SHA256 Credential=a/b/c/d/e",
+        "AWS3-HMAC-SHA256 Credential={key}/20260101/us-east-1/batch/aws4_request, "
+        "SignedHeaders=host, Signature=x",
+        "AWS4-HMAC-SHA256 Credential={key}/20260101/us-east-1/batch/aws4_request, "
+        "SignedHeaders=host, Signature=\u00fc",
+        "AWS4-HMAC-SHA256 Credential={key}///batch/aws4_request, SignedHeaders=;;, Signature=",
+    ],
+)
+def test_a_header_that_is_no_signature_is_403(
+    closed: RunningService, key: Key, header: str
+) -> None:
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for stamp in (now, "yesterday", ""):
+        told = {"authorization": header.format(key=key.access_key), "x-amz-date": stamp}
+        reply = ask(closed, told)
+        assert reply.status == 403, reply.body
+        assert reply.message
+
+
+def test_keys_are_listed_deleted_and_useless_afterwards(closed: RunningService) -> None:
+    """A key made or deleted while the service runs counts within seconds, without a restart."""
+    key = a_key(closed.home, note="for one test")
+    batch = closed.batch(key.access_key, key.secret)
+    assert batch.describe_job_queues()["jobQueues"]
+    assert {"accessKeyId": key.access_key} in keys(closed.home, "list")
+    keys(closed.home, "delete", key.access_key)
+    assert {"accessKeyId": key.access_key} not in keys(closed.home, "list")
+    end = time.monotonic() + 60
+
+    def ask_until_refused() -> None:
+        while time.monotonic() < end:
+            batch.describe_job_queues()
+
+    with pytest.raises(ClientError) as refused:
+        ask_until_refused()
+    assert refused.value.response["Error"]["Code"] == "UnrecognizedClientException"
+
+
+def test_extensions_want_a_signature_too_and_probes_do_not(closed: RunningService) -> None:
+    for path in ("events", "summary", "jobs/x", "jobs/x/log", "jobs/x/explain"):
+        assert closed.status_of(f"/v1/eksbatch/{path}") == 403
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert closed.status_of(path) == 200
+
+
+def test_a_submit_token_is_of_the_key_that_signed(closed: RunningService, key: Key) -> None:
+    """Two callers with one invocation id are two callers."""
+    other = a_key(closed.home)
+    batch = closed.batch(key.access_key, key.secret)
+    batch.register_job_definition(
+        jobDefinitionName="mine",
+        type="container",
+        eksProperties={
+            "podProperties": {
+                "containers": [
+                    {
+                        "image": "busybox",
+                        "command": ["true"],
+                        "resources": {"limits": {"cpu": "0.25", "memory": "64Mi"}},
+                    }
+                ]
+            }
+        },
+    )
+    made = set()
+    for one in (key, other, key):
+        client = closed.batch(one.access_key, one.secret)
+        client.meta.events.register(
+            "before-call.batch.SubmitJob",
+            lambda params, **_: params["headers"].update({"x-eksbatch-token": "dag|run|task|-1|1"}),
+        )
+        made.add(
+            client.submit_job(
+                jobName="x", jobQueue="default", jobDefinition="mine", shareIdentifier="today"
+            )["jobId"]
+        )
+    assert len(made) == 2
+
+
+def test_only_loopback_is_open_by_default() -> None:
+    for host, mode in (
+        ("127.0.0.1", "open"),
+        ("::1", "open"),
+        ("localhost", "open"),
+        ("0.0.0.0", "sigv4"),
+        ("10.0.0.7", "sigv4"),
+        ("::", "sigv4"),
+    ):
+        assert Settings(host=host).auth_mode == mode, host
+    assert Settings(host="127.0.0.1", auth="sigv4").auth_mode == "sigv4"
+    assert Settings(host="0.0.0.0", auth="open").auth_mode == "open"
