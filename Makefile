@@ -1,7 +1,7 @@
 # The front door. It needs python3 (3.11 or newer) and make; the rest it sets up under .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help demo test check bench test-cluster bench-cluster serve golden seeds
+.PHONY: help demo test lint check bench test-cluster bench-cluster serve golden seeds
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' Makefile | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
@@ -12,8 +12,10 @@ demo: .venv/ready ## the main job on this machine: a real Airflow backfill; KEEP
 test: .venv/ready ## all tests; T=tests/core names some, ARGS=-x is for pytest
 	@$(BIN)/pytest -q -n 2 --dist loadfile $(ARGS) $(T)
 
-check: .venv/ready ## format, lint, types, import contracts and the quick tests
+lint: .venv/ready ## format, lint, import contracts and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/pyright
+
+check: lint ## lint and the quick tests: under a minute
 	$(BIN)/pytest -q tests/test_tidy.py tests/core
 
 bench: .venv/ready ## measure, and keep results with their conditions in tests/benchmarks
