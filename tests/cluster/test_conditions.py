@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from airflow_eksbatch.cluster.kube.conditions import (
@@ -228,3 +230,42 @@ def test_volumes_that_do_not_mount_have_a_deadline_too() -> None:
     trouble = trouble_of(a_kube_pod(status=status))
     assert trouble is not None
     assert trouble.reason.startswith("FailedMount")
+
+
+# ---- pods as a real kubelet left them (tests/kubernetes/test_kubelet.py writes them)
+
+GOLDEN = Path(__file__).parent / "golden" / "pods"
+LEFT = {
+    "exit-3": "PodEnded EXITED 3 Error",
+    "segv": "PodEnded EXITED 139 Error",
+    "oom": "PodEnded EXITED 137 OOMKilled",
+    "no-program": "PodEnded EXITED 128 StartError",
+    "init-fails": "PodEnded EXITED 5 Error",
+    "one-of-two": "PodEnded EXITED 8 Error",
+    "out-of-cpu": "PodRefused OutOfcpu",
+    "out-of-memory": "PodRefused OutOfmemory",
+    "no-image": "stuck ErrImagePull",
+    "bad-image": "stuck InvalidImageName",
+    "never-pulled": "stuck ErrImageNeverPull",
+    "not-as-root": "stuck CreateContainerConfigError",
+}
+
+
+def test_every_golden_pod_is_looked_at() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(LEFT)
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_pod_as_a_real_kubelet_left_it_is_understood(name: str) -> None:
+    pod = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=Pod)
+    trouble, last = trouble_of(pod), facts_of(pod)[-1]
+    if trouble is not None:
+        said = f"stuck {trouble.reason.partition(':')[0]}"
+    elif isinstance(last, PodEnded):
+        end = last.end
+        reason = (end.reason or "").partition(":")[0]
+        said = f"PodEnded {end.cause.value} {end.exit_code} {reason}"
+    else:
+        assert isinstance(last, PodRefused)
+        said = f"PodRefused {last.reason.partition(':')[0]}"
+    assert said == LEFT[name]
