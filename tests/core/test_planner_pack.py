@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.check import check_plan
 from airflow_eksbatch.core.planner.pack import Floor
@@ -67,6 +70,35 @@ def test_what_did_not_fit_is_not_tried_again_for_anything_as_large() -> None:
     assert floor.fit(an_amount(5), 1) == []
     assert floor.fit(an_amount(6, 8_000), 1) == []
     assert floor.fit(an_amount(4), 1) == [("a", 1)]
+
+
+def a_kept_node(node_id: str = "n1") -> Node:
+    """Bought for two large jobs and four small ones; half of a vCPU is left."""
+    load = ((an_amount(1.5), 2), (an_amount(0.125), 4))
+    return a_node(node_id, bought_for=load)
+
+
+def test_a_new_node_first_holds_what_it_was_bought_for() -> None:
+    thin = a_job("thin", seq=1, vcpus=0.5, size=4)
+    large, small = a_job(seq=2, vcpus=1.5, size=2), a_job(seq=3, vcpus=0.125, size=4)
+    coming = a_node("n2", status=NodeStatus.LAUNCHED, bought_for=((an_amount(0.5), 4),))
+    world = a_world(a_kept_node(), coming, thin, large, small)
+    plan = make_plan(world, NOW, 60)
+    check_plan(world, plan, NOW)
+    placed: Counter[int] = Counter()
+    for placement in plan.placements:
+        placed[placement.job_class.shape.cpu_m] += placement.count
+    assert placed == {500: 1, 1_500: 2, 125: 4}
+    assert plan.launches == []
+
+
+def test_whoever_has_no_place_elsewhere_goes_in_turn_and_others_give_way() -> None:
+    first, large = a_job("first", seq=1, vcpus=4), a_job(seq=2, vcpus=1.5, size=2)
+    assert where(a_world(a_kept_node(), first, large)) == [("n1", 1)]
+
+
+def test_a_node_is_not_kept_for_jobs_that_do_not_wait() -> None:
+    assert where(a_world(a_kept_node(), a_job(size=4))) == [("n1", 4)]
 
 
 shapes = st.builds(

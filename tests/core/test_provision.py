@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_eksbatch.core.engine.effects import LaunchNode
-from airflow_eksbatch.core.engine.facts import LaunchRefused, OfferingsListed
+from airflow_eksbatch.core.engine.facts import InstanceLaunched, LaunchRefused, OfferingsListed
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
-from airflow_eksbatch.core.model.node import NodeStatus
+from airflow_eksbatch.core.model.node import NodeId, NodeStatus
+from airflow_eksbatch.core.planner import provision
 from airflow_eksbatch.core.planner.check import check_plan
 from airflow_eksbatch.core.planner.planning import make_plan
 from tests.build import (
@@ -117,6 +118,70 @@ def test_the_cheaper_zone_is_preferred_to_an_even_spread() -> None:
     zones = [an_offering(zone="a", price=0.1), an_offering(zone="b", price=0.2)]
     plan = make_plan(a_world(a_job(vcpus=4, size=4), offerings=zones), NOW, 60)
     assert {x.offering.zone for x in plan.launches} == {"a"}
+
+
+# ---- a mix for many
+
+
+def join_one(stage: Stage, node_id: NodeId) -> None:
+    node = stage.world.nodes[node_id]
+    launched = InstanceLaunched(node_id=node_id, instance_id=f"i-{node_id}", at=stage.now)
+    stage.step(launched, stage.ready(node))
+
+
+THIN: dict[str, Any] = {"vcpus": 4, "memory_mib": 8_192}
+FAT: dict[str, Any] = {"vcpus": 2, "memory_mib": 16_384}
+LARGE = (
+    an_offering("c5.4xlarge", vcpus=16, memory_mib=32_768, price=0.68),
+    an_offering("m5.4xlarge", vcpus=16, memory_mib=65_536, price=0.768),
+    an_offering("r5.4xlarge", vcpus=16, memory_mib=131_072, price=1.008),
+)
+
+
+def test_a_mixed_queue_gets_a_mixed_fleet() -> None:
+    world = a_world(
+        an_environment(max_vcpus=1_000),
+        a_job(**THIN, size=40),
+        a_job(**FAT, size=40),
+        offerings=LARGE,
+    )
+    assert bought(world) == {"ce/c5.4xlarge": 10, "ce/r5.4xlarge": 5}
+
+
+def test_up_to_the_maximum_each_kind_gets_its_part() -> None:
+    world = a_world(
+        an_environment(max_vcpus=48),
+        a_job(**THIN, size=400),
+        a_job(**FAT, size=400),
+        offerings=LARGE,
+    )
+    assert bought(world) == {"ce/c5.4xlarge": 2, "ce/r5.4xlarge": 1}
+
+
+def test_kinds_that_complete_each_other_stay_together_when_machines_join_one_by_one() -> None:
+    """1. Eight thin and eight fat jobs fill four machines, two and two. 2. The first machine joins: the thin ones have the
+    first turn, and four would fit; two of them and two fat ones start. 3. Nothing more is bought until all run."""
+    stage = Stage(a_world(an_environment(max_vcpus=1_000), offerings=(LARGE[1],)))
+    stage.submit("thin", vcpus=7, memory_mib=4_096, size=8)
+    stage.submit("fat", vcpus=1, memory_mib=28_672, size=8)
+    nodes = list(stage.world.nodes)
+    assert len(nodes) == 4
+    for number, node_id in enumerate(nodes, 1):
+        join_one(stage, node_id)
+        running = Counter(attempt.job_id for attempt in stage.world.attempts.values())
+        assert running == {"thin": 2 * number, "fat": 2 * number}
+    assert list(stage.world.nodes) == nodes
+
+
+def test_room_that_was_bought_for_jobs_that_are_gone_goes_to_others() -> None:
+    stage = Stage(a_world(an_environment(max_vcpus=1_000), offerings=(LARGE[1],)))
+    stage.submit("first", vcpus=7, memory_mib=4_096, size=8)
+    assert len(stage.world.nodes) == 4
+    stage.cancel("first")
+    stage.submit("second", vcpus=1, memory_mib=1_024, size=64)
+    assert len(stage.world.nodes) == 4
+    stage.join()
+    assert len(stage.world.attempts) == 64
 
 
 # ---- minimum and maximum
@@ -327,3 +392,51 @@ def test_bought_room_is_enough_or_the_environment_is_full(
     waiting = stage.world.lines
     assert not waiting or stage.world.vcpus["ce"] >= max_vcpus
     assert stage.world.vcpus["ce"] <= max_vcpus + 7
+
+
+mixed_jobs = st.lists(
+    st.tuples(
+        st.sampled_from([0.25, 0.5, 1, 2, 4, 7, 13]),
+        st.sampled_from([512, 2_048, 6_000, 15_000, 40_000]),
+        st.integers(2, 60),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(mixed_jobs)
+def test_nothing_more_is_bought_while_machines_join_in_any_order(
+    jobs: list[tuple[float, int, int]],
+) -> None:
+    """What was bought at first is enough, down to the last job, though each machine fills on its own."""
+    world = a_world(an_environment(max_vcpus=10**6), offerings=LARGE)
+    for number, (vcpus, memory_mib, size) in enumerate(jobs):
+        world.with_(a_job(f"j{number}", vcpus=vcpus, memory_mib=memory_mib, size=size))
+    stage = Stage(world)
+    stage.step()
+    nodes = list(stage.world.nodes)
+    for node_id in nodes[::2] + nodes[1::2]:
+        join_one(stage, node_id)
+    assert list(stage.world.nodes) == nodes
+    assert not stage.world.lines
+
+
+def price_bought(jobs: list[tuple[float, int, int]]) -> float:
+    world = a_world(an_environment(max_vcpus=10**6), offerings=(*M5, *LARGE))
+    for vcpus, memory_mib, size in jobs:
+        world.with_(a_job(vcpus=vcpus, memory_mib=memory_mib, size=size))
+    launches = make_plan(world, NOW, 60).launches
+    return sum(launch.count * launch.offering.price_usd_hour for launch in launches)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(mixed_jobs)
+def test_a_mix_costs_at_most_a_machine_more_than_load_by_load(
+    jobs: list[tuple[float, int, int]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provision, "VCPUS_A_SHAPE_LEAST", 10**9)
+        load_by_load = price_bought(jobs)
+    assert price_bought(jobs) <= load_by_load + max(o.price_usd_hour for o in LARGE)

@@ -115,6 +115,7 @@ def order_nodes(turn: Turn, launch: Launch) -> None:
             compute_environment=launch.compute_environment,
             offering=launch.offering,
             allocatable=launch.offering.allocatable,
+            bought_for=launch.load,
             requested_at=turn.now,
         )
         turn.world.add_node(node)

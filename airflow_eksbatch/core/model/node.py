@@ -12,6 +12,9 @@ from airflow_eksbatch.core.model.resources import NOTHING, Resources
 
 NodeId = NewType("NodeId", str)
 
+Load = tuple[tuple[Resources, int], ...]
+"""Shapes and how many of each, for one node."""
+
 # How the reason begins why a node is closed that will be tried again after a pause.
 TURNED_AWAY = "turned a pod away"
 # Nothing but the end of the instance follows it.
@@ -71,6 +74,8 @@ class Node(msgspec.Struct, kw_only=True):
     used: Resources = NOTHING
     instance_id: str | None = None
     node_name: str | None = None
+    bought_for: Load = ()
+    """What the plan that bought it put on it; counts until it has its first pod."""
     requested_at: int = 0
     launched_at: int | None = None
     ready_at: int | None = None
@@ -93,6 +98,11 @@ class Node(msgspec.Struct, kw_only=True):
     @property
     def is_open(self) -> bool:
         return self.status is NodeStatus.READY and self.closed is None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its room is for the load it was bought for."""
+        return self.idle_since is not None and bool(self.bought_for)
 
     @property
     def is_paused(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
 
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor
@@ -23,23 +25,35 @@ def takes_work(world: World, name: str) -> bool:
     return environment is not None and environment.state == "ENABLED"
 
 
-def floors_of_ready_nodes(world: World) -> dict[str, Floor]:
-    """What is free now, by compute environment; only environments that may run new work."""
+def floors_of_ready_nodes(world: World, waiting: Set[Resources]) -> dict[str, Floor]:
+    """What is free now, by compute environment; only environments that may run new work.
+
+    A node without a pod yet is kept for what it was bought for, as far as such jobs wait.
+    """
     floors: dict[str, Floor] = {}
     for (name, free), nodes in world.rooms.items():
-        if takes_work(world, name):
-            floors.setdefault(name, Floor()).add(free, nodes)
+        if not takes_work(world, name):
+            continue
+        floor = floors.setdefault(name, Floor())
+        kept = [n for n in nodes if waiting and world.nodes[n].is_kept]
+        for node_id in kept:
+            load = [(s, n) for s, n in world.nodes[node_id].bought_for if s in waiting]
+            floor.keep(node_id, free, load)
+        if not kept:
+            floor.add(free, nodes)
+        elif len(kept) < len(nodes):
+            floor.add(free, [node_id for node_id in nodes if not world.nodes[node_id].is_kept])
     return floors
 
 
-def floors_of_coming_nodes(world: World) -> dict[str, Floor]:
-    """What nodes on their way will have free."""
-    floors: dict[str, Floor] = {}
-    for node in world.nodes.values():
-        if node.is_coming and takes_work(world, node.compute_environment):
-            floor = floors.setdefault(node.compute_environment, Floor())
-            floor.add(node.allocatable, [node.node_id])
-    return floors
+def places_on_their_way(world: World) -> dict[str, Counter[Resources]]:
+    """What nodes on their way were bought for, by environment."""
+    places: dict[str, Counter[Resources]] = {}
+    for (name, _, load), nodes in world.coming.items():
+        counts = places.setdefault(name, Counter())
+        for shape, count in load:
+            counts[shape] += count * len(nodes)
+    return places
 
 
 class Fit:
@@ -53,11 +67,13 @@ class Fit:
         """Queues that hold back room for shares to come (computeReservation)."""
         self._world = world
         self._now = now
-        self._floors = floors_of_ready_nodes(world)
+        self._on_their_way = places_on_their_way(world)
         self._free_cpu_m = free_cpu_m(world)
         self._roomiest: Roomiest | None = None
         self._held: set[NodeId] = set()
         lines = lines_by_queue(world)
+        waiting = {line.job_class.shape for several in lines.values() for line in several}
+        self._floors = floors_of_ready_nodes(world, waiting)
         for queue in queues_in_order(world):
             if queue.name in lines:
                 self._serve(queue, lines[queue.name])
@@ -82,7 +98,7 @@ class Fit:
             line, allowed = turn
             job_class = line.job_class
             wanted = headroom.count_of(job_class, allowed) if headroom is not None else allowed
-            placed = self._place(job_class, wanted, floors)
+            placed = self._place(queue, job_class, wanted, floors)
             if headroom is not None:
                 headroom.take(job_class, placed)
             left[job_class] = left.get(job_class, line.count) - placed
@@ -91,13 +107,18 @@ class Fit:
                 self._hold_node(queue, line, floors)
         self.left[queue.name] = {job_class: count for job_class, count in left.items() if count}
 
-    def _place(self, job_class: JobClass, wanted: int, floors: list[Floor]) -> int:
-        """How many found room."""
-        missing = wanted
+    def _place(self, queue: JobQueue, job_class: JobClass, wanted: int, floors: list[Floor]) -> int:
+        """How many found room; who has a place on a node that is on its way waits rather than take another's."""
+        missing, shape = wanted, job_class.shape
+        patient = sum(
+            self._on_their_way[name][shape]
+            for name in queue.compute_environments
+            if name in self._on_their_way
+        )
         for floor in floors:
             if not missing:
                 break
-            for node_id, count in floor.fit(job_class.shape, missing):
+            for node_id, count in floor.fit(shape, missing, min(patient, missing)):
                 self.placements.append(Placement(job_class=job_class, node_id=node_id, count=count))
                 missing -= count
         return wanted - missing

@@ -12,6 +12,39 @@ Key = tuple[int, int, int, int]
 """cpu, memory, gpu, pods: sorted so, the first that fits has the least cpu left over."""
 
 
+class KeptNode:
+    """An empty node, kept for the load it was bought for."""
+
+    def __init__(
+        self, node_id: NodeId, free: Resources, load: Iterable[tuple[Resources, int]]
+    ) -> None:
+        self.node_id = node_id
+        self.missing: dict[Resources, int] = {}
+        """What of the load is not there yet."""
+        self.spare = free
+        """What the whole load leaves free."""
+        for shape, number in load:
+            count = min(number, shape.count_in(self.spare))
+            if count:
+                self.missing[shape] = count
+                self.spare = self.spare.minus(shape.times(count))
+
+    def place(self, shape: Resources, wanted: int) -> int:
+        """How many of these have their place here."""
+        count = min(wanted, self.missing[shape])
+        self.missing[shape] -= count
+        if not self.missing[shape]:
+            del self.missing[shape]
+        return count
+
+    def whole(self) -> Resources:
+        """What is free if the rest of the load gives way."""
+        free = self.spare
+        for shape, count in self.missing.items():
+            free = free.plus(shape.times(count))
+        return free
+
+
 class Floor:
     """The free rooms of one compute environment, as this plan leaves them.
 
@@ -24,6 +57,8 @@ class Floor:
         self._keys: dict[tuple[bool, int], list[Key]] = {}
         self._failed: list[Resources] = []
         """Shapes that fitted nowhere; rooms only shrink, so nothing as large will."""
+        self._kept: dict[NodeId, KeptNode] = {}
+        self._kept_for: dict[Resources, list[KeptNode]] = {}
 
     def add(self, free: Resources, nodes: Iterable[NodeId]) -> None:
         """More nodes with so much free each."""
@@ -37,8 +72,20 @@ class Floor:
         else:
             there.extend(nodes)
 
+    def keep(self, node_id: NodeId, free: Resources, load: Iterable[tuple[Resources, int]]) -> None:
+        """A node kept for its load: others get its room when they fit nowhere else."""
+        node = KeptNode(node_id, free, load)
+        if not node.missing:
+            self.add(free, [node_id])
+            return
+        self._kept[node_id] = node
+        for shape in node.missing:
+            self._kept_for.setdefault(shape, []).append(node)
+
     def hold(self, node_id: NodeId, free: Resources) -> None:
         """Take a node out of this plan; `free` is where it was when the plan began."""
+        if self._kept.pop(node_id, None) is not None:
+            return
         first = (free.cpu_m, free.memory_mib, free.gpu, free.pods)
         keys = [first] if node_id in self._nodes.get(first, ()) else list(self._nodes)
         for key in keys:
@@ -47,17 +94,66 @@ class Floor:
                 self._drop_if_empty(key)
                 return
 
-    def fit(self, shape: Resources, wanted: int) -> list[tuple[NodeId, int]]:
-        """Place up to `wanted` pods of this shape; (node, how many) for each node used."""
-        placed: list[tuple[NodeId, int]] = []
+    def fit(self, shape: Resources, wanted: int, patient: int = 0) -> list[tuple[NodeId, int]]:
+        """Place up to `wanted` pods of this shape; (node, how many) for each node used.
+
+        The last `patient` of them stay out rather than take a place that is kept for others.
+        """
         if any(failed.fits(shape) for failed in self._failed):
-            return placed
-        while wanted > 0:
-            key = self._tightest(shape)
-            if key is None:
-                self._failed = [failed for failed in self._failed if not shape.fits(failed)]
-                self._failed.append(shape)
-                break
+            return []
+        placed = self.fit_kept(shape, wanted)
+        placed += self._fit_rooms(shape, wanted - total(placed))
+        if self._kept:
+            placed += self._fit_spare(shape, wanted - total(placed))
+            while total(placed) < wanted - patient and self._open_one_for(shape):
+                placed += self._fit_rooms(shape, wanted - patient - total(placed))
+        if total(placed) < wanted - patient or (total(placed) < wanted and not self._kept):
+            self._failed = [failed for failed in self._failed if not shape.fits(failed)]
+            self._failed.append(shape)
+        return placed
+
+    def fit_kept(self, shape: Resources, wanted: int) -> list[tuple[NodeId, int]]:
+        """Only those whose place is kept."""
+        placed: list[tuple[NodeId, int]] = []
+        nodes = self._kept_for.get(shape, [])
+        while nodes and wanted > 0:
+            node = nodes[0]
+            if node.node_id in self._kept and shape in node.missing:
+                count = node.place(shape, wanted)
+                placed.append((node.node_id, count))
+                wanted -= count
+                if not node.missing:
+                    self._open(node)
+            else:
+                nodes.pop(0)
+        return placed
+
+    def _fit_spare(self, shape: Resources, wanted: int) -> list[tuple[NodeId, int]]:
+        """What loads leave of the nodes that are kept for them."""
+        placed: list[tuple[NodeId, int]] = []
+        for node in self._kept.values():
+            count = min(wanted, shape.count_in(node.spare))
+            if count:
+                node.spare = node.spare.minus(shape.times(count))
+                placed.append((node.node_id, count))
+                wanted -= count
+        return placed
+
+    def _open_one_for(self, shape: Resources) -> bool:
+        """A kept node that is large enough goes to whoever comes."""
+        for node in self._kept.values():
+            if shape.fits(node.whole()):
+                self._open(node)
+                return True
+        return False
+
+    def _open(self, node: KeptNode) -> None:
+        del self._kept[node.node_id]
+        self.add(node.whole(), [node.node_id])
+
+    def _fit_rooms(self, shape: Resources, wanted: int) -> list[tuple[NodeId, int]]:
+        placed: list[tuple[NodeId, int]] = []
+        while wanted > 0 and (key := self._tightest(shape)) is not None:
             free = Resources(cpu_m=key[0], memory_mib=key[1], gpu=key[2], pods=key[3])
             each = min(shape.count_in(free), wanted)
             used = self._fill(key, free, shape.times(each), wanted // each)
@@ -106,6 +202,10 @@ class Floor:
             del keys[bisect_left(keys, key)]
             if not keys:
                 del self._keys[kind_of(key)]
+
+
+def total(placed: Iterable[tuple[NodeId, int]]) -> int:
+    return sum(count for _, count in placed)
 
 
 def kind_of(key: Key) -> tuple[bool, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.model.node import Load, NodeId, Offering
 from airflow_eksbatch.core.world.job_class import JobClass
 
 
@@ -25,6 +25,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     offering: Offering
     count: int
     choice: int = 0
+    load: Load = ()
+    """What each of them is bought for."""
 
 
 class Retirement(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,33 +1,39 @@
 """Provision: what is left becomes launches, environment by environment, up to the maximum.
 
-Greedy over offerings: fill one empty node of each with what is left, largest first, and buy the one whose content costs least
-for its worth, as many times as that content repeats. Cost follows shapes and offerings, not jobs.
+Whole machines of the cheapest mix first (planner/mix). What that leaves, less than a machine of each load, is bought load by
+load: fill one empty node of each offering with it, and buy the one whose content costs least for its worth. Cost follows
+shapes and offerings, not jobs.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.allocation import tiers_of
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.node import Offering
+from airflow_eksbatch.core.model.node import Load, NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.fit import Demand, floors_of_coming_nodes
+from airflow_eksbatch.core.planner.fit import Demand, takes_work
+from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_outdone
 from airflow_eksbatch.core.planner.order import queues_in_order
-from airflow_eksbatch.core.planner.pack import Floor
+from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Launch
 from airflow_eksbatch.core.world.world import World
 
 Shapes = dict[Resources, int]
 
-# What a resource is worth when different ones must be added up: about its On-Demand price (us-east-1, general purpose).
+# What a resource is about worth before a mix says better: its On-Demand price (us-east-1, general purpose).
 WORTH_USD_VCPU_HOUR = 0.04
 WORTH_USD_GIB_HOUR = 0.005
 WORTH_USD_GPU_HOUR = 0.75
 # Beyond so many shapes the smallest wait for the next launch: they fill what the larger leave.
 SHAPES_AT_ONCE = 64
+# With less to buy for each shape a mix would be fractions of machines only, and not worth its time.
+VCPUS_A_SHAPE_LEAST = 4
+TINY = 1e-6
 
 
 class Budget:
@@ -41,6 +47,9 @@ class Budget:
         }
         self.zones: Counter[str] = Counter(node.offering.pool for node in world.nodes.values())
 
+    def allows(self, environment: str) -> bool:
+        return self.launches > 0 and self.vcpus[environment] > 0
+
     def spend(self, environment: str, offering: Offering, count: int) -> None:
         self.launches -= count
         self.vcpus[environment] -= offering.vcpus * count
@@ -51,30 +60,73 @@ def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
     """Launches for what was not placed and does not fit on nodes that are on their way."""
     budget = Budget(world)
     launches: list[Launch] = []
-    coming = floors_of_coming_nodes(world) if left else {}
+    wanted = {queue: shapes_of(demand) for queue, demand in left.items() if demand}
+    coming = Coming(world, sum_of(wanted.values())) if wanted else None
     for queue in queues_in_order(world):
-        demand = left.get(queue.name)
-        if not demand:
+        shapes = wanted.get(queue.name)
+        if not shapes or coming is None:
             continue
-        shapes: Shapes = {}
-        for job_class, count in demand.items():
-            shapes[job_class.shape] = shapes.get(job_class.shape, 0) + count
-        for name in queue.compute_environments:
-            if name in coming:
-                take_room(shapes, coming[name])
+        coming.take(queue.compute_environments, shapes)
         for choice, name in enumerate(queue.compute_environments):
             environment = world.compute_environments.get(name)
             if environment is not None and environment.may_grow:
                 for tier in tiers_of(environment, buyable(world, environment, now)):
-                    launches += buy(environment, tier, shapes, budget, choice)
+                    launches += Purchase(name, tier, shapes, budget, choice).launches
     launches += keep_minimum(world, budget, now)
     return launches
 
 
-def take_room(shapes: Shapes, floor: Floor) -> None:
-    """Leave out what fits on nodes that come anyway."""
-    for shape in largest_first(shapes):
-        shapes[shape] -= sum(count for _, count in floor.fit(shape, shapes[shape]))
+def shapes_of(demand: Demand) -> Shapes:
+    return sum_of({job_class.shape: count} for job_class, count in demand.items())
+
+
+def sum_of(several: Iterable[Shapes]) -> Shapes:
+    summed: Shapes = {}
+    for shapes in several:
+        for shape, count in shapes.items():
+            summed[shape] = summed.get(shape, 0) + count
+    return summed
+
+
+class Coming:
+    """Nodes on their way: whose places they bring, and what room is left on them. `wanted` is by all queues."""
+
+    def __init__(self, world: World, wanted: Shapes) -> None:
+        self._places: dict[str, Counter[Resources]] = {}
+        self._floors: dict[str, Floor] = {}
+        self._wanted = dict(wanted)
+        for (name, room, load), nodes in world.coming.items():
+            if takes_work(world, name):
+                self._add(name, room, load, list(nodes))
+
+    def _add(self, name: str, room: Resources, load: Load, nodes: list[NodeId]) -> None:
+        """Each holds of its load what is still wanted; those of a kind are counted at once."""
+        places = self._places.setdefault(name, Counter())
+        floor = self._floors.setdefault(name, Floor())
+        while nodes:
+            held = {s: min(n, self._wanted[s]) for s, n in load if self._wanted.get(s)}
+            alike = min((self._wanted[s] // n for s, n in held.items()), default=len(nodes))
+            alike = min(alike, len(nodes))
+            rest = room
+            for shape, number in held.items():
+                places[shape] += number * alike
+                self._wanted[shape] -= number * alike
+                rest = rest.minus(shape.times(number))
+            floor.add(rest, nodes[:alike])
+            nodes = nodes[alike:]
+
+    def take(self, environments: Iterable[str], shapes: Shapes) -> None:
+        """Leave out what will have room: what the nodes were bought for, then what fits beside it."""
+        names = [name for name in environments if name in self._floors]
+        for name in names:
+            places = self._places[name]
+            for shape in shapes:
+                count = min(shapes[shape], places[shape])
+                shapes[shape] -= count
+                places[shape] -= count
+        for name in names:
+            for shape in largest_first(shapes):
+                shapes[shape] -= total(self._floors[name].fit(shape, shapes[shape]))
 
 
 def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Offering]:
@@ -86,71 +138,104 @@ def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Off
     ]
 
 
-def buy(
-    environment: ComputeEnvironment,
-    offerings: list[Offering],
-    shapes: Shapes,
-    budget: Budget,
-    choice: int,
-) -> list[Launch]:
-    """Buy for these shapes in one environment until they are served, or it is full or sold out."""
-    launches: list[Launch] = []
-    waiting = [shape for shape in largest_first(shapes) if fits_any(shape, offerings)]
-    while waiting and budget.launches > 0 and budget.vcpus[environment.name] > 0:
-        best = best_offering(offerings, waiting, shapes, budget.vcpus[environment.name])
-        if best is None:
-            return launches
-        offering, load = best
-        count = min(shapes[shape] // number for shape, number in load.items())
-        affordable = max(1, budget.vcpus[environment.name] // offering.vcpus)
-        count = max(1, min(count, affordable, budget.launches))
+class Purchase:
+    """Launches in one environment for these shapes, until they are served, or it is full or sold out."""
+
+    def __init__(
+        self,
+        environment: str,
+        offerings: list[Offering],
+        shapes: Shapes,
+        budget: Budget,
+        choice: int,
+    ) -> None:
+        self.launches: list[Launch] = []
+        self._environment = environment
+        self._offerings = offerings
+        self._shapes = shapes
+        self._budget = budget
+        self._choice = choice
+        self._kinds = not_outdone(offerings) if budget.allows(environment) else []
+        # What nobody sells must not stand before what can be bought.
+        self._waiting = [x for x in largest_first(shapes) if fits_any(x, self._kinds)]
+        self._worths = {shape: worth(shape) for shape in self._waiting}
+        if budget.vcpus[environment] >= VCPUS_A_SHAPE_LEAST * len(self._waiting) > 0:
+            self._buy_mix()
+        self._buy_rest()
+
+    def _buy_mix(self) -> None:
+        """Whole machines of the cheapest mix; if not all may be bought, the same part of each."""
+        wanted = {shape: self._shapes[shape] for shape in self._waiting[:SHAPES_AT_ONCE]}
+        mix = cheapest_mix(self._kinds, wanted, self._worths)
+        part = self._part_allowed(mix)
+        for offering, load, machines in mix.parts:
+            if count := int(machines * part + TINY):
+                self._take(offering, load, count)
+        about = sum(self._worths[shape] * count for shape, count in wanted.items())
+        exact = sum(mix.worths[shape] * count for shape, count in wanted.items())
+        self._worths = {s: w * exact / about for s, w in self._worths.items()} | mix.worths
+
+    def _part_allowed(self, mix: Mix) -> float:
+        vcpus = sum(offering.vcpus * machines for offering, _, machines in mix.parts)
+        machines = sum(machines for *_, machines in mix.parts)
+        budget = self._budget
+        return min(1.0, budget.vcpus[self._environment] / vcpus, budget.launches / machines)
+
+    def _buy_rest(self) -> None:
+        """Load by load, each as often as it repeats."""
+        budget, environment = self._budget, self._environment
+        while self._waiting and budget.allows(environment):
+            best = self._best_load()
+            if best is None:
+                return
+            offering, load = best
+            count = min(self._shapes[shape] // number for shape, number in load.items())
+            affordable = max(1, budget.vcpus[environment] // offering.vcpus)
+            self._take(offering, load, max(1, min(count, affordable, budget.launches)))
+
+    def _best_load(self) -> tuple[Offering, Shapes] | None:
+        """The offering whose load costs least for its worth; one past the maximum only if none stays within."""
+        room = self._budget.vcpus[self._environment]
+        if all(offering.vcpus <= room for offering in self._kinds):
+            return self._cheapest(self._kinds)
+        within = not_outdone(offering for offering in self._offerings if offering.vcpus <= room)
+        return self._cheapest(within) or self._cheapest(self._kinds)
+
+    def _cheapest(self, offerings: list[Offering]) -> tuple[Offering, Shapes] | None:
+        """By price for worth; then the smaller, then by name, so that plans repeat."""
+        wanted = [(shape, self._shapes[shape]) for shape in self._waiting[:SHAPES_AT_ONCE]]
+        best: tuple[tuple[float, int, str], Offering, Shapes] | None = None
+        for offering in offerings:
+            load = load_of(offering.allocatable, wanted)
+            if load:
+                worths = sum(self._worths[shape] * count for shape, count in load.items())
+                price = offering.price_usd_hour / worths if worths else math.inf
+                key = (price, offering.vcpus, offering.pool)
+                if best is None or key < best[0]:
+                    best = (key, offering, load)
+        return None if best is None else best[1:]
+
+    def _take(self, offering: Offering, load: Shapes, count: int) -> None:
         for shape, number in load.items():
-            shapes[shape] -= number * count
-        waiting = [shape for shape in waiting if shapes[shape] > 0]
-        for zone, number in over_zones(offerings, offering, count, budget, environment.name):
-            launches.append(
-                Launch(
-                    compute_environment=environment.name,
-                    offering=zone,
-                    count=number,
-                    choice=choice,
-                )
+            self._shapes[shape] = max(0, self._shapes[shape] - number * count)
+        self._waiting = [shape for shape in self._waiting if self._shapes[shape] > 0]
+        self.launches += [
+            Launch(
+                compute_environment=self._environment,
+                offering=zone,
+                count=number,
+                choice=self._choice,
+                load=tuple(load.items()),
             )
-    return launches
+            for zone, number in over_zones(
+                self._offerings, offering, count, self._budget, self._environment
+            )
+        ]
 
 
 def fits_any(shape: Resources, offerings: Iterable[Offering]) -> bool:
-    """Whether an empty node could hold it; what nobody sells must not stand before what can be bought."""
+    """Whether an empty node could hold it."""
     return any(shape.fits(offering.allocatable) for offering in offerings)
-
-
-def best_offering(
-    offerings: list[Offering], waiting: list[Resources], shapes: Shapes, room_vcpus: int
-) -> tuple[Offering, Shapes] | None:
-    """The offering whose load costs least for its worth; one past the maximum only if none stays within."""
-    within = [offering for offering in offerings if offering.vcpus <= room_vcpus]
-    best = cheapest(within, waiting, shapes)
-    return best or cheapest(offerings, waiting, shapes)
-
-
-def cheapest(
-    offerings: list[Offering], waiting: list[Resources], shapes: Shapes
-) -> tuple[Offering, Shapes] | None:
-    """By price for worth; then the smaller, then by name, so that plans repeat."""
-    wanted = [(shape, shapes[shape]) for shape in waiting[:SHAPES_AT_ONCE]]
-    best: tuple[tuple[float, int, str], Offering, Shapes] | None = None
-    seen: set[tuple[str, float]] = set()
-    for offering in offerings:
-        kind = (offering.instance_type, offering.price_usd_hour)
-        if kind in seen:
-            continue
-        seen.add(kind)
-        load = load_of(offering.allocatable, wanted)
-        if load:
-            key = (offering.price_usd_hour / worth(load), offering.vcpus, offering.pool)
-            if best is None or key < best[0]:
-                best = (key, offering, load)
-    return None if best is None else best[1:]
 
 
 def load_of(room: Resources, wanted: Iterable[tuple[Resources, int]]) -> Shapes:
@@ -215,19 +300,15 @@ def largest_first(shapes: Shapes) -> list[Resources]:
     """Shapes still wanted, the most worth first; equal worth in a fixed order."""
     return sorted(
         (shape for shape, count in shapes.items() if count > 0),
-        key=lambda shape: (worth({shape: 1}), shape),
+        key=lambda shape: (worth(shape), shape),
         reverse=True,
     )
 
 
-def worth(load: Shapes) -> float:
-    """US dollars an hour that this load is worth, at fixed rates."""
-    return sum(
-        count
-        * (
-            shape.cpu_m / 1000 * WORTH_USD_VCPU_HOUR
-            + shape.memory_mib / 1024 * WORTH_USD_GIB_HOUR
-            + shape.gpu * WORTH_USD_GPU_HOUR
-        )
-        for shape, count in load.items()
+def worth(shape: Resources) -> float:
+    """US dollars an hour that this much is about worth, at fixed rates."""
+    return (
+        shape.cpu_m / 1000 * WORTH_USD_VCPU_HOUR
+        + shape.memory_mib / 1024 * WORTH_USD_GIB_HOUR
+        + shape.gpu * WORTH_USD_GPU_HOUR
     )

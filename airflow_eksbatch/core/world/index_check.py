@@ -125,7 +125,7 @@ def check_attempts(world: World) -> None:
 
 
 def check_nodes(world: World) -> None:
-    """Pods, use and idleness of every node; rooms of open nodes; vCPUs of environments."""
+    """Pods, use and idleness of every node; rooms of open nodes and of those on their way; vCPUs of environments."""
     pods: defaultdict[NodeId, set[PodName]] = defaultdict(set)
     used: defaultdict[NodeId, Resources] = defaultdict(Resources)
     for attempt in world.attempts.values():
@@ -134,6 +134,7 @@ def check_nodes(world: World) -> None:
         used[attempt.node_id] = used[attempt.node_id].plus(shape)
     compare("pods_by_node", {**world.pods_by_node}, {**pods})
     rooms: defaultdict[object, set[NodeId]] = defaultdict(set)
+    coming: defaultdict[object, set[NodeId]] = defaultdict(set)
     vcpus: Counter[str] = Counter()
     for node_id, node in world.nodes.items():
         require(node_id == node.node_id, f"node {node.node_id} is kept under the name {node_id}")
@@ -148,9 +149,13 @@ def check_nodes(world: World) -> None:
             )
         if node.is_open:
             rooms[node.compute_environment, node.free].add(node_id)
+        if node.is_coming:
+            coming[node.compute_environment, node.allocatable, node.bought_for].add(node_id)
         vcpus[node.compute_environment] += node.offering.vcpus
     kept_rooms: dict[object, object] = {room: set(members) for room, members in world.rooms.items()}
     compare("rooms", kept_rooms, {**rooms})
+    kept_coming: dict[object, object] = {room: set(nodes) for room, nodes in world.coming.items()}
+    compare("coming", kept_coming, {**coming})
     compare("vcpus", {**world.vcpus}, {**vcpus})
 
 

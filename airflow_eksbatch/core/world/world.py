@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
+from typing import TypeVar
 
 from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -18,7 +19,14 @@ from airflow_eksbatch.core.model.job import (
 )
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.node import NODE_TRANSITIONS, Node, NodeId, NodeStatus, Offering
+from airflow_eksbatch.core.model.node import (
+    NODE_TRANSITIONS,
+    Load,
+    Node,
+    NodeId,
+    NodeStatus,
+    Offering,
+)
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
@@ -27,6 +35,9 @@ from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
 
 Room = tuple[str, Resources]
 """Compute environment and what is free: nodes alike in both are alike for packing."""
+ComingRoom = tuple[str, Resources, Load]
+"""Compute environment, what will be free, and what it was bought for: alike, as long as nothing has come."""
+K = TypeVar("K")
 
 
 class World:
@@ -49,6 +60,7 @@ class World:
         self.lines: dict[JobClass, ClassLine] = {}
         self.pods_by_node: defaultdict[NodeId, set[PodName]] = defaultdict(set)
         self.rooms: dict[Room, dict[NodeId, None]] = {}
+        self.coming: dict[ComingRoom, dict[NodeId, None]] = {}
         self.vcpus: defaultdict[str, int] = defaultdict(int)
         self.instances = 0
         """Launched and not gone; nodes that are only asked for are none."""
@@ -371,14 +383,12 @@ class World:
     def _enter_room(self, node: Node) -> None:
         if node.is_open:
             self.rooms.setdefault((node.compute_environment, node.free), {})[node.node_id] = None
+        elif node.is_coming:
+            self.coming.setdefault(coming_room(node), {})[node.node_id] = None
 
     def _leave_room(self, node: Node) -> None:
-        room = (node.compute_environment, node.free)
-        members = self.rooms.get(room)
-        if members is not None and node.node_id in members:
-            del members[node.node_id]
-            if not members:
-                del self.rooms[room]
+        leave(self.rooms, (node.compute_environment, node.free), node.node_id)
+        leave(self.coming, coming_room(node), node.node_id)
 
     def _use(self, job: Job, cpu_m: int, now: int) -> None:
         key = (job.spec.queue, job.spec.share)
@@ -404,3 +414,16 @@ class World:
         if job.running:
             return self.attempts[pod_name(job.job_id, 0, job.running[0])].status
         return JobStatus.PENDING if job.pending else JobStatus.RUNNABLE
+
+
+def coming_room(node: Node) -> ComingRoom:
+    return node.compute_environment, node.allocatable, node.bought_for
+
+
+def leave(rooms: dict[K, dict[NodeId, None]], room: K, node_id: NodeId) -> None:
+    """Take a node out of a room, and the room away if it was the last."""
+    members = rooms.get(room)
+    if members is not None and node_id in members:
+        del members[node_id]
+        if not members:
+            del rooms[room]
