@@ -46,7 +46,6 @@ def make_store(settings: Settings) -> Store:
         from airflow_eksbatch.store.sqlite import sqlite_store
 
         path = Path(rest.removeprefix("///")).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
         return sqlite_store(path, pages_max=settings.sqlite_pages or None)
     if scheme.partition("+")[0] in ("postgresql", "postgres"):
         from airflow_eksbatch.store.postgres import postgres_store

@@ -79,7 +79,7 @@ class Store(Protocol):
         ...
 
     def first_event_seq(self) -> int:
-        """The oldest event that is kept; a cursor before it has a gap."""
+        """From this one on every event is kept, so a cursor before it has a gap; 0 if there never was one."""
         ...
 
     def forget_before(self, time: int, limit: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError
@@ -12,26 +13,48 @@ from airflow_eksbatch.store.sql import SqlStore
 CONNECT_S = 10
 # Two services that start at once must not both bring the schema forward.
 MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(4243211501)"
+# All queries of a load see the same moment.
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 def postgres_store(url: str) -> SqlStore:
     """A store in this database (postgresql://user:password@host/name)."""
     try:
         parsed = make_url(url).set(drivername="postgresql+psycopg")
+        engine = create_engine(
+            parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S}
+        )
     except ArgumentError as error:
         raise StoreError(f"This is no database URL: {error}") from error
-    engine = create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S})
-    place = f"PostgreSQL at {parsed.host or 'the local socket'}, database {parsed.database}"
-    return SqlStore(engine, insert, lambda error: _explain(error, place), lock=MIGRATION_LOCK)
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"PostgreSQL needs a package that is not here ({error.name}): "
+            "pip install 'airflow-eksbatch[postgres]'."
+        ) from error
+    place = f"PostgreSQL at {parsed.host or 'the local socket'}, database {parsed.database},"
+    return SqlStore(
+        engine,
+        insert,
+        lambda error: _explain(error, place),
+        lock=MIGRATION_LOCK,
+        snapshot=SNAPSHOT,
+    )
 
 
 def _explain(error: Exception, place: str) -> str:
     """One sentence that says what to do."""
-    words = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-    if "No space left" in words:
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    words = lines[0] if lines else type(error).__name__
+    if "No space left" in words or "quota" in words:
         return f"{place} has no disk space left: free some, it goes on by itself."
+    if "permission denied" in words:
+        return (
+            f"{place} does not let us keep tables ({words}): grant the user CREATE on the schema."
+        )
     if "authentication failed" in words or "does not exist" in words:
         return f"{place} does not let us in ({words}): check the database URL."
-    if "connect" in words or "closed" in words or "terminat" in words:
-        return f"{place} cannot be reached ({words}): it is tried again."
+    if isinstance(error, msgspec.MsgspecError):
+        return f"{place} holds what nobody here wrote ({words}): restore a backup."
+    if any(word in words for word in ("connect", "closed", "terminat", "shutting", "starting up")):
+        return f"{place} cannot be reached ({words}): see that it runs; a service that runs goes on by itself."
     return f"{place} does not work: {words}"

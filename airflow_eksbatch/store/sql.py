@@ -7,7 +7,18 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
@@ -19,6 +30,11 @@ from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError
 LEASE = "beat"
 IDS_AT_ONCE = 500
 """SQLite takes a bounded number of parameters in one statement."""
+ROWS_AT_ONCE = 1_000
+WRITES = "eksbatch_writes"
+"""Execution option of a connection: whether its next transaction will write."""
+FORGOTTEN = "events_forgotten"
+"""The meta row of the newest event that was dropped."""
 
 Insert = Callable[[Table], Any]
 Explain = Callable[[Exception], str]
@@ -26,18 +42,31 @@ T = TypeVar("T")
 
 
 class SqlStore:
-    """One connection, used by one thread; `insert` makes the dialect's insert, which knows upserts."""
+    """One connection, used by one thread; `insert` makes the dialect's insert, which knows upserts.
 
-    def __init__(self, engine: Engine, insert: Insert, explain: Explain, lock: str | None) -> None:
+    `lock` is said before migrations, `snapshot` before a load, where the database does not see to it by itself.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        insert: Insert,
+        explain: Explain,
+        *,
+        lock: str | None = None,
+        snapshot: str | None = None,
+    ) -> None:
         self._engine = engine
         self._insert = insert
         self._explain = explain
         self._lock = lock
+        self._snapshot = snapshot
+        self._upserts = {table: _upsert(insert, table) for table in schema.metadata.sorted_tables}
         self._connection: Connection | None = None
         self._lease: tuple[str, int] | None = None
 
     def open(self) -> None:
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             if self._lock is not None:
                 connection.execute(text(self._lock))
             migrate(connection)
@@ -49,11 +78,12 @@ class SqlStore:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
         """One transaction; every trouble of the database becomes a StoreError that says what to do."""
         try:
             if self._connection is None:
                 self._connection = self._engine.connect()
+            self._connection.execution_options(**{WRITES: writes})
             with self._connection.begin():
                 yield self._connection
         except (SQLAlchemyError, msgspec.MsgspecError) as error:
@@ -74,20 +104,18 @@ class SqlStore:
 
     def load(self) -> Snapshot:
         with self._transaction() as connection:
+            if self._snapshot is not None:
+                connection.execute(text(self._snapshot))
             nouns: dict[str, list[Any]] = {kind: [] for kind in rows.NOUNS}
             for kind, body in connection.execute(select(schema.nouns.c.kind, schema.nouns.c.body)):
                 nouns[kind].append(rows.noun_from(kind, body))
             meta = dict(
                 connection.execute(select(schema.meta.c.key, schema.meta.c.body)).tuples().all()
             )
-            live = schema.jobs.c.stopped_at.is_(None)
-            jobs = select(schema.jobs.c.spec, schema.jobs.c.state).where(live)
-            attempts = select(schema.attempts.c.body).where(schema.attempts.c.live)
-            nodes = select(schema.nodes.c.body).where(schema.nodes.c.ended_at.is_(None))
             return Snapshot(
-                jobs=[rows.job_from(spec, state) for spec, state in _raw(connection, jobs)],
-                attempts=[rows.attempt_from(body) for (body,) in _raw(connection, attempts)],
-                nodes=[rows.node_from(body) for (body,) in _raw(connection, nodes)],
+                jobs=list(rows.jobs_from(_many(connection, LIVE_JOBS))),
+                attempts=[rows.attempt_from(body) for (body,) in _many(connection, LIVE_ATTEMPTS)],
+                nodes=[rows.node_from(body) for (body,) in _many(connection, LIVE_NODES)],
                 queues=nouns["job_queue"],
                 compute_environments=nouns["compute_environment"],
                 policies=nouns["scheduling_policy"],
@@ -98,17 +126,15 @@ class SqlStore:
             )
 
     def commit(self, changes: Changes) -> None:
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             self._check_fence(connection)
-            self._upsert(connection, schema.jobs, [rows.job_row(j) for j in changes.jobs_added])
+            self._put(connection, schema.jobs, map(rows.job_row, changes.jobs_added))
             if changes.jobs:
                 connection.execute(_UPDATE_JOB, [rows.state_row(job) for job in changes.jobs])
-            self._upsert(
-                connection, schema.attempts, [rows.attempt_row(a) for a in changes.attempts]
-            )
-            self._upsert(connection, schema.nodes, [rows.node_row(n) for n in changes.nodes])
-            self._upsert(connection, schema.nouns, list(_noun_rows(changes)))
-            self._upsert(connection, schema.events, [rows.event_row(e) for e in changes.events])
+            self._put(connection, schema.attempts, map(rows.attempt_row, changes.attempts))
+            self._put(connection, schema.nodes, map(rows.node_row, changes.nodes))
+            self._put(connection, schema.nouns, _noun_rows(changes))
+            self._put(connection, schema.events, map(rows.event_row, changes.events))
             for kind, name in changes.deleted:
                 connection.execute(
                     delete(schema.nouns).where(
@@ -116,20 +142,13 @@ class SqlStore:
                     )
                 )
             meta = {"totals": changes.totals, "counters": changes.counters}
-            self._upsert(
-                connection,
-                schema.meta,
-                [rows.meta_row(key, value) for key, value in meta.items() if value is not None],
-            )
+            kept = (rows.meta_row(key, value) for key, value in meta.items() if value is not None)
+            self._put(connection, schema.meta, kept)
 
-    def _upsert(self, connection: Connection, table: Table, values: Sequence[rows.Row]) -> None:
+    def _put(self, connection: Connection, table: Table, values: Iterable[rows.Row]) -> None:
         """Insert whole rows, or replace those that are there."""
-        if not values:
-            return
-        insert = self._insert(table)
-        keys = [column.name for column in table.primary_key]
-        rest = {c.name: insert.excluded[c.name] for c in table.c if c.name not in keys}
-        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=rest), values)
+        if values := list(values):
+            connection.execute(self._upserts[table], values)
 
     def _check_fence(self, connection: Connection) -> None:
         """Nobody writes who has lost the lease; in the same transaction, so there is no gap."""
@@ -165,7 +184,7 @@ class SqlStore:
 
     def find_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
         query = select(schema.jobs.c.spec, schema.jobs.c.state)
-        return [rows.job_from(*row) for row in self._by_ids(schema.jobs.c.job_id, job_ids, query)]
+        return list(rows.jobs_from(self._by_ids(schema.jobs.c.job_id, job_ids, query)))
 
     def _by_ids(self, column: Any, values: Iterable[str], query: Any) -> list[Any]:
         found: list[Any] = []
@@ -196,7 +215,7 @@ class SqlStore:
             if value is not None:
                 wanted = wanted.where(condition)
         with self._transaction() as connection:
-            return [rows.job_from(*row) for row in connection.execute(wanted)]
+            return list(rows.jobs_from(connection.execute(wanted).tuples()))
 
     def find_attempts(
         self, job_ids: Iterable[JobId], indices: Collection[int] = ()
@@ -218,9 +237,15 @@ class SqlStore:
             return [rows.event_from(body) for (body,) in connection.execute(wanted)]
 
     def first_event_seq(self) -> int:
-        """0 when none is kept: then no cursor has a gap but one from another database."""
         with self._transaction() as connection:
+            forgotten = self._events_forgotten(connection)
+            if forgotten:
+                return forgotten + 1
             return connection.execute(select(func.min(schema.events.c.seq))).scalar() or 0
+
+    def _events_forgotten(self, connection: Connection) -> int:
+        body = connection.scalar(select(schema.meta.c.body).where(schema.meta.c.key == FORGOTTEN))
+        return _decoded(body, int)
 
     def forget_before(self, time: int, limit: int) -> int:
         old = (
@@ -229,12 +254,18 @@ class SqlStore:
             .order_by(schema.jobs.c.stopped_at)
             .limit(limit)
         )
-        with self._transaction() as connection:
+        events = schema.events.c
+        with self._transaction(writes=True) as connection:
             self._check_fence(connection)
+            forgotten = self._events_forgotten(connection)
             job_ids = list(connection.execute(old).scalars())
             for some in _portions(job_ids):
+                newest = select(func.max(events.seq)).where(events.job_id.in_(some))
+                forgotten = max(forgotten, connection.scalar(newest) or 0)
                 for table in (schema.attempts, schema.events, schema.jobs):
                     connection.execute(delete(table).where(table.c.job_id.in_(some)))
+            if job_ids:
+                self._put(connection, schema.meta, [rows.meta_row(FORGOTTEN, forgotten)])
             connection.execute(delete(schema.nodes).where(schema.nodes.c.ended_at < time))
         return len(job_ids)
 
@@ -247,28 +278,30 @@ class SqlStore:
 
     def put_key(self, access_key: str, secret: str, note: str) -> None:
         row = {"access_key": access_key, "secret": secret, "note": note}
-        with self._transaction() as connection:
-            self._upsert(connection, schema.keys, [row])
+        with self._transaction(writes=True) as connection:
+            self._put(connection, schema.keys, [row])
 
     def delete_key(self, access_key: str) -> bool:
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             gone = connection.execute(
                 delete(schema.keys).where(schema.keys.c.access_key == access_key)
             )
             return gone.rowcount > 0
 
     def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
-        with self._transaction() as connection:
+        nobody = {"name": LEASE, "owner": "", "fence": 0, "until": 0}
+        with self._transaction(writes=True) as connection:
+            # There must be a row to lock, or two that begin at once would both be the first.
+            connection.execute(self._insert(schema.leases).on_conflict_do_nothing(), nobody)
             held = connection.execute(
                 select(schema.leases).where(schema.leases.c.name == LEASE).with_for_update()
-            ).first()
-            if held is not None and held.owner != owner and held.until > now:
+            ).one()
+            if held.owner != owner and held.until > now:
                 return None
-            is_mine = held is not None and held.owner == owner
-            fence = (held.fence if held is not None else 0) + (not is_mine)
+            fence = held.fence + (held.owner != owner)
             until = now + seconds * 1000
             row = {"name": LEASE, "owner": owner, "fence": fence, "until": until}
-            self._upsert(connection, schema.leases, [row])
+            self._put(connection, schema.leases, [row])
         self._lease = (owner, fence)
         return fence
 
@@ -279,6 +312,10 @@ class SqlStore:
             )
 
 
+# Each has the condition of its partial index word for word, or SQLite would not use it.
+LIVE_JOBS = select(schema.jobs.c.spec, schema.jobs.c.state).where(text("stopped_at IS NULL"))
+LIVE_ATTEMPTS = select(schema.attempts.c.body).where(text("live"))
+LIVE_NODES = select(schema.nodes.c.body).where(text("ended_at IS NULL"))
 _UPDATE_JOB = (
     update(schema.jobs)
     .where(schema.jobs.c.job_id == bindparam("b_job_id"))
@@ -301,16 +338,17 @@ def _noun_rows(changes: Changes) -> Iterator[rows.Row]:
         yield rows.noun_row("share_usage", f"{usage.queue}|{usage.share}", usage)
 
 
-def _raw(connection: Connection, query: Any) -> Iterator[Sequence[Any]]:
-    """Rows straight from the driver: a million live jobs are read at start."""
-    compiled = query.compile(connection.engine, compile_kwargs={"literal_binds": True})
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(str(compiled))
-        while some := cursor.fetchmany(10_000):
-            yield from some
-    finally:
-        cursor.close()
+def _upsert(insert: Insert, table: Table) -> Any:
+    """The statement that inserts a whole row, or replaces the one that is there."""
+    statement = insert(table)
+    keys = [column.name for column in table.primary_key]
+    rest = {c.name: statement.excluded[c.name] for c in table.c if c.name not in keys}
+    return statement.on_conflict_do_update(index_elements=keys, set_=rest)
+
+
+def _many(connection: Connection, query: Select[*tuple[Any, ...]]) -> Iterable[Sequence[Any]]:
+    """Rows as they come from the database: a million live jobs never lie here twice."""
+    return connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).tuples()
 
 
 def _portions(values: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -324,9 +362,7 @@ def _decoded(body: bytes | None, kind: type[T]) -> T:
 
 def _like(column: Any, pattern: str) -> Any:
     """Equality, or a prefix when it ends in `*`."""
-    if pattern.endswith("*"):
-        return _begins(column, pattern[:-1])
-    return column == pattern
+    return _begins(column, pattern[:-1]) if pattern.endswith("*") else column == pattern
 
 
 def _definition_like(column: Any, pattern: str) -> Any:
@@ -337,5 +373,5 @@ def _definition_like(column: Any, pattern: str) -> Any:
 
 
 def _begins(column: Any, prefix: str) -> Any:
-    """Letter by letter: LIKE takes small letters for capital ones in SQLite."""
+    """Not LIKE: it would not tell upper from lower case in SQLite."""
     return func.substr(column, 1, len(prefix)) == prefix

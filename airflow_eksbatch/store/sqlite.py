@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import create_engine, event
+import msgspec
+from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.dialects.sqlite import insert
 
-from airflow_eksbatch.store.sql import SqlStore
+from airflow_eksbatch.store.port import StoreError
+from airflow_eksbatch.store.sql import WRITES, SqlStore
 
 BUSY_MS = 10_000
 
 
 def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore:
     """A store in this file, or in memory. `pages_max` bounds its size (4 KiB a page)."""
-    engine = create_engine("sqlite://" if path is None else f"sqlite:///{path}")
+    url = URL.create("sqlite", database=None if path is None else str(path))
+    engine = create_engine(url)
+    if path is not None:
+        _make_room_for(path)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, record: object) -> None:
@@ -31,25 +35,41 @@ def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore
         cursor.close()
 
     @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def begin(connection: Connection) -> None:
+        """Writers wait here for each other instead of failing half-way; readers wait for nobody."""
+        writes = connection.get_execution_options().get(WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return SqlStore(engine, insert, lambda error: _explain(error, path), lock=None)
+    return SqlStore(engine, insert, lambda error: _explain(error, path))
+
+
+def _make_room_for(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The directory of the database file {path} cannot be made ({error.strerror}): check its permissions, or name "
+            "another file."
+        ) from error
 
 
 def _explain(error: Exception, path: Path | None) -> str:
     """One sentence that says what to do."""
     words = str(getattr(error, "orig", None) or error)
     place = "the database in memory" if path is None else f"the database file {path}"
+    subject = f"{place[0].upper()}{place[1:]}"
     if "disk is full" in words:
         return f"No space is left for {place}: free some, it goes on by itself."
-    if "not a database" in words or "malformed" in words or "MessagePack" in words:
+    if "disk I/O error" in words:
+        return f"{subject} cannot be written ({words}): the disk is full, over its quota or broken."
+    damaged = isinstance(error, msgspec.MsgspecError)
+    if damaged or "not a database" in words or "malformed" in words:
         return (
-            f"{place[0].upper()}{place[1:]} is damaged or not a database ({words}): restore a "
-            "backup, or move it away to start with an empty one."
+            f"{subject} is damaged or not a database ({words}): restore a backup, or move it away to "
+            "start with an empty one."
         )
     if "unable to open" in words or "readonly" in words:
-        return f"{place[0].upper()}{place[1:]} cannot be written ({words}): check its permissions."
+        return f"{subject} cannot be opened for writing ({words}): check its permissions and those of its directory."
     if "locked" in words:
         return f"Another program has locked {place}: end it, or wait."
-    return f"{place[0].upper()}{place[1:]} does not work: {words}"
+    return f"{subject} does not work: {words}"

