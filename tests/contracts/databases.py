@@ -61,9 +61,17 @@ class Database:
 
     def run(self, *statements: str) -> None:
         """SQL past the store, committed."""
-        with self.engine.begin() as connection:
+        with self.open_raw() as connection:
             for statement in statements:
                 connection.exec_driver_sql(statement)
+
+    @contextmanager
+    def open_raw(self) -> Iterator[sqlalchemy.Connection]:
+        """A transaction past the store."""
+        if self.is_sqlite:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.engine.begin() as connection:
+            yield connection
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Everything in it, table by table."""
@@ -72,6 +80,14 @@ class Database:
                 table.name: sorted(map(tuple, connection.execute(table.select())), key=repr)
                 for table in schema.metadata.sorted_tables
             }
+
+    def columns(self) -> dict[str, list[str]]:
+        """As the database itself tells them."""
+        inspector = sqlalchemy.inspect(self.engine)
+        return {
+            name: [column["name"] for column in inspector.get_columns(name)]
+            for name in inspector.get_table_names()
+        }
 
     def close(self) -> None:
         for store in self._opened:
