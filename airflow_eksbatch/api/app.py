@@ -21,12 +21,13 @@ from airflow_eksbatch.api import (
     job_definitions,
     job_reads,
     jobs,
+    logs,
     queues,
     tags,
 )
 from airflow_eksbatch.api.auth import Signed, check_request, is_local
 from airflow_eksbatch.api.port import Call, Desk, Operation
-from airflow_eksbatch.api.wire import check_text, operations, request_check
+from airflow_eksbatch.api.wire.model import check_text, operations, request_check
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
 
@@ -47,6 +48,7 @@ STATUS = {
     "RequestEntityTooLargeException": 413,
     "TooManyRequestsException": 429,
     "ServerException": 503,
+    "InvalidParameterException": 400,
     "ResourceNotFoundException": 404,
     "UnknownOperationException": 404,
 }
@@ -151,6 +153,15 @@ class Api:
             name, given = "TagResource", {**decode(body), **given}
         return await self.run(name, given, request, access_key)
 
+    async def logs(self, request: Request, body: bytes, access_key: str) -> Response:
+        """CloudWatch Logs: the operation is in a header."""
+        target = request.headers.get("x-amz-target", "")
+        operation = logs.OPERATIONS.get(target)
+        if operation is None:
+            what = f"The operation {target}" if target else "POST / without x-amz-target"
+            raise Rejected(f"{what} is not supported here.", "UnknownOperationException")
+        return json_response(await operation(self._desk, body))
+
     # ---- extensions
 
     async def events(self, request: Request, body: bytes, access_key: str) -> Response:
@@ -220,7 +231,7 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route(f"{root}/cloud", on(api.cloud), methods=["POST"]),
         Route("/v1/tags/{arn:path}", on(api.tags), methods=["GET", "POST", "DELETE"]),
     ]
-    routes.append(Mount("/v1", nothing_here))
+    routes += [Route("/", on(api.logs), methods=["POST"]), Mount("/v1", nothing_here)]
     if dashboard is not None:
         routes.append(Mount("/", partial(for_people, dashboard, desk)))
     return Starlette(routes=routes, exception_handlers={404: unknown_path, 405: unknown_path})
@@ -319,11 +330,11 @@ def json_response(answer: object, status: int = 200) -> Response:
 
 
 def error_response(refusal: Rejected, status: int | None = None) -> Response:
-    """The wire form of an error in botocore's rest-json."""
-    response = json_response(
-        {"message": refusal.message}, status or STATUS.get(refusal.code, DENIED)
-    )
-    response.headers["x-amzn-ErrorType"] = "ServerException" if status == 500 else refusal.code
+    """The wire form of an error in botocore's rest-json and json."""
+    code = "ServerException" if status == 500 else refusal.code
+    body = {"__type": code, "message": refusal.message}
+    response = json_response(body, status or STATUS.get(refusal.code, DENIED))
+    response.headers["x-amzn-ErrorType"] = code
     return response
 
 

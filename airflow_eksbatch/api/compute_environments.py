@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.names import check_name, check_namespace, check_tags, name_of, page
 from airflow_eksbatch.api.port import Call, Operation, now_ms
-from airflow_eksbatch.api.shapes import without_nothing
+from airflow_eksbatch.api.wire.names import check_name, check_namespace, check_tags, name_of, page
+from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, Deleted
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
-from airflow_eksbatch.api.names import split_job_id
 from airflow_eksbatch.api.port import Desk, now_ms
-from airflow_eksbatch.api.shapes import (
+from airflow_eksbatch.api.wire.names import split_job_id
+from airflow_eksbatch.api.wire.shapes import (
     event_wire,
     job_detail,
     status_in,

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.names import check_name, check_tags, name_of, page
-from airflow_eksbatch.api.pod_properties import check_pod
 from airflow_eksbatch.api.port import Call, Operation, now_ms
-from airflow_eksbatch.api.shapes import (
+from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page
+from airflow_eksbatch.api.wire.pod_properties import check_pod
+from airflow_eksbatch.api.wire.shapes import (
     resources_of_pod,
     retry_from,
     retry_wire,

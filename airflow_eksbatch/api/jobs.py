@@ -10,10 +10,10 @@ from urllib.parse import unquote
 
 import msgspec
 
-from airflow_eksbatch.api.names import SHARE, check_job_name, check_tags, name_of, split_job_id
-from airflow_eksbatch.api.pod_properties import check_pod, find_definition, resolve_pod
 from airflow_eksbatch.api.port import Call, Operation, now_ms
-from airflow_eksbatch.api.shapes import (
+from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
+from airflow_eksbatch.api.wire.pod_properties import check_pod, find_definition, resolve_pod
+from airflow_eksbatch.api.wire.shapes import (
     dependencies_from,
     resources_of_pod,
     retry_from,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from airflow_eksbatch.api.names import check_tags
 from airflow_eksbatch.api.port import Call, Operation
+from airflow_eksbatch.api.wire.names import check_tags
 from airflow_eksbatch.core.engine.facts import TagsChanged
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobId

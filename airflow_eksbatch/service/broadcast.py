@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.shapes import event_wire
+from airflow_eksbatch.api.wire.shapes import event_wire
 from airflow_eksbatch.core.model.job import JobEvent
 
 Line = dict[str, Any]

@@ -18,7 +18,7 @@ from botocore.validate import ParamValidator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_eksbatch.api.wire import operations, service_model
+from airflow_eksbatch.api.wire.model import operations, service_model
 from tests.api.asking import Raw, Reply
 from tests.service.running import RunningService, a_definition, submit
 

@@ -286,7 +286,7 @@ def test_an_array_is_one_job_with_counted_children(
     summary = parent["arrayProperties"]["statusSummary"]
     assert (summary["SUCCEEDED"], summary["FAILED"]) == (4, 1)
     assert parent["statusReason"] == "Array Child Job failed"
-    assert "container" not in parent
+    assert "logStreamName" not in parent["container"]
     child = described(batch, f"{array}:2")
     assert child["jobId"] == f"{array}:2"
     assert child["jobArn"] == f"{ACCOUNT}:job/{array}:2"

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.names import check_namespace
+from airflow_eksbatch.api.wire.names import check_namespace
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 

@@ -317,10 +317,8 @@ def pod_detail(view: JobView, last: Attempt | None) -> Wire:
     return pod
 
 
-def container_view(view: JobView, last: Attempt | None) -> Wire | None:
+def container_view(view: JobView, last: Attempt | None) -> Wire:
     """Not in AWS's answer for EKS jobs; clients made for ECS find exit code and log stream here."""
-    if view.index is None and view.job.is_array:
-        return None
     pod: Wire = msgspec.json.decode(view.job.spec.pod)
     first = (pod.get("containers") or [{}])[0]
     wire: Wire = {"image": first.get("image", ""), "command": first.get("args", [])}
