@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from airflow_eksbatch.cluster.kube import connection
 from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.facts import (
@@ -458,6 +459,30 @@ async def test_an_environment_that_cannot_be_used_says_why(
 
 
 @asynchronous
+async def test_in_a_cluster_the_service_account_is_enough_and_its_token_may_change(
+    plane: ControlPlane, nodes: FakeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. the token is of yesterday: the API server says no; 2. the kubelet writes a new one; 3. it is used."""
+    monkeypatch.setattr(connection, "REAUTHENTICATE_S", 0.0)
+    account = tmp_path / "account"
+    account.mkdir()
+    (account / "ca.crt").write_bytes(plane.identities.certificate.read_bytes())
+    (account / "token").write_text("of yesterday")
+    host, _, port = plane.url.removeprefix("https://").partition(":")
+    environ = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
+    cluster = KubernetesCluster(connection.InCluster(account, environ), tmp_path)
+    await cluster.start()
+    try:
+        assert "Unauthorized" in (await cluster.check(MANAGED) or "")
+        path = "/api/v1/namespaces/eksbatch/serviceaccounts/eksbatch/token"
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        (account / "token").write_text(plane.admin.create(path, request)["status"]["token"])
+        assert await cluster.check(MANAGED) is None
+    finally:
+        await cluster.stop()
+
+
+@asynchronous
 async def test_each_environment_has_its_pods_in_the_cluster_that_it_names(
     plane: ControlPlane, nodes: FakeNodes, tmp_path: Path
 ) -> None:
@@ -519,9 +544,7 @@ def both(plane: ControlPlane, other: ControlPlane) -> dict[str, Any]:
 
 @asynccontextmanager
 async def a_cluster_at(file: Path, home: Path) -> AsyncIterator[tuple[KubernetesCluster, Watch]]:
-    from airflow_eksbatch.cluster.kube.connection import Kubeconfig
-
-    cluster = KubernetesCluster(Kubeconfig(str(file)), home)
+    cluster = KubernetesCluster(connection.Kubeconfig(str(file)), home)
     await cluster.start()
     watch = Watch(cluster)
     try:
