@@ -18,7 +18,7 @@ import boto3
 from botocore.config import Config
 
 Event = dict[str, Any]
-START_S = 30
+START_S = 120  # on a machine that does much else
 END_S = 60
 
 
@@ -34,18 +34,29 @@ class RunningService:
         """Where it listens, or last did: who asks while it is down is refused."""
         self.output: list[str] = []
         self._is_up = False
+        self._ready, self._stands_by = threading.Event(), threading.Event()
         self._reader: threading.Thread | None = None
 
     def start(self) -> RunningService:
         """Until it says where it listens."""
-        self.begin()
-        assert self.process is not None
-        ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, args=(ready,), daemon=True)
-        self._reader.start()
-        assert ready.wait(START_S), f"did not start: {self.text}"
-        assert self._is_up, f"ended at once: {self.text}"
+        self._start_reading()
+        self.wait_until_ready()
         return self
+
+    def start_beside(self) -> None:
+        """Until it says that it stands by for another."""
+        self._start_reading()
+        assert self._stands_by.wait(START_S), f"does not stand by: {self.text}"
+
+    def wait_until_ready(self) -> None:
+        assert self._ready.wait(START_S), f"did not start: {self.text}"
+        assert self._is_up, f"ended at once: {self.text}"
+
+    def _start_reading(self) -> None:
+        self._ready, self._stands_by = threading.Event(), threading.Event()
+        self.begin()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def begin(self) -> None:
         """Start it, whether or not it will be ready."""
@@ -64,11 +75,13 @@ class RunningService:
     def text(self) -> str:
         return "".join(self.output)
 
-    def _read(self, ready: threading.Event) -> None:
+    def _read(self) -> None:
         assert self.process is not None
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output.append(line)
+            if "standing by" in line:
+                self._stands_by.set()
             if line.startswith("http://"):
                 self.url = line.strip()
             elif '"event": "ready"' in line:
@@ -76,8 +89,8 @@ class RunningService:
             else:
                 continue
             self._is_up = True
-            ready.set()
-        ready.set()
+            self._ready.set()
+        self._ready.set()
 
     def kill(self) -> None:
         """kill -9."""

@@ -93,13 +93,11 @@ def test_a_second_service_on_the_database_stands_by_and_takes_over(
     batch = first.batch()
     definition = a_definition(batch, "true")
     second = make_service(*database, *QUICK, "--port", "0", home=tmp_path / "two", command="serve")
-    taken = threading.Event()
-    starter = threading.Thread(target=lambda: (second.start(), taken.set()), daemon=True)
-    starter.start()
-    assert not taken.wait(3), "it began although another beats"
+    second.start_beside()
     assert "standing by" in second.text
+    assert "ready" not in second.text, "it began although another beats"
     first.kill()
-    assert taken.wait(20), second.text
+    second.wait_until_ready()
     assert second.batch().describe_job_definitions()["jobDefinitions"][0]["jobDefinitionArn"] == (
         definition
     )
