@@ -23,6 +23,7 @@ from tests.build import (
     BuiltWorld,
     a_job,
     a_node,
+    a_policy,
     a_queue,
     a_world,
     an_environment,
@@ -101,6 +102,17 @@ def test_a_job_that_no_type_can_hold_buys_nothing_and_stops_nobody() -> None:
 def test_many_different_jobs_that_nobody_sells_room_for_stop_nobody() -> None:
     impossible = [a_job(vcpus=100 + number, gpu=1) for number in range(80)]
     assert bought(a_world(*impossible, a_job(vcpus=2))) == {"ce/m5.large": 1}
+
+
+def test_a_job_that_nobody_sells_room_for_does_not_use_up_what_a_fair_queue_may_take() -> None:
+    world = a_world(
+        an_environment(max_vcpus=2),
+        a_policy("fair", reservation=40, today=1.0),
+        a_queue("fair", policy="fair"),
+        a_job("huge", queue="fair", share="today", priority=1, memory_mib=70_000),
+        a_job(queue="fair", share="today", vcpus=0.25),
+    )
+    assert bought(world) == {"ce/m5.large": 1}
 
 
 def test_equal_offerings_are_spread_over_their_zones() -> None:

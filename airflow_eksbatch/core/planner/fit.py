@@ -79,9 +79,11 @@ class Fit:
                 self._serve(queue, lines[queue.name])
 
     def buyable_demand(self) -> dict[str, Demand]:
-        """What capacity may be bought for."""
+        """What capacity may be bought for; what nobody sells must not use up what a queue may still take."""
         return {
-            name: self.headrooms[name].permitted(demand) if name in self.headrooms else demand
+            name: self.headrooms[name].permitted(sold_of(self._world, name, demand))
+            if name in self.headrooms
+            else demand
             for name, demand in self.left.items()
         }
 
@@ -134,6 +136,20 @@ class Fit:
             self._held.add(node.node_id)
             for floor in floors:
                 floor.hold(node.node_id, node.free)
+
+
+def sold_of(world: World, queue: str, demand: Demand) -> Demand:
+    """What an empty node of some offering of the queue's environments could hold."""
+    offered = {
+        offering.allocatable
+        for name in world.queues[queue].compute_environments
+        for offering in world.offerings.get(name, ())
+    }
+    return {
+        job_class: count
+        for job_class, count in demand.items()
+        if any(job_class.shape.fits(room) for room in offered)
+    }
 
 
 def free_cpu_m(world: World) -> dict[str, int]:
