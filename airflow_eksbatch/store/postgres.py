@@ -24,8 +24,12 @@ def postgres_store(url: str) -> SqlStore:
         engine = create_engine(
             parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S}
         )
-    except ArgumentError as error:
-        raise StoreError(f"This is no database URL: {error}") from error
+    except (ArgumentError, ValueError) as error:
+        # Not told what is wrong with it: that could be a part of the password.
+        raise StoreError(
+            "This is no database URL: write postgresql://USER:PASSWORD@HOST:PORT/NAME, with special "
+            "characters of the password percent-encoded."
+        ) from error
     except ModuleNotFoundError as error:
         raise StoreError(
             f"PostgreSQL needs a package that is not here ({error.name}): "

