@@ -12,11 +12,13 @@ from airflow_eksbatch.core.engine.facts import (
     NodeClosed,
     NodeLost,
     NodeReady,
+    NodesListed,
     PodEnded,
     PodRefused,
     PodRunning,
     PodSeen,
     PodsListed,
+    PodStuck,
 )
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
@@ -28,6 +30,8 @@ from airflow_eksbatch.sim.timeline import Timeline
 # Kubernetes calls a node that does not answer unreachable after 40 s.
 SILENT_S = 40.0
 SIGTERM_EXIT_CODE = 143
+# So long a pod may fail to start before its cluster calls it stuck.
+STUCK_S = 120.0
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +56,8 @@ class SimPod(msgspec.Struct, kw_only=True):
     run_s: float
     exit_code: int
     created_at: int
+    is_stuck: bool = False
+    """It cannot start, whatever it waits for."""
     running_at: int | None = None
     end: PodEnded | None = None
 
@@ -132,14 +138,19 @@ class SimCluster:
     def look(self, environment: str) -> list[Fact]:
         """Everything there is in one compute environment, as it is now."""
         now = self._timeline.now
-        told: list[Fact] = []
-        for node in self.nodes.values():
-            if node.environment == environment:
-                told.append(node.ready if not self._is_unreachable(node) else self._lost(node))
+        nodes = [node for node in self.nodes.values() if node.environment == environment]
         pods = [pod for pod in self.pods.values() if pod.environment == environment]
-        told += [fact for pod in pods for fact in pod.facts]
-        names = frozenset(pod.name for pod in pods)
-        return [*told, PodsListed(compute_environment=environment, pods=names, at=now)]
+        return [
+            *(self._lost(node) if self._is_unreachable(node) else node.ready for node in nodes),
+            NodesListed(
+                compute_environment=environment, nodes=frozenset(n.node_id for n in nodes), at=now
+            ),
+            *(fact for pod in pods for fact in pod.facts),
+            *(self._stuck(pod) for pod in pods if self._is_called_stuck(pod)),
+            PodsListed(
+                compute_environment=environment, pods=frozenset(pod.name for pod in pods), at=now
+            ),
+        ]
 
     # ---- nodes, by the cloud
 
@@ -194,11 +205,15 @@ class SimCluster:
             run_s=run_s,
             exit_code=exit_code,
             created_at=self._timeline.now,
+            is_stuck=self._chance.strikes(self._chance.faults.pod_stuck),
         )
         self.on_pod_created(pod)
         self._tell(pod, PodSeen(pod=pod.name, at=pod.created_at))
         start_ms = self._chance.ms(*self._pod_start_s)
-        self._timeline.after(start_ms, lambda: self._run(pod))
+        if pod.is_stuck:
+            self._timeline.after(round(STUCK_S * 1000), lambda: self._notice_stuck(pod))
+        else:
+            self._timeline.after(start_ms, lambda: self._run(pod))
         if self._chance.strikes(self._chance.faults.pod_deleted):
             lives_ms = start_ms + self._chance.ms(0, pod.run_s)
             self._timeline.after(lives_ms, lambda: self._vanish(pod))
@@ -249,6 +264,17 @@ class SimCluster:
     def _notice_silence(self, node: SimNode) -> None:
         if node.node_id in self.nodes:
             self._watch(self._lost(node))
+
+    def _notice_stuck(self, pod: SimPod) -> None:
+        if pod.end is None:
+            self._tell(pod, self._stuck(pod))
+
+    def _is_called_stuck(self, pod: SimPod) -> bool:
+        age_ms = self._timeline.now - pod.created_at
+        return pod.is_stuck and pod.end is None and age_ms >= STUCK_S * 1000
+
+    def _stuck(self, pod: SimPod) -> PodStuck:
+        return PodStuck(pod=pod.name, at=self._timeline.now, reason="ImagePullBackOff")
 
     def _is_unreachable(self, node: SimNode) -> bool:
         now = self._timeline.now

@@ -48,6 +48,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Reclaims, deaths and vanishings come within this."""
     pod_refused: float = 0.0
     """Of each pod: turned away by its node."""
+    pod_stuck: float = 0.0
+    """Of each pod: it cannot start, and its cluster says so in the end."""
     pod_deleted: float = 0.0
     """Of each pod: somebody else deletes it."""
     pressed: float = 0.0
@@ -112,6 +114,7 @@ def draw_faults(seed: int, calm_after_s: float) -> Faults:
         reclaimed=rate(0.8),
         without_notice=rate(0.5),
         pod_refused=rate(0.2),
+        pod_stuck=rate(0.1),
         pod_deleted=rate(0.15),
         pressed=rate(0.3),
         calm_after_s=calm_after_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -94,6 +95,7 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(f"workload {seed}")
         self.specs: list[JobSpec] = []
+        self.tries: Counter[str] = Counter()
 
     def workload(self, jobs: int, within_s: float) -> Workload:
         dice = self.dice
@@ -123,6 +125,7 @@ class Draw:
         times = sorted(dice.uniform(0, within_s) for _ in range(jobs))
         requests = [self._submit(number, at_s) for number, at_s in enumerate(times)]
         requests += self._repeats(requests) + self._stops(requests, within_s)
+        requests += self._switches(environments, within_s)
         offerings = {e.name: offerings_of(e.market) for e in environments}
         pools = [offering.pool for of in offerings.values() for offering in of]
         capacity = {pool: dice.choice((0, 1, 2, 1 << 20)) for pool in pools if dice.random() < 0.5}
@@ -138,6 +141,7 @@ class Draw:
         runs = tuple(dice.choice((1.0, 5.0, 20.0, 60.0, 300.0)) for _ in range(2))
         codes = dice.choice(((0,), (0,), (0,), (1, 0), (1,), (137, 1, 0)))
         rules = (EvaluateOnExit(action=RetryAction.EXIT, on_exit_code="137"),)
+        task_key, try_number = self._task()
         spec = a_spec(
             f"job-{number}",
             queue,
@@ -155,9 +159,19 @@ class Draw:
             ),
             timeout_s=dice.choice((None, None, None, 60)),
             depends_on=self._dependencies(size),
+            task_key=task_key,
+            try_number=try_number,
         )
         self.specs.append(spec)
         return Request(at_s=at_s, fact=JobSubmitted(spec=spec))
+
+    def _task(self) -> tuple[str | None, int]:
+        """One of a few Airflow tasks that are tried again and again, now and then by a late caller."""
+        if self.dice.random() < 0.7:
+            return None, 0
+        key = f"dag|run|task-{self.dice.randrange(3)}|-1"
+        self.tries[key] += 2
+        return key, self.tries[key] - 3 * (self.dice.random() < 0.2)
 
     def _dependencies(self, size: int | None) -> tuple[Dependency, ...]:
         dice = self.dice
@@ -174,6 +188,24 @@ class Draw:
         """A caller whose answer was lost long ago: the same submit again."""
         chosen = [r for r in requests if self.dice.random() < 0.1]
         return [Request(at_s=r.at_s + self.dice.uniform(0, 500), fact=r.fact) for r in chosen]
+
+    def _switches(
+        self, environments: Sequence[ComputeEnvironment], within_s: float
+    ) -> list[Request]:
+        """Somebody disables a compute environment, or makes it smaller, and takes it back later."""
+        requests: list[Request] = []
+        for environment in environments:
+            if self.dice.random() < 0.7:
+                continue
+            less = self.dice.choice(
+                ({"state": "DISABLED"}, {"max_vcpus": environment.max_vcpus // 2})
+            )
+            changed = msgspec.structs.replace(environment, **less)
+            at_s = self.dice.uniform(0, within_s)
+            for later_s, wanted in ((0, changed), (self.dice.uniform(200, 600), environment)):
+                fact = ComputeEnvironmentPut(compute_environment=wanted, create=False)
+                requests.append(Request(at_s=at_s + later_s, fact=fact))
+        return requests
 
     def _stops(self, requests: Sequence[Request], within_s: float) -> list[Request]:
         dice = self.dice

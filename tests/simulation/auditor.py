@@ -6,8 +6,14 @@ from collections import Counter, defaultdict
 
 import msgspec
 
-from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, JobStopped, JobSubmitted
+from airflow_eksbatch.core.engine.facts import (
+    ComputeEnvironmentPut,
+    Fact,
+    JobStopped,
+    JobSubmitted,
+)
 from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import (
     TERMINAL,
     TRANSITIONS,
@@ -19,6 +25,7 @@ from airflow_eksbatch.core.model.job import (
     JobStatus,
 )
 from airflow_eksbatch.core.model.resources import NOTHING
+from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.sim.cloud import Instance
 from airflow_eksbatch.sim.cluster import Program, SimPod
 from airflow_eksbatch.sim.simulator import Simulator
@@ -26,6 +33,7 @@ from airflow_eksbatch.sim.workload import Workload
 
 Index = tuple[JobId, int]
 LATER_S = 60.0
+EXPLAINED_BEATS = 20
 
 
 class Auditor:
@@ -34,12 +42,11 @@ class Auditor:
     def __init__(self, simulator: Simulator, workload: Workload) -> None:
         self.simulator = simulator
         self.specs: dict[JobId, JobSpec] = {}
-        self.stopped: set[JobId] = set()
         for request in workload.requests:
             if isinstance(request.fact, JobSubmitted):
                 self.specs[request.fact.spec.job_id] = request.fact.spec
-            elif isinstance(request.fact, JobStopped):
-                self.stopped.add(request.fact.job_id)
+        self.stopped = {r.fact.job_id for r in workload.requests if isinstance(r.fact, JobStopped)}
+        self.stopped |= {job for job, spec in self.specs.items() if self.has_later_try(spec)}
         environments = [
             f.compute_environment for f in workload.setup if isinstance(f, ComputeEnvironmentPut)
         ]
@@ -47,6 +54,8 @@ class Auditor:
         self.statuses: dict[Index, JobStatus] = {}
         self.whole: dict[JobId, JobStatus] = {}
         self.pods: defaultdict[Index, list[SimPod]] = defaultdict(list)
+        self.over_at: dict[JobId, int] = {}
+        """When a job was told to stop, or was superseded: nothing of it is placed from then on."""
         simulator.cluster.on_pod_created = self.on_pod_created
         simulator.cloud.on_bought = self.on_bought
         simulator.on_commit = self.on_commit
@@ -55,7 +64,36 @@ class Auditor:
 
     def on_commit(self, outcome: Outcome) -> None:
         for event in outcome.changes.events:
+            if not self.is_known(event.job_id):
+                self.on_accepted(self.specs[event.job_id])
             self.on_event(event)
+        if self.simulator.beats % EXPLAINED_BEATS == 0:
+            self.check_reasons()
+
+    def on_accepted(self, spec: JobSpec) -> None:
+        """A later try ends what is left of earlier ones."""
+        for other in self.specs.values():
+            is_earlier = other.task_key == spec.task_key and other.try_number < spec.try_number
+            if spec.task_key is not None and is_earlier and self.is_known(other.job_id):
+                self.over_at.setdefault(other.job_id, self.simulator.timeline.now)
+
+    def on_answer(self, fact: Fact, answer: object) -> None:
+        if not isinstance(fact, JobStopped) or isinstance(answer, Rejected):
+            return
+        if fact.terminate and fact.index is None and self.is_known(fact.job_id):
+            self.over_at.setdefault(fact.job_id, self.simulator.timeline.now)
+
+    def is_known(self, job: JobId) -> bool:
+        return job in self.whole or (job, 0) in self.statuses
+
+    def check_reasons(self) -> None:
+        """Whatever waits, somebody may ask why, and is told."""
+        world = self.simulator.world
+        assert world is not None
+        for job in world.jobs.values():
+            told = explain(world, job, self.simulator.timeline.now)
+            assert told, f"nobody knows why {job.job_id} waits"
+            assert all(told)
 
     def on_event(self, event: JobEvent) -> None:
         """Every index and every job moves as the table says, and ends once."""
@@ -79,6 +117,8 @@ class Auditor:
         attempt = msgspec.msgpack.decode(row, type=Attempt)
         assert attempt.node_id == pod.node_id, f"{where} is not on its attempt's node"
         assert self.statuses.get((job, index)) not in TERMINAL, f"{where} begins after the end"
+        over_at = self.over_at.get(job, attempt.created_at)
+        assert attempt.created_at <= over_at, f"{where} is placed after its job was told to stop"
         for other in self.pods[job, index]:
             assert other.end is not None, f"{where} begins while {other.name} runs"
         self.pods[job, index].append(pod)
@@ -141,6 +181,12 @@ class Auditor:
         self.check_nothing_is_left()
         self.check_books()
 
+    def has_later_try(self, spec: JobSpec) -> bool:
+        return spec.task_key is not None and any(
+            other.task_key == spec.task_key and other.try_number > spec.try_number
+            for other in self.specs.values()
+        )
+
     def check_results(self, spec: JobSpec) -> None:
         for index in range(spec.size):
             meant = self.meant_result(spec, index)
@@ -150,6 +196,8 @@ class Auditor:
     def meant_result(self, spec: JobSpec, index: int) -> JobStatus | None:
         """By program, retry strategy and dependencies alone; None where time or a caller decides."""
         if spec.timeout_s is not None or spec.job_id in self.stopped:
+            return None
+        if any(pod.is_stuck for i in range(spec.size) for pod in self.pods[spec.job_id, i]):
             return None
         for dependency in spec.depends_on:
             other = self.specs[dependency.job_id or spec.job_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_eksbatch.core.engine.facts import JobSubmitted
+from airflow_eksbatch.core.engine.facts import Fact, JobSubmitted
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.sim.faults import Faults
@@ -27,11 +27,12 @@ def live(seed: int, faults: Faults) -> Auditor:
         simulator.ask(fact)
     answers: dict[int, object] = {}
     for number, request in enumerate(workload.requests):
-        simulator.ask_at(
-            1 + request.at_s,
-            request.fact,
-            lambda answer, number=number: answers.__setitem__(number, answer),
-        )
+
+        def heard(answer: object, number: int = number, fact: Fact = request.fact) -> None:
+            answers[number] = answer
+            auditor.on_answer(fact, answer)
+
+        simulator.ask_at(1 + request.at_s, request.fact, heard)
     wanted = len(workload.requests)
     ended = simulator.run(lambda: len(answers) == wanted and simulator.is_quiet, LIMIT_S)
     assert ended, (
