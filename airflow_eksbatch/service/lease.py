@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 
 import aiohttp
@@ -69,9 +70,13 @@ class Lease:
         """Take or keep the lease for its whole length from now."""
         return await self._store.commit(self._take(self._seconds)) is not None
 
-    async def hold(self) -> None:
-        """Keep it through a load; raises LeaseLost."""
+    @contextlib.asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Keep it through a load, and no longer: a standby must not wait for one that died; raises LeaseLost."""
         if await self._store.commit(self._take(max(LOAD_S, self._seconds))) is None:
+            raise LeaseLost(LOST)
+        yield
+        if not await self.renew():
             raise LeaseLost(LOST)
 
     async def release(self) -> None:

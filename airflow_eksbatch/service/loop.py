@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
@@ -60,7 +61,7 @@ class Loop:
         telemetry: Telemetry,
         recorder: Recorder | None,
         clock: Callable[[], int],
-        hold_lease: Callable[[], Awaitable[None]],
+        hold_lease: Callable[[], AbstractAsyncContextManager[None]],
         step_settings: StepSettings,
         settings: BeatSettings,
     ) -> None:
@@ -228,8 +229,8 @@ class Loop:
         backoff, failures = Backoff(first_s=0.1, most_s=5.0), 0
         while True:
             try:
-                await self._hold_lease()
-                world = await self._store.ask(load_world)
+                async with self._hold_lease():
+                    world = await self._store.ask(load_world)
                 break
             except Fenced:
                 raise

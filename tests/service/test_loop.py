@@ -242,3 +242,15 @@ def test_readers_never_see_what_is_not_committed(tmp_path: Path) -> None:
         assert seen == [True] * 50
 
     run(scenario, tmp_path / "db")
+
+
+def test_after_the_load_a_standby_waits_no_longer_than_the_lease(tmp_path: Path) -> None:
+    """A service that is killed at once leaves the lease of its load, which is much longer, behind."""
+
+    async def scenario(heart: Heart) -> None:
+        await heart.submit_all([a_spec("first")])
+        in_eleven_s = Clock()() + 11_000
+        taken = await heart.store.ask(lambda s: s.take_lease("another", in_eleven_s, 10))
+        assert taken is not None
+
+    run(scenario, tmp_path / "db")
