@@ -192,7 +192,7 @@ class Api:
         return json_response(await extension.explain_job(self._desk, request.path_params["job_id"]))
 
     async def summary(self, request: Request, body: bytes, access_key: str) -> Response:
-        return json_response(await extension.fetch_view(self._desk, "summary"))
+        return json_response(await extension.get_summary(self._desk))
 
     async def cloud(self, request: Request, body: bytes, access_key: str) -> Response:
         return json_response(await self._desk.control_cloud(decode(body)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -199,48 +199,10 @@ async def follow_output(desk: Desk, job_id: str, query: Query) -> AsyncIterator[
         await asyncio.sleep(FOLLOW_EVERY_S)
 
 
-# ---- views for the dashboard and the totals
+# ---- totals
 
 
-async def fetch_view(desk: Desk, name: str, job_id: str = "") -> Any:
-    """Rows by the name of the view; None for what there is not."""
+async def get_summary(desk: Desk) -> dict[str, object]:
+    """What the service has done since it was installed, and what it is doing."""
     await desk.settled()
-    if name == "job":
-        return await job_page(desk, job_id)
-    world = desk.world
-    makers: dict[str, Callable[[], Any]] = {
-        "summary": lambda: views.summary(world, now_ms()),
-        "queues": lambda: views.queues(world),
-        "nodes": lambda: views.nodes(world, now_ms()),
-        "classes": lambda: views.classes(world),
-    }
-    return makers[name]()
-
-
-async def job_page(desk: Desk, job_id: str) -> dict[str, Any] | None:
-    """A job with its reasons and the end of its output."""
-    try:
-        found = await get_job(desk, job_id)
-    except Rejected:
-        return None
-    reasons = await explain_job(desk, job_id)
-    is_array = bool(found["job"].get("arrayProperties", {}).get("size"))
-    output = b"" if is_array else (await read_output(desk, job_id, {"tail": "200"}))[0]
-    ended = found["job"]["status"] in {status.value for status in TERMINAL}
-    return {
-        **found,
-        "explain": [] if ended else reasons["sentences"],
-        "log": output.decode(errors="replace"),
-    }
-
-
-Fetch = Callable[..., Awaitable[Any]]
-
-
-def fetch_from(desk: Desk) -> Fetch:
-    """What the dashboard reads from."""
-
-    async def fetch(name: str, job_id: str = "") -> Any:
-        return await fetch_view(desk, name, job_id)
-
-    return fetch
+    return views.summary(desk.world, now_ms())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,31 +43,48 @@ async def find_jobs(desk: Desk, job_ids: Iterable[JobId]) -> dict[JobId, Job]:
 
 
 async def views_of(desk: Desk, chosen: Sequence[tuple[Job, int | None]]) -> list[JobView]:
-    """Jobs and children with their attempts, which are read all at once."""
+    """Jobs and children as they are now, with their attempts, which are read all at once.
+
+    The world goes on while the store is read, so jobs are copied first: an ended job always has its last attempt's end.
+    """
+    await desk.settled()
+    views = [make_view(desk.world, job, index) for job, index in chosen]
     placed = {
-        (job.job_id, index or 0) for job, index in chosen if index is not None or not job.is_array
+        (view.job.job_id, view.index or 0): view
+        for view in views
+        if view.index is not None or not view.job.is_array
     }
-    attempts: dict[tuple[JobId, int], list[Attempt]] = {key: [] for key in placed}
-    if placed:
-        ids, indices = {job_id for job_id, _ in placed}, {index for _, index in placed}
-        for attempt in await desk.ask(lambda store: store.find_attempts(ids, indices)):
-            attempts.get((attempt.job_id, attempt.index), []).append(attempt)
+    if not placed:
+        return views
+    ids, indices = {job_id for job_id, _ in placed}, {index for _, index in placed}
+    attempts: dict[tuple[JobId, int], list[Attempt]] = {}
+    for attempt in await desk.ask(lambda store: store.find_attempts(ids, indices)):
+        attempts.setdefault((attempt.job_id, attempt.index), []).append(attempt)
     return [
-        make_view(desk.world, job, index, attempts.get((job.job_id, index or 0), []))
-        for job, index in chosen
+        with_attempts(desk.world, view, attempts.get((view.job.job_id, view.index or 0), []))
+        for view in views
     ]
 
 
-def make_view(world: World, job: Job, index: int | None, attempts: list[Attempt]) -> JobView:
-    environment = environment_of(world, attempts[-1].node_id) if attempts else None
+def make_view(world: World, job: Job, index: int | None) -> JobView:
     return JobView(
-        job=job,
+        job=msgspec.structs.replace(job),
         index=index,
         status=status_in(world, job, index),
+        summary=summary_of(world, job) if index is None else None,
+    )
+
+
+def with_attempts(world: World, view: JobView, attempts: list[Attempt]) -> JobView:
+    """Nothing for an array as a whole: it has no attempts of its own."""
+    if not attempts or (view.index is None and view.job.is_array):
+        return view
+    environment = environment_of(world, attempts[-1].node_id)
+    return msgspec.structs.replace(
+        view,
         attempts=attempts,
         namespace=environment.namespace if environment else "",
         cluster_arn=environment.cluster_arn if environment else "",
-        summary=summary_of(world, job) if index is None else None,
     )
 
 
@@ -155,7 +173,9 @@ async def list_queue(call: Call) -> dict[str, Any]:
     ended = []
     if not statuses or set(statuses) & TERMINAL:
         ended = await desk.ask(lambda store: ended_jobs(store, query, statuses))
-    rows = sorted([*live[: size + 1], *ended], key=lambda job: -job.spec.seq)[: size + 1]
+    # One that ended while the store was read is in both.
+    found = {job.job_id: job for job in (*live, *ended)}.values()
+    rows = sorted(found, key=lambda job: -job.spec.seq)[: size + 1]
     views = await views_of(desk, [(job, None) for job in rows[:size]])
     more = {"nextToken": page_token(rows[size - 1].spec.seq)} if len(rows) > size else {}
     return {"jobSummaryList": [job_summary(view, desk.settings) for view in views], **more}
@@ -198,14 +218,15 @@ def milliseconds(text: str | None) -> int | None:
 
 
 def live_jobs(world: World, query: JobQuery, statuses: tuple[JobStatus, ...]) -> list[Job]:
-    """Live jobs of the queue that match, newest first."""
-    jobs = (world.jobs[job_id] for job_id in world.jobs_by_queue.get(query.queue or "", ()))
-    found = [
+    """One page of the live jobs that match, newest first."""
+    ids = world.jobs if query.queue is None else world.jobs_by_queue.get(query.queue, ())
+    jobs = (world.jobs[job_id] for job_id in ids)
+    found = (
         job
         for job in jobs
-        if (not statuses or world.status_of(job) in statuses) and matches(job, query)
-    ]
-    return sorted(found, key=lambda job: -job.spec.seq)
+        if matches(job, query) and (not statuses or world.status_of(job) in statuses)
+    )
+    return heapq.nlargest(query.limit + 1, found, key=lambda job: job.spec.seq)
 
 
 def matches(job: Job, query: JobQuery) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_eksbatch.api.app import make_app
-from airflow_eksbatch.api.extension import fetch_from
+from airflow_eksbatch.api.dashboard import fetch_from
 from airflow_eksbatch.api.port import ApiSettings
 from airflow_eksbatch.cloud.port import Cloud
 from airflow_eksbatch.cluster.port import Cluster

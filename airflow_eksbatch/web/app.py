@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,39 +17,59 @@ from starlette.staticfiles import StaticFiles
 from airflow_eksbatch.web import pages
 
 Fetch = Callable[..., Awaitable[Any]]
-"""fetch("summary" | "queues" | "nodes" | "classes"), or fetch("job", id): rows, or None for what does not exist."""
+"""fetch("summary" | "queues" | "nodes" | "classes" | "jobs" | "job", queue=, status=, job_id=): rows, or None for what
+does not exist."""
 
 TEMPLATES = Environment(
-    loader=PackageLoader("airflow_eksbatch.web"), autoescape=select_autoescape()
+    loader=PackageLoader("airflow_eksbatch.web"),
+    autoescape=select_autoescape(),
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
+for _filter in (pages.ago, pages.clock, pages.money, pages.mib, pages.span):
+    TEMPLATES.filters[_filter.__name__] = _filter
 
 
 def make_web_app(fetch: Fetch) -> Starlette:
     """Five pages; every number on them is also in the API."""
 
     async def overview(request: Request) -> HTMLResponse:
-        return page("overview", pages.overview(await fetch("summary"), await fetch("queues")))
+        now = now_ms()
+        summary, queues = await fetch("summary"), await fetch("queues")
+        return page("overview", now, pages.overview(summary, queues, await fetch("jobs"), now))
 
     async def nodes(request: Request) -> HTMLResponse:
-        return page("nodes", pages.nodes(await fetch("nodes")))
+        return page("nodes", now_ms(), pages.nodes(await fetch("nodes")))
 
     async def plan(request: Request) -> HTMLResponse:
-        return page("plan", {"classes": await fetch("classes")})
+        return page("plan", now_ms(), {"classes": await fetch("classes")})
 
     async def queue(request: Request) -> HTMLResponse:
-        name = request.path_params["name"]
+        name, status = request.path_params["name"], request.query_params.get("status", "")
+        now = now_ms()
         rows = [row for row in await fetch("queues") if row["jobQueue"] == name]
         if not rows:
-            return page("missing", {"what": f"Job queue {name}"}, status=404)
-        classes = [row for row in await fetch("classes") if row["jobQueue"] == name]
-        return page("queue", {"queue": rows[0], "bars": pages.bars(rows[0]), "classes": classes})
+            return missing(f"Job queue {name} does not exist.")
+        chosen = {"status": status} if status in pages.STATUSES else {}
+        shown = pages.queue(
+            rows[0],
+            shares=(await fetch("summary"))["shares"],
+            classes=await fetch("classes", queue=name),
+            jobs=await fetch("jobs", queue=name, **chosen),
+            now=now,
+        )
+        return page("queue", now, {**shown, "status": chosen.get("status")})
 
     async def job(request: Request) -> HTMLResponse:
         job_id = request.path_params["job_id"]
-        view = await fetch("job", job_id)
+        view = await fetch("job", job_id=job_id)
         if view is None:
-            return page("missing", {"what": f"Job {job_id}"}, status=404)
-        return page("job", view)
+            return missing(f"Job {job_id} does not exist, or was forgotten since.")
+        now = now_ms()
+        return page("job", now, pages.job(view, now))
+
+    async def nowhere(request: Request, error: Exception) -> HTMLResponse:
+        return missing(f"There is no page {request.url.path}.")
 
     return Starlette(
         routes=[
@@ -58,11 +79,20 @@ def make_web_app(fetch: Fetch) -> Starlette:
             Route("/queue/{name}", queue),
             Route("/job/{job_id}", job),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
-        ]
+        ],
+        exception_handlers={404: nowhere},
     )
 
 
-def page(name: str, view: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def page(name: str, now: int, view: Mapping[str, Any], status: int = 200) -> HTMLResponse:
     """Render one template."""
     template = TEMPLATES.get_template(f"{name}.html")
-    return HTMLResponse(template.render(page=name, **view), status_code=status)
+    return HTMLResponse(template.render(page=name, now=now, **view), status_code=status)
+
+
+def missing(sentence: str) -> HTMLResponse:
+    return page("missing", now_ms(), {"sentence": sentence}, status=404)

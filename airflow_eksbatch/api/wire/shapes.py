@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -196,7 +196,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     index: int | None
     """None: the job as a whole."""
     status: JobStatus
-    attempts: list[Attempt]
+    attempts: Sequence[Attempt] = ()
     """Of the index (a plain job has index 0), oldest first, the live one included."""
     namespace: str = ""
     cluster_arn: str = ""
@@ -208,9 +208,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status_in(world: World, job: Job, index: int | None) -> JobStatus:
-    """Status of a live or finished job, or of one child."""
-    if index is None:
+    """Status of a live or finished job, or of one child; also of a copy that the world has left behind."""
+    if index is None and job.is_array:
         return world.status_of(job)
+    index = index or 0
     number = job.running.get(index)
     if number is not None:
         attempt = world.attempts.get(pod_name(job.job_id, index, number))

@@ -188,7 +188,9 @@ def classes(world: World) -> list[View]:
             "memory_mib": line.job_class.shape.memory_mib,
             "gpus": line.job_class.shape.gpu,
             "runnable": line.count,
+            "oldest": head.job_id,
+            "oldest_at": head.runnable_at or head.spec.created_at,
         }
         for line in sorted(world.lines.values(), key=lambda line: -line.count)
-        if line.count
+        if line.count and (head := line.head(world.jobs)) is not None
     ]

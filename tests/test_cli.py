@@ -1,0 +1,323 @@
+"""The command line, as typed: what it prints for people, for scripts and for other programs, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service.running import RunningService, a_definition, submit
+
+WAIT_S = 120
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "airflow_eksbatch.cli", *words]
+
+
+def environ(**more: str) -> dict[str, str]:
+    """Nothing of the caller's own, in a terminal that could show colours."""
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("EKSBATCH", "AWS"))}
+    return {**kept, "TERM": "xterm-256color", **more}
+
+
+def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, env=environ(**more), timeout=WAIT_S
+    )
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    running = RunningService(tmp_path_factory.mktemp("cli"), "--launch-delay-s", "0.1")
+    try:
+        yield running.start()
+    finally:
+        running.end()
+
+
+@pytest.fixture(scope="module")
+def jobs(service: RunningService) -> dict[str, str]:
+    """One that succeeded, one that failed, an array, one that runs."""
+    batch = service.batch()
+    made = {
+        "good": submit(batch, a_definition(batch, "echo", "hello", name="good"), "good-job"),
+        "bad": submit(
+            batch, a_definition(batch, "sh", "-c", "echo no; exit 3", name="bad"), "bad-job"
+        ),
+        "array": submit(
+            batch,
+            a_definition(batch, "sh", "-c", "exit $((AWS_BATCH_JOB_ARRAY_INDEX == 1))", name="arr"),
+            "array-job",
+            arrayProperties={"size": 3},
+        ),
+    }
+    service.wait_for_ends(set(made.values()))
+    made["live"] = submit(batch, a_definition(batch, "sleep", "900", name="live"), "live-job")
+    service.wait_for(lambda e: e["jobId"] == made["live"] and e["status"] == "RUNNING")
+    return made
+
+
+@pytest.fixture
+def cli(service: RunningService) -> Cli:
+    """Ask the service of this file."""
+    return lambda *words: run(*words, EKSBATCH_URL=service.url)
+
+
+def said(ended: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The one sentence on stderr of a command that did not do what was asked."""
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+def columns(text: str) -> list[list[str]]:
+    """The words of each line below the head of a table."""
+    return [line.split() for line in text.splitlines()[1:]]
+
+
+# ---- lists
+
+
+def test_jobs_are_listed_newest_first_one_a_line_without_colours(
+    cli: Cli, jobs: dict[str, str]
+) -> None:
+    ended = cli("jobs")
+    assert ended.returncode == 0, ended.stderr
+    assert "\x1b" not in ended.stdout
+    assert ended.stdout.splitlines()[0].split()[:4] == ["job", "id", "name", "queue"]
+    rows = columns(ended.stdout)
+    assert [row[1] for row in rows] == ["live-job", "array-job", "bad-job", "good-job"]
+    assert {row[0] for row in rows} == set(jobs.values())
+    assert all(line == line.rstrip() for line in ended.stdout.splitlines())
+
+
+def test_jobs_are_chosen_by_status_name_queue_and_number(cli: Cli, jobs: dict[str, str]) -> None:
+    def ids(*words: str) -> list[str]:
+        return [row[0] for row in columns(cli("jobs", *words).stdout)]
+
+    assert ids("--status", "FAILED") == [jobs["array"], jobs["bad"]]
+    assert ids("--status", "RUNNING", "--status", "SUCCEEDED") == [jobs["live"], jobs["good"]]
+    assert ids("--name", "GOOD*") == [jobs["good"]]
+    assert ids("--name", "bad-job", "--status", "SUCCEEDED") == []
+    assert ids("--limit", "2") == [jobs["live"], jobs["array"]]
+    assert ids("--queue", "default", "--limit", "1") == [jobs["live"]]
+    assert "does not exist" in said(cli("jobs", "--queue", "nowhere"), 1)
+
+
+def test_json_is_what_the_api_says(cli: Cli, jobs: dict[str, str]) -> None:
+    rows = json.loads(cli("jobs", "--json").stdout)
+    assert [row["jobId"] for row in rows][-1] == jobs["good"]
+    assert rows[0]["status"] == "RUNNING"
+    job = json.loads(cli("job", jobs["good"], "--json").stdout)
+    assert job["job"]["status"] == "SUCCEEDED"
+    assert job["story"][-1]["status"] == "SUCCEEDED"
+    queues = json.loads(cli("queues", "--json").stdout)
+    assert queues["jobQueues"][0]["jobQueueName"] == "default"
+    assert queues["summary"]["jobs"]["FAILED"] == 2
+    why = json.loads(cli("explain", jobs["live"], "--json").stdout)
+    assert why["status"] == "RUNNING"
+
+
+def test_queues_and_environments_are_shown_with_their_totals(
+    cli: Cli, jobs: dict[str, str]
+) -> None:
+    ended = cli("queues")
+    assert ended.returncode == 0
+    for words in ("on-demand, spot", "1 RUNNING", "2 FAILED", "EC2", "SPOT", "VALID"):
+        assert words in ended.stdout
+
+
+# ---- one job
+
+
+def test_a_job_is_told_and_the_exit_code_says_whether_it_failed(
+    cli: Cli, jobs: dict[str, str]
+) -> None:
+    good, bad = cli("job", jobs["good"]), cli("job", jobs["bad"])
+    assert (good.returncode, bad.returncode, cli("job", jobs["live"]).returncode) == (0, 1, 0)
+    assert "good-job" in good.stdout
+    assert "SUCCEEDED" in good.stdout
+    assert "bad:1" in bad.stdout
+    assert "Essential container in task exited" in bad.stdout
+    array = cli("job", jobs["array"])
+    assert "2 SUCCEEDED, 1 FAILED" in array.stdout
+    child = cli("job", f"{jobs['array']}:1")
+    assert child.returncode == 1
+    assert f"{jobs['array']}:1" in child.stdout
+
+
+def test_output_is_printed_as_the_job_wrote_it(cli: Cli, jobs: dict[str, str]) -> None:
+    assert cli("job", jobs["good"], "--log").stdout == "hello\n"
+    assert cli("job", jobs["good"], "--follow").stdout == "hello\n"
+    failed = cli("job", jobs["bad"], "--log", "--attempt", "1")
+    assert (failed.returncode, failed.stdout) == (1, "no\n")
+    assert said(cli("job", jobs["bad"], "--log", "--attempt", "2"), 1).endswith("does not exist.")
+    assert f"{jobs['array']}:0" in said(cli("job", jobs["array"], "--log"))
+
+
+def test_output_is_followed_until_the_job_ends(service: RunningService, cli: Cli) -> None:
+    batch = service.batch()
+    line = "for i in 1 2 3; do echo $i; sleep 0.3; done; exit 5"
+    job_id = submit(batch, a_definition(batch, "sh", "-c", line, name="steps"))
+    ended = cli("job", job_id, "--follow")
+    assert (ended.returncode, ended.stdout) == (1, "1\n2\n3\n")
+
+
+def test_ctrl_c_ends_following_quietly(service: RunningService, jobs: dict[str, str]) -> None:
+    batch = service.batch()
+    line = "echo begun; sleep 900"
+    job_id = submit(batch, a_definition(batch, "sh", "-c", line, name="endless"))
+    child = subprocess.Popen(
+        command("job", job_id, "--follow"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ(EKSBATCH_URL=service.url),
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "begun\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=WAIT_S)
+    assert (child.returncode, errors) == (130, "")
+
+
+def test_why_a_job_waits_is_said(service: RunningService, cli: Cli, jobs: dict[str, str]) -> None:
+    batch = service.batch()
+    waiting = submit(batch, "good", "waits", dependsOn=[{"jobId": jobs["live"]}])
+    ended = cli("explain", waiting)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(f"{waiting} is PENDING.\n")
+    assert "live-job" in ended.stdout
+    batch.terminate_job(jobId=waiting, reason="seen")
+    over = cli("explain", jobs["bad"])
+    assert "It has ended as FAILED: Essential container in task exited." in over.stdout
+
+
+@pytest.mark.parametrize("words", [("job",), ("explain",), ("job", "--log"), ("job", "--follow")])
+def test_a_job_that_does_not_exist_is_exit_code_1(cli: Cli, words: tuple[str, ...]) -> None:
+    line = said(cli(*words, "no-such-job"), 1)
+    assert line == "eksbatch: Job no-such-job does not exist."
+
+
+# ---- where people sit
+
+
+def test_a_terminal_gets_colours_and_its_own_width(
+    service: RunningService, jobs: dict[str, str]
+) -> None:
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        command("jobs"), stdout=theirs, env=environ(EKSBATCH_URL=service.url, COLUMNS="200")
+    )
+    os.close(theirs)
+    blocks: list[bytes] = []
+    with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as terminal:
+        while block := terminal.read(4096):
+            blocks.append(block)
+    assert child.wait(WAIT_S) == 0
+    text = b"".join(blocks).decode()
+    assert "\x1b[" in text
+    assert "FAILED" in text
+
+
+def test_a_reader_that_stops_early_is_no_error(
+    service: RunningService, jobs: dict[str, str]
+) -> None:
+    line = f"{' '.join(command('jobs', '--json'))} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        env=environ(EKSBATCH_URL=service.url),
+        timeout=WAIT_S,
+    )
+    assert (ended.stdout.split(), ended.stderr) == (["[", "0"], "")
+
+
+# ---- what can go wrong before anything is asked
+
+
+def test_without_a_service_the_sentence_says_how_to_get_one(tmp_path: Path) -> None:
+    line = said(run("jobs", EKSBATCH_HOME=str(tmp_path)))
+    assert "eksbatch local" in line
+    for url in ("http://127.0.0.1:1", "127.0.0.1:1", "nonsense", "ftp://x"):
+        assert "--endpoint-url" in said(run("queues", "--endpoint-url", url))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("jbos",),
+        ("jobs", "--colour"),
+        ("jobs", "--limit", "many"),
+        ("jobs", "--limit", "0"),
+        ("jobs", "--status", "DONE"),
+        ("job",),
+        ("keys",),
+        ("keys", "lend"),
+        ("keys", "delete"),
+        ("serve", "--beat-ms", "fast"),
+        ("serve", "--database", "oracle://x"),
+        ("migrate", "--database", "sqlite:////dev/null/x.db"),
+    ],
+)
+def test_a_command_that_cannot_be_is_one_sentence_and_exit_code_2(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    line = said(run(*words, EKSBATCH_HOME=str(tmp_path)))
+    assert line.startswith("eksbatch")
+    assert "Traceback" not in line
+
+
+def test_help_names_every_command_and_every_setting() -> None:
+    text = run("--help").stdout
+    for name in ("serve", "local", "jobs", "job", "queues", "explain", "simulate", "keys"):
+        assert f"    {name}" in text
+    assert "EKSBATCH_URL" in run("jobs", "--help").stdout
+    assert "EKSBATCH_DATABASE" in run("serve", "--help").stdout
+
+
+# ---- keys and migrate
+
+
+def test_keys_are_made_listed_and_deleted(tmp_path: Path) -> None:
+    def keys(*words: str) -> subprocess.CompletedProcess[str]:
+        return run("keys", *words, EKSBATCH_HOME=str(tmp_path))
+
+    made = keys("create", "--note", "for tests")
+    assert made.returncode == 0
+    told = dict(line.split("=", 1) for line in made.stdout.splitlines())
+    assert set(told) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, "to be evaluated by a shell"
+    assert "not shown again" in made.stderr
+    key = told["AWS_ACCESS_KEY_ID"]
+    listed = keys("list")
+    assert key in listed.stdout
+    assert told["AWS_SECRET_ACCESS_KEY"] not in listed.stdout
+    as_json: list[dict[str, Any]] = json.loads(keys("list", "--json").stdout)
+    assert [row["accessKeyId"] for row in as_json] == [key]
+    assert keys("delete", key).returncode == 0
+    assert said(keys("delete", key), 1) == f"eksbatch: There is no key {key}."
+    assert json.loads(keys("list", "--json").stdout) == []
+
+
+def test_migrate_makes_the_schema_and_is_harmless_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        ended = run("migrate", EKSBATCH_HOME=str(tmp_path))
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "eksbatch.db").exists()
+    assert json.loads(run("migrate", "--json", EKSBATCH_HOME=str(tmp_path)).stdout) == {
+        "migrated": True
+    }
