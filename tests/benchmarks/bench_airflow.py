@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 from sqlalchemy import Engine, create_engine, text
 
+from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.store.port import JobQuery
 from airflow_eksbatch.store.sqlite import sqlite_store
 from tests.airflow.processes import Gone, wait_for
@@ -159,6 +160,12 @@ class Bench:
         if process is not None and process.poll() is not None:
             raise Gone(f"the service ended:\n{self.service.text[-3000:]}")
 
+    def has_buttons(self, dag_id: str, group: str, tasks: int) -> bool:
+        """The last thing a trigger does before it waits is to give its task the button of the job."""
+        query = "SELECT count(*) FROM xcom WHERE run_id LIKE :runs AND key = :key"
+        ((found,),) = self.ask(query, runs=f"{group}-%", key=JOB_LINK.xcom_key)
+        return found >= tasks or dag_id == "worker"
+
     # -- a group of tasks: begun, waiting, ended --
 
     def begin(self, dag_id: str, group: str, tasks: int) -> Row:
@@ -176,7 +183,7 @@ class Bench:
             deferred = self.states(group).get("deferred", 0)
             running = self.service.get("/v1/eksbatch/summary")["jobs"]["RUNNING"]
             self.tell(f"{group}: {deferred} of {tasks} deferred, {running} processes wait")
-            return deferred == tasks and running == tasks
+            return deferred == tasks and running == tasks and self.has_buttons(dag_id, group, tasks)
 
         wait_for(f"{tasks} tasks to wait", look, within_s=WITHIN_S, poll_s=0.5)
         spent = since(before, self.meter.read())
