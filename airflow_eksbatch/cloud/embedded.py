@@ -162,9 +162,10 @@ class EmbeddedCloud:
 
     async def stop(self) -> None:
         """Instances stay; the next start finds them."""
-        if self._clock is not None:
-            self._clock.cancel()
-        await asyncio.gather(*self._endings.values(), return_exceptions=True)
+        clock = [] if self._clock is None else [self._clock]
+        for task in clock:
+            task.cancel()
+        await asyncio.gather(*clock, *self._endings.values(), return_exceptions=True)
 
     # ---- what people may do to it
 
