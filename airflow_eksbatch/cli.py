@@ -121,11 +121,11 @@ def _store(given: argparse.Namespace) -> Iterator[Store]:
 
 
 def simulate(given: argparse.Namespace) -> int:
-    from airflow_eksbatch.sim import report
+    from airflow_eksbatch.sim import scenario
 
     try:
-        return report.run(given)
-    except report.BadScenario as error:
+        return scenario.run(given)
+    except scenario.BadScenario as error:
         raise Sentence(error.message) from error
 
 
@@ -325,7 +325,7 @@ def _database_options(command: argparse.ArgumentParser) -> None:
 
 
 def _simulate_options(command: argparse.ArgumentParser) -> None:
-    from airflow_eksbatch.sim.report import add_options
+    from airflow_eksbatch.sim.scenario import add_options
 
     add_options(command)
 

@@ -44,8 +44,8 @@ class CloudBill(msgspec.Struct, kw_only=True):
     reclaimed: int = 0
     refused: int = 0
     peak: int = 0
-    instance_ms: int = 0
-    price_usd: float = 0.0
+    ended_usd: dict[str, float] = {}
+    """What instances cost that have ended, by compute environment."""
 
 
 class SimCloud:
@@ -63,6 +63,8 @@ class SimCloud:
     ) -> None:
         self.instances: dict[NodeId, Instance] = {}
         self.bill = CloudBill()
+        self.refusing: set[str] = set()
+        """Compute environments whose every launch is refused."""
         self.on_bought: Callable[[Instance], None] = lambda instance: None
         self._timeline = timeline
         self._chance = chance
@@ -75,6 +77,45 @@ class SimCloud:
     def live(self) -> list[Instance]:
         return [instance for instance in self.instances.values() if instance.gone is None]
 
+    def costs_usd(self) -> dict[str, float]:
+        """By compute environment, so far."""
+        costs = dict(self.bill.ended_usd)
+        for instance in self.live:
+            name = instance.environment
+            costs[name] = costs.get(name, 0.0) + self._price_usd(instance)
+        return costs
+
+    def _price_usd(self, instance: Instance) -> float:
+        lived_ms = self._timeline.now - instance.launched_at
+        return lived_ms / 3_600_000 * instance.offering.price_usd_hour
+
+    # ---- what a person makes happen
+
+    def reclaim(self, environment: str, number: int) -> int:
+        """Take so many Spot instances back, the oldest first; how many there were."""
+        chosen = self._pick(environment, number)
+        for instance in chosen:
+            self._reclaim(instance)
+        return len(chosen)
+
+    def silence(self, environment: str, number: int) -> int:
+        """Let the kubelets of so many nodes die, the oldest first; how many there were."""
+        chosen = self._pick(environment, number)
+        for instance in chosen:
+            self._cluster.silence_node(instance.node_id)
+        return len(chosen)
+
+    def _pick(self, environment: str, number: int) -> list[Instance]:
+        untouched = [
+            instance
+            for instance in self.live
+            if instance.environment == environment
+            and instance.node_id in self._cluster.nodes
+            and instance.interrupted_at is None
+            and not self._cluster.is_silent(instance.node_id)
+        ]
+        return untouched[:number]
+
     # ---- effects
 
     def launch(self, effect: LaunchNode) -> Fact:
@@ -84,6 +125,7 @@ class SimCloud:
             return instance.gone or self._launched(instance)
         pool = effect.offering.pool
         full = sum(i.offering.pool == pool for i in self.live) >= self._capacity.get(pool, 1 << 30)
+        full = full or effect.compute_environment in self.refusing
         if full or self._chance.strikes(self._chance.faults.refused):
             self.bill.refused += 1
             return LaunchRefused(
@@ -185,10 +227,9 @@ class SimCloud:
         instance.gone = InstanceGone(
             node_id=instance.node_id, at=now, reason=reason, reclaimed=reclaimed
         )
-        lived_ms = now - instance.launched_at
         self.bill.reclaimed += reclaimed
-        self.bill.instance_ms += lived_ms
-        self.bill.price_usd += lived_ms / 3_600_000 * instance.offering.price_usd_hour
+        ended_usd, name = self.bill.ended_usd, instance.environment
+        ended_usd[name] = ended_usd.get(name, 0.0) + self._price_usd(instance)
         self._watch(instance.gone)
 
     def _launched(self, instance: Instance) -> InstanceLaunched:

@@ -176,6 +176,10 @@ class SimCluster:
             node.silent_since = self._timeline.now
             self._timeline.after(round(SILENT_S * 1000) + 1, lambda: self._notice_silence(node))
 
+    def is_silent(self, node_id: NodeId) -> bool:
+        node = self.nodes.get(node_id)
+        return node is not None and node.silent_since is not None
+
     def remove_node(self, node_id: NodeId) -> None:
         """The instance has ended, and with it all that ran there."""
         node = self.nodes.pop(node_id, None)

@@ -117,6 +117,18 @@ class Ledger:
     def find_tokens(self, tokens: Iterable[str]) -> dict[str, JobId]:
         return {token: self._tokens[token] for token in tokens if token in self._tokens}
 
+    def find_job(self, job_id: JobId) -> Job | None:
+        row = self.live.get(("job", job_id)) or self.past.get(("job", job_id))
+        return msgspec.msgpack.decode(row, type=Job) if row else None
+
+    def live_attempts(self) -> list[Attempt]:
+        rows = [row for key, row in self.live.items() if key[0] == "attempt"]
+        return [msgspec.msgpack.decode(row, type=Attempt) for row in rows]
+
+    def live_nodes(self) -> list[Node]:
+        rows = [row for key, row in self.live.items() if key[0] == "node"]
+        return [msgspec.msgpack.decode(row, type=Node) for row in rows]
+
     def jobs(self) -> list[Job]:
         """All jobs there ever were."""
         rows = {**self.past, **self.live}

@@ -61,12 +61,15 @@ class Simulator:
         self.chance = Chance(self.settings.seed, faults or Faults(), self.timeline)
         self.ledger = Ledger()
         self.cluster = SimCluster(
-            self.timeline, self.chance, self._hear, pod_start_s=self.settings.pod_start_s
+            self.timeline,
+            self.chance,
+            lambda fact: self._hear([fact]),
+            pod_start_s=self.settings.pod_start_s,
         )
         self.cloud = SimCloud(
             self.timeline,
             self.chance,
-            self._hear,
+            lambda fact: self._hear([fact]),
             self.cluster,
             launch_s=self.settings.launch_s,
             capacity=capacity,
@@ -74,8 +77,10 @@ class Simulator:
         self.world: World | None = World()
         self.beats = 0
         self.crashes = 0
-        self.on_commit: Callable[[Outcome], None] = lambda outcome: None
-        self._offerings = offerings
+        self.listeners: list[Callable[[Outcome], None]] = []
+        """They hear what was committed, before any caller does."""
+        self.on_start: Callable[[], None] = lambda: None
+        self.offerings = dict(offerings)
         self._step_settings = StepSettings(
             idle_s=self.settings.idle_s, check_plans=self.settings.is_checked
         )
@@ -108,6 +113,11 @@ class Simulator:
     def ask_at(self, at_s: float, fact: facts.Fact, answer: Told = lambda _: None) -> None:
         """The same, so long after the beginning."""
         self.timeline.after(_ms(at_s), lambda: self.ask(fact, answer))
+
+    def crash(self) -> None:
+        """Kill it now, between two beats."""
+        if self.world is not None:
+            self._crash()
 
     # ---- time
 
@@ -173,7 +183,8 @@ class Simulator:
         if self.settings.is_checked:
             difference = self.ledger.difference(world)
             assert difference is None, difference
-        self.on_commit(outcome)
+        for listener in self.listeners:
+            listener(outcome)
         if outcome.wake_at is not None:
             self._beat_after(outcome.wake_at - self.timeline.now)
         if line is CrashLine.BEFORE_ANSWERS:
@@ -222,6 +233,7 @@ class Simulator:
         self.timeline.after(self.chance.ms(0.1, self.chance.faults.down_s), self._restart)
 
     def _restart(self) -> None:
+        self.on_start()
         self._load()
         self._look_once()
 
@@ -236,15 +248,16 @@ class Simulator:
 
     # ---- the outside
 
-    def _hear(self, fact: facts.Fact) -> None:
-        """A message of a watch: on time, late, twice, or never. A watch of a dead service hears nothing."""
+    def _hear(self, news: Sequence[facts.Fact]) -> None:
+        """A message of a watch, or a full look: on time, late, twice, or never. The dead hear nothing."""
         life = self._life
         for ms in self.chance.delays(_ms(self.settings.watch_s)):
-            self.timeline.after(ms, lambda: self._deliver_in(life, fact))
+            self.timeline.after(ms, lambda: self._deliver_in(life, news))
 
-    def _deliver_in(self, life: int, fact: facts.Fact) -> None:
+    def _deliver_in(self, life: int, news: Sequence[facts.Fact]) -> None:
         if life == self._life:
-            self._deliver(Letter(fact=fact))
+            for fact in news:
+                self._deliver(Letter(fact=fact))
 
     def _perform(self, wanted: Sequence[effects.Effect]) -> None:
         """Calls for one pod or one node arrive in the order they were made, as the performer's lanes keep it."""
@@ -264,7 +277,7 @@ class Simulator:
         for answer in answers:
             if isinstance(answer, facts.PodRefused | facts.LaunchRefused):
                 self._refusals[key] = answer  # no stays no, as in service/performer.py
-            self.timeline.after(back_ms, lambda fact=answer: self._deliver_in(life, fact))
+            self.timeline.after(back_ms, lambda fact=answer: self._deliver_in(life, [fact]))
 
     def _answers_of(self, effect: effects.Effect) -> list[facts.Fact]:
         match effect:
@@ -283,7 +296,7 @@ class Simulator:
             case effects.CheckEnvironment(name=name):
                 return [
                     facts.OfferingsListed(
-                        compute_environment=name, offerings=tuple(self._offerings.get(name, ()))
+                        compute_environment=name, offerings=tuple(self.offerings.get(name, ()))
                     ),
                     facts.EnvironmentChecked(
                         name=name, status="VALID", status_reason="ComputeEnvironment Healthy"
@@ -302,8 +315,7 @@ class Simulator:
         if self.world is None:
             return
         for name in sorted(self.world.compute_environments):
-            for fact in [*self.cluster.look(name), *self.cloud.look(name)]:
-                self._deliver(Letter(fact=fact))
+            self._hear([*self.cluster.look(name), *self.cloud.look(name)])
 
 
 def _lane_of(effect: effects.Effect) -> str:

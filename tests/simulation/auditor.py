@@ -12,6 +12,7 @@ from airflow_eksbatch.core.engine.facts import (
     JobStopped,
     JobSubmitted,
 )
+from airflow_eksbatch.core.engine.lives import EXITED
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import (
@@ -23,11 +24,13 @@ from airflow_eksbatch.core.model.job import (
     JobId,
     JobSpec,
     JobStatus,
+    PodName,
+    pod_name,
 )
 from airflow_eksbatch.core.model.resources import NOTHING
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.sim.cloud import Instance
-from airflow_eksbatch.sim.cluster import Program, SimPod
+from airflow_eksbatch.sim.cluster import SIGTERM_EXIT_CODE, Program, SimPod
 from airflow_eksbatch.sim.simulator import Simulator
 from airflow_eksbatch.sim.workload import Workload
 
@@ -53,12 +56,13 @@ class Auditor:
         self.max_vcpus = {environment.name: environment.max_vcpus for environment in environments}
         self.statuses: dict[Index, JobStatus] = {}
         self.whole: dict[JobId, JobStatus] = {}
+        self.ran: set[PodName] = set()
         self.pods: defaultdict[Index, list[SimPod]] = defaultdict(list)
         self.over_at: dict[JobId, int] = {}
         """When a job was told to stop, or was superseded: nothing of it is placed from then on."""
         simulator.cluster.on_pod_created = self.on_pod_created
         simulator.cloud.on_bought = self.on_bought
-        simulator.on_commit = self.on_commit
+        simulator.listeners.append(self.on_commit)
 
     # ---- while it happens
 
@@ -108,6 +112,19 @@ class Auditor:
         before = self.statuses.get(key, JobStatus.RUNNABLE if is_child else JobStatus.SUBMITTED)
         assert event.status in TRANSITIONS[before], f"{key} is {event.status} after {before}"
         self.statuses[key] = event.status
+        name = pod_name(event.job_id, key[1], event.attempt)
+        if event.status is JobStatus.RUNNING:
+            self.ran.add(name)
+        elif event.status in TERMINAL and self.pods[key]:
+            self.check_reason(event, self.pods[key][-1])
+
+    @staticmethod
+    def check_reason(event: JobEvent, pod: SimPod) -> None:
+        """Who is ended on purpose is told for which."""
+        if pod.end is not None and pod.end.end.exit_code == SIGTERM_EXIT_CODE:
+            where = f"{pod.name} was ended on purpose, and is {event.status}: {event.status_reason}"
+            assert event.status is JobStatus.FAILED, where
+            assert event.status_reason not in (None, "", EXITED), where
 
     def on_pod_created(self, pod: SimPod) -> None:
         job, index = self.index_of(pod)
@@ -121,6 +138,9 @@ class Auditor:
         assert attempt.created_at <= over_at, f"{where} is placed after its job was told to stop"
         for other in self.pods[job, index]:
             assert other.end is not None, f"{where} begins while {other.name} runs"
+            is_ended_by_us = other.end.end.exit_code == SIGTERM_EXIT_CODE and not other.is_stuck
+            assert not is_ended_by_us, f"{where} begins after {other.name} was ended on purpose"
+        assert pod.name not in self.ran, f"{where} runs a second time"
         self.pods[job, index].append(pod)
         self.check_dependencies(self.specs[job], index, where)
         self.check_room(pod, where)

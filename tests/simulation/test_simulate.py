@@ -48,14 +48,14 @@ def test_what_if_spot_were_gone(capsys: pytest.CaptureFixture[str]) -> None:
     both = simulate(capsys, *jobs, "--env", "on-demand:EC2:16", "--env", "spot:SPOT:128")
     without = simulate(capsys, *jobs, "--env", "on-demand:EC2:16")
     assert both["ends_s"] < without["ends_s"]
-    assert both["instances"]["launched"]["spot"] > 0
+    assert both["environments"]["spot"]["instances"] > 0
 
 
 def test_reclaimed_machines_cost_no_job(capsys: pytest.CaptureFixture[str]) -> None:
     answer = simulate(
         capsys, "--jobs", "300:600:1:1024", "--env", "s:SPOT:64", "--reclaimed", "0.6"
     )
-    assert answer["reclaims"] > 0
+    assert answer["instances"]["reclaimed"] > 0
     assert answer["jobs"]["failed"] == 0
     assert answer["jobs"]["attempts"] > 300
 
@@ -65,6 +65,11 @@ def test_reclaimed_machines_cost_no_job(capsys: pytest.CaptureFixture[str]) -> N
     [
         (("--jobs", "many"), "COUNT:RUN_S:VCPUS:MEMORY_MIB"),
         (("--jobs", "0:60:1:1024"), "above zero"),
+        (("--jobs", "1:nan:1:1024"), "above zero"),
+        (("--jobs", "1:60:1:1024:today:0:7"), "COUNT:RUN_S"),
+        (("--env", "ce:EC2:8", "--env", "ce:EC2:8"), "two compute environments"),
+        (("--weight", "today=nan"), "--weight today=nan"),
+        (("--idle-s", "-1"), "--idle-s"),
         (("--env", "ce:EC2"), "MAX_VCPUS"),
         (("--env", "ce:EC2:8:m99"), "m99"),
         (("--weight", "today"), "SHARE=FACTOR"),
