@@ -175,12 +175,14 @@ class Site:
     async def create(self, effect: CreatePod) -> Fact | None:
         await self._until_synced()
         pod, at = effect.pod, now_ms()
-        if self._pods.get(pod) is not None:
-            return None
+        ended_before = PodRefused(pod=pod, at=at, reason=f"Pod {pod} has ended before")
+        seen = self._pods.get(pod)
+        if seen is not None:
+            return ended_before if seen.is_leaving else None
         if not self._nodes.takes_pods(effect.node_id, effect.node_name):
             return PodRefused(pod=pod, at=at, reason=f"Node {effect.node_id} is not there")
         if self._outputs.has(pod):
-            return PodRefused(pod=pod, at=at, reason=f"Pod {pod} has ended before")
+            return ended_before
         try:
             wanted = pod_from(effect)
         except BadPod as error:
