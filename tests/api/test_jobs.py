@@ -666,3 +666,26 @@ def test_what_only_ecs_or_sagemaker_can_run_is_refused_by_name(batch: Any) -> No
         with pytest.raises(ClientError) as refused:
             call(**given)
         assert "is not supported by this service" in str(refused.value)
+
+
+# ---- while jobs end
+
+
+def test_an_ended_job_is_never_told_without_its_exit_code_nor_twice(
+    service: RunningService, batch: Any, queue: str
+) -> None:
+    """Readers ask while forty short jobs end under their hands."""
+    definition = a_definition(batch, "sh", "-c", "exit 3")
+    ids = [run(batch, queue, definition, f"short-{number}") for number in range(40)]
+    over: set[str] = set()
+    while len(over) < len(ids):
+        for job in batch.describe_jobs(jobs=ids)["jobs"]:
+            if job["status"] == "FAILED":
+                over.add(job["jobId"])
+                assert job["container"]["exitCode"] == 3
+                assert job["stoppedAt"] >= job["startedAt"]
+                assert len(job["eksAttempts"]) == 1
+        found = listed(batch, jobQueue=queue, filters=[{"name": "JOB_NAME", "values": ["short-*"]}])
+        assert found == ids[::-1]
+        for path in ("/", f"/queue/{queue}", f"/job/{ids[-1]}"):
+            assert service.status_of(path) == 200
