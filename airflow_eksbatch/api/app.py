@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -55,6 +56,8 @@ STATUS = {
 DENIED = 403
 BODY_BYTES_MAX = limits.SUBMIT_BYTES_MAX + 64 * 1024
 KEYS_S = 5.0
+# Hosts that no name server can make up.
+LITERAL = re.compile(r"(localhost|[0-9.]+|\[[0-9a-f:.]+\])(:[0-9]+)?$")
 
 Answer = Callable[[Request, bytes, str], Awaitable[Response]]
 _encode = msgspec.json.Encoder().encode
@@ -314,11 +317,15 @@ def signed_of(request: Request, body: bytes) -> Signed:
 
 
 def check_not_a_web_page(signed: Signed) -> None:
-    """Where nothing is signed, a page in this machine's browser must not submit jobs either."""
+    """Where nothing is signed, a page in this machine's browser must not submit jobs either.
+
+    A page may have its own name point at this machine, so the same name on both sides is not enough.
+    """
     origin = signed.headers.get("origin")
     site = signed.headers.get("sec-fetch-site", "none")
     host = signed.headers.get("host", "")
-    if (origin is not None and origin.partition("://")[2] != host) or site == "cross-site":
+    is_ours = origin is None or (origin.partition("://")[2] == host and LITERAL.match(host))
+    if not is_ours or site == "cross-site":
         raise Rejected(
             "Requests from other web pages are refused while requests need no signature.",
             "AccessDeniedException",

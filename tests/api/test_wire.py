@@ -117,9 +117,12 @@ def test_other_web_pages_cannot_submit_jobs_through_a_browser_here(raw: Raw) -> 
         {"origin": "https://evil.example"},
         {"origin": "null"},
         {"sec-fetch-site": "cross-site"},
+        {"origin": "http://evil.example:8642", "host": "evil.example:8642"},
     ):
         reply = raw("POST", "/v1/describejobqueues", b"{}", headers)
         assert (reply.status, reply.code) == (403, "AccessDeniedException")
+    ours = {"origin": "http://127.0.0.1:8642", "host": "127.0.0.1:8642"}
+    assert raw("POST", "/v1/describejobqueues", b"{}", ours).status == 200
 
 
 @pytest.mark.parametrize(
