@@ -120,6 +120,16 @@ def test_a_standby_of_a_private_service_is_not_ready(
     assert second.stop() == 0
 
 
+def test_two_private_services_of_one_database_do_not_both_lead(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    database = ("--database", f"sqlite:///{tmp_path / 'shared.db'}", "--lease-s", "5")
+    make_service(*database, home=tmp_path / "one").start()
+    second = make_service(*database, home=tmp_path / "two")
+    second.start_beside()
+    assert "ready" not in second.text
+
+
 def a_replica(make_service: MakeService, place: Path, *options: str) -> tuple[RunningService, int]:
     """Another service of the database, on a port that is known before it is ready."""
     with socket.socket() as free:
