@@ -34,6 +34,10 @@ from airflow_eksbatch.sim.workload import ARN, Request, Workload, a_queue, a_spe
 ENVIRONMENTS = ("on-demand:EC2:64", "spot:SPOT:256")
 JOBS = ("1000:60:1:2048",)
 LIMIT_S = 30 * 86_400.0
+# Beats may be rarer than the service's: answers are in seconds, and a hundred thousand jobs are to be had soon.
+INTERVAL_S = 0.2
+# No news is lost here, so that full looks find nothing.
+LOOK_EVERY_S = 3600.0
 # Every refusal is forgotten and every pause is over long before.
 STALLED_S = 2 * 3600.0
 STALLED = "Jobs wait for ever: no compute environment may or can grow enough."
@@ -158,7 +162,11 @@ def make_simulator(
         offerings,
         Faults(reclaimed=given.reclaimed, refused=given.refused),
         SimSettings(
-            seed=given.seed, launch_s=(given.launch_s, given.launch_s), idle_s=given.idle_s
+            seed=given.seed,
+            launch_s=(given.launch_s, given.launch_s),
+            idle_s=given.idle_s,
+            interval_s=INTERVAL_S,
+            look_every_s=LOOK_EVERY_S,
         ),
     )
 
@@ -184,7 +192,7 @@ def run_to_end(simulator: Simulator, is_over: Callable[[], bool]) -> bool:
 
     def has_stalled() -> bool:
         last = max(begin, events[-1].time if events else begin)
-        return not simulator.cluster.live_pods and timeline.now - last > STALLED_S * 1000
+        return timeline.now - last > STALLED_S * 1000 and not simulator.cluster.live_pods
 
     simulator.run(lambda: is_over() or has_stalled(), timeline.elapsed_s + LIMIT_S)
     return is_over()
