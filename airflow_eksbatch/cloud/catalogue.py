@@ -14,9 +14,9 @@ import msgspec
 from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
 from airflow_eksbatch.cloud.offerings import (
     InstanceType,
+    offering_of,
     resolve_types,
     shipped_types,
-    spot_fraction,
 )
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
@@ -69,7 +69,7 @@ class Ec2Catalogue:
                 ("spot", names), SPOT_KEPT_S, lambda: self._ask_spot_prices(names)
             )
         found = [
-            _offering(row, zone, environment.market, prices.get((row.instance_type, zone)))
+            offering_of(row, zone, environment.market, prices.get((row.instance_type, zone)))
             for row in rows
             for zone in zones
             if (row.instance_type, zone) in sold
@@ -204,23 +204,3 @@ def price_from(product: str) -> tuple[str, float] | None:
             if name and price > 0:
                 return name, price
     return None
-
-
-def _offering(row: InstanceType, zone: str, market: Market, spot_price: float | None) -> Offering:
-    price = row.price_usd_hour
-    if market is Market.SPOT and spot_price is not None:
-        price = spot_price
-    elif market is Market.SPOT:
-        price = round(price * spot_fraction(row.instance_type, zone), 5)
-    return Offering(
-        instance_type=row.instance_type,
-        zone=zone,
-        market=market,
-        vcpus=row.vcpus,
-        memory_mib=row.memory_mib,
-        gpu=row.gpu,
-        architecture=row.architecture,
-        allocatable=row.allocatable,
-        price_usd_hour=price,
-        on_demand_usd_hour=row.price_usd_hour,
-    )

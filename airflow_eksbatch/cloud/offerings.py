@@ -113,16 +113,21 @@ def offerings_of(
 ) -> tuple[Offering, ...]:
     """Every type in every zone (letters) that has it, with its price on that market."""
     return tuple(
-        _offering(row, f"{region}{letter}", market)
+        offering_of(row, f"{region}{letter}", market)
         for row in types
         for letter in row.zones
         if letter in zones
     )
 
 
-def _offering(row: InstanceType, zone: str, market: Market) -> Offering:
+def offering_of(
+    row: InstanceType, zone: str, market: Market, spot_price: float | None = None
+) -> Offering:
+    """A type in a zone; where no Spot price is known it is simulated."""
     price = row.price_usd_hour
-    if market is Market.SPOT:
+    if market is Market.SPOT and spot_price is not None:
+        price = spot_price
+    elif market is Market.SPOT:
         price = round(price * spot_fraction(row.instance_type, zone), 5)
     return Offering(
         instance_type=row.instance_type,
