@@ -67,6 +67,12 @@ class Known(msgspec.Struct):
     unready_since: float | None = None
     is_released: bool = False
 
+    @property
+    def waits(self) -> bool:
+        """Whether time alone may change what is to be told."""
+        is_new = self.told.room is None and self.ready_since is not None
+        return is_new or self.unready_since is not None
+
 
 class NodeBook:
     """Put in what watches say; `news` is what follows. Times are given, so that tests have their own."""
@@ -80,6 +86,8 @@ class NodeBook:
         self._pods_by_node: defaultdict[str, dict[str, Beside]] = defaultdict(dict)
         self._daemon_sets: dict[str, tuple[DaemonSet, Resources]] = {}
         self._dirty: set[str] = set()
+        self._waiting: set[str] = set()
+        """Nodes of which time alone may change what is to be told."""
         self._news: list[Fact] = []
         self.is_complete = False
         """Whether everything has been listed once; before that nothing is known of DaemonSets."""
@@ -184,9 +192,10 @@ class NodeBook:
         """Facts that were not told yet, oldest first; none before the book is complete."""
         if not self.is_complete:
             return []
-        waiting = {name for name, known in self._nodes.items() if self._waits(known)}
-        for name in sorted((self._dirty | waiting) & self._nodes.keys()):
+        judged = (self._dirty | self._waiting) & self._nodes.keys()
+        for name in sorted(judged):
             self._judge(name, clock_s)
+        self._waiting = {n for n in judged & self._nodes.keys() if self._nodes[n].waits}
         self._dirty.clear()
         news, self._news = self._news, []
         return [_stamped(fact, at) for fact in news]
@@ -214,12 +223,6 @@ class NodeBook:
             NodesListed(compute_environment=name, nodes=frozenset(found), at=at)
             for name, found in nodes.items()
         ]
-
-    def _waits(self, known: Known) -> bool:
-        """Whether time alone may change what is to be told."""
-        return known.unready_since is not None or (
-            known.told.room is None and known.ready_since is not None
-        )
 
     def _judge(self, name: str, clock_s: float) -> None:
         """Compare what is so with what was told, and note the difference."""
