@@ -56,7 +56,7 @@ Key = tuple[type[Effect], str]
 
 
 class _Lane:
-    """What is to be done for one pod, or one environment, in order."""
+    """What is to be done in order: for one pod, for one environment, and of its nodes launches and ends apart."""
 
     __slots__ = ("failures", "is_queued", "under_way", "waiting")
 
@@ -169,7 +169,7 @@ class Performer:
                 self._tell([refusal])
                 continue
             self._idle.clear()
-            key = _lane_of(effect)
+            key = self._lane_for(effect)
             lane = self._lanes.get(key)
             if lane is None:
                 lane = self._lanes[key] = _Lane()
@@ -178,11 +178,25 @@ class Performer:
                 lane.is_queued = True
                 self._ready.put_nowait(key)
 
+    def _lane_for(self, effect: Effect) -> str:
+        """Ends wait for no launches but their own, and for that only while it is under way."""
+        if isinstance(effect, TerminateNode):
+            key = _launches_of(effect.compute_environment)
+            launches = self._lanes.get(key)
+            if launches is not None:
+                launch: Key = (LaunchNode, effect.node_id)
+                launches.waiting.pop(launch, None)
+                if launch in launches.under_way:
+                    return key
+        return _lane_of(effect)
+
     async def _work(self) -> None:
         while True:
             key = await self._ready.get()
             lane = self._lanes[key]
-            wait_s = await self._perform(lane, lane.begin(self._settings.batch_max))
+            wait_s = 0.0
+            if lane.waiting:
+                wait_s = await self._perform(lane, lane.begin(self._settings.batch_max))
             if wait_s:
                 asyncio.get_running_loop().call_later(wait_s, self._ready.put_nowait, key)
             elif lane.waiting:
@@ -294,16 +308,18 @@ def _lane_of(effect: Effect) -> str:
     match effect:
         case CreatePod(pod=pod) | DeletePod(pod=pod) | ForgetPod(pod=pod):
             return f"pod {pod}"
-        case (
-            LaunchNode(compute_environment=name)
-            | TerminateNode(compute_environment=name)
-            | TerminateStray(compute_environment=name)
-        ):
-            return f"nodes {name}"
+        case LaunchNode(compute_environment=name):
+            return _launches_of(name)
+        case TerminateNode(compute_environment=name) | TerminateStray(compute_environment=name):
+            return f"ends {name}"
         case CheckEnvironment(name=name) | DeleteEnvironment(name=name):
             return f"environment {name}"
         case _:
             raise AssertionError(f"nobody performs {type(effect).__name__}")
+
+
+def _launches_of(environment: str) -> str:
+    return f"launches {environment}"
 
 
 def _key(effect: Effect) -> Key:
