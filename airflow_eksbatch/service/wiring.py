@@ -6,7 +6,7 @@ import asyncio
 import socket
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_eksbatch.api.app import make_app
 from airflow_eksbatch.api.dashboard import fetch_from
@@ -36,6 +36,10 @@ from airflow_eksbatch.service.telemetry import Telemetry, configure_logging
 from airflow_eksbatch.service.watchers import Watchers
 from airflow_eksbatch.store.port import Store
 from airflow_eksbatch.web.app import make_web_app
+
+if TYPE_CHECKING:  # What needs a package that is not always there
+    from airflow_eksbatch.cloud.aws import Aws
+    from airflow_eksbatch.cluster.kubernetes import Ways
 
 
 def make_store(settings: Settings) -> Store:
@@ -80,11 +84,10 @@ def make_cluster_and_cloud(
     return cluster, cloud, control
 
 
-def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
-    """Clusters of a kubeconfig, or the one around us; the way there is looked at before anything starts."""
+def make_ways(settings: Settings) -> Ways:
+    """To the clusters of a kubeconfig, or to the one around us; that there is a way is looked at first."""
     try:
         from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, InCluster, Kubeconfig
-        from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"--cluster {settings.cluster} needs a package that is not here ({error.name}): "
@@ -96,6 +99,13 @@ def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
         ways.place_of("")
     except BadKubeconfig as error:
         raise BadSetting(f"--cluster {settings.cluster}: {error}") from error
+    return ways
+
+
+def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
+    ways = make_ways(settings)
+    from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
+
     return KubernetesCluster(
         ways,
         settings.home_path,
@@ -103,17 +113,22 @@ def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
     )
 
 
-def _make_ec2(settings: Settings) -> Cloud:
-    """Credentials are looked for when EC2 is first asked, as boto3 does: environment, web identity, instance role."""
+def make_aws(settings: Settings) -> Aws:
+    """Credentials are looked for when AWS is first asked, as boto3 does: environment, web identity, instance role."""
     try:
         from airflow_eksbatch.cloud.aws import Aws, AwsSettings
-        from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"--cloud ec2 needs a package that is not here ({error.name}): "
             "pip install 'airflow-eksbatch[ec2]'."
         ) from error
-    aws = Aws(AwsSettings(region=settings.region, endpoint=settings.aws_endpoint))
+    return Aws(AwsSettings(region=settings.region, endpoint=settings.aws_endpoint))
+
+
+def _make_ec2(settings: Settings) -> Cloud:
+    aws = make_aws(settings)
+    from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
+
     return Ec2Cloud(aws, Ec2Settings(notices=settings.notices))
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.world.changes import Changes, Snapshot
 
@@ -17,6 +18,22 @@ class StoreError(Exception):
 
 class Fenced(StoreError):
     """Another service took the lease: this one may not write any more."""
+
+
+class StoreView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store is, for somebody who only looks: nothing is changed or brought forward."""
+
+    schema_version: int
+    """0: there is nothing yet."""
+    newest_version: int
+    """What this release would bring it to."""
+    leader: str = ""
+    """Who holds, or last held, the lease."""
+    leads_until: int = 0
+    """Epoch ms, by the clock of the one who leads."""
+    compute_environments: tuple[ComputeEnvironment, ...] = ()
+    clock_ms: int | None = None
+    """The database's own clock; None where it has none but ours."""
 
 
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +55,10 @@ class Store(Protocol):
 
     def open(self) -> None:
         """Connect, and bring the schema forward; raises StoreError (newer schema, corrupt file, no access)."""
+        ...
+
+    def look(self) -> StoreView:
+        """Without opening it: the schema as it is, who leads; raises StoreError also if nothing could be written."""
         ...
 
     def load(self) -> Snapshot:

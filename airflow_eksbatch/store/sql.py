@@ -24,8 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.store import rows, schema
-from airflow_eksbatch.store.migrations import migrate
-from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError
+from airflow_eksbatch.store.migrations import STEPS, migrate, version_of
+from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError, StoreView
 
 LEASE = "beat"
 IDS_AT_ONCE = 500
@@ -70,6 +70,34 @@ class SqlStore:
             if self._lock is not None:
                 connection.execute(text(self._lock))
             migrate(connection)
+
+    def look(self) -> StoreView:
+        with self._transaction(writes=True) as connection:
+            version, clock_ms = version_of(connection), None
+            if connection.dialect.name == "postgresql":
+                clock = func.extract("epoch", func.clock_timestamp())
+                clock_ms = int(connection.scalar(select(clock)) * 1000)
+            if not version:
+                return StoreView(schema_version=0, newest_version=len(STEPS), clock_ms=clock_ms)
+            # Changes nothing, and is refused where the lease could not be taken.
+            connection.execute(update(schema.leases).where(text("1 = 0")).values(fence=0))
+            lease = connection.execute(
+                select(schema.leases.c.owner, schema.leases.c.until).where(
+                    schema.leases.c.name == LEASE
+                )
+            ).first()
+            kind = "compute_environment"
+            bodies = connection.scalars(
+                select(schema.nouns.c.body).where(schema.nouns.c.kind == kind)
+            )
+            return StoreView(
+                schema_version=version,
+                newest_version=len(STEPS),
+                leader=lease.owner if lease else "",
+                leads_until=lease.until if lease else 0,
+                compute_environments=tuple(rows.noun_from(kind, body) for body in bodies),
+                clock_ms=clock_ms,
+            )
 
     def close(self) -> None:
         if self._connection is not None:

@@ -72,6 +72,21 @@ def some_changes() -> Changes:
 # ---- keeping and finding again
 
 
+def test_a_look_changes_nothing_and_tells_who_leads(database: Database) -> None:
+    looker = database.store()
+    empty = looker.look()
+    assert (empty.schema_version, empty.compute_environments) == (0, ())
+    assert looker.look().schema_version == 0
+    store = database.open()
+    store.commit(some_changes())
+    assert store.take_lease("http://here:1#a", NOW, 10) is not None
+    view = looker.look()
+    looker.close()
+    assert view.schema_version == view.newest_version > 0
+    assert (view.leader, view.leads_until) == ("http://here:1#a", NOW + 10_000)
+    assert view.compute_environments == (an_environment(),)
+
+
 def test_an_empty_database_is_an_empty_world(store: Store) -> None:
     snapshot = store.load()
     assert not any(getattr(snapshot, name) for name in ("jobs", "attempts", "nodes", "queues"))

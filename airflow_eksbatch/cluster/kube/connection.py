@@ -76,6 +76,8 @@ class Connection:
     def __init__(self, name: str, configuration: client.Configuration, renew: Renew) -> None:
         self.name = name
         self.limit = WriteLimit()
+        self.acts_as = ""
+        """A user to ask as, whose rights then count (`kubectl --as`); empty: as whoever we are."""
         configuration.connection_pool_maxsize = CONNECTIONS_MAX
         self._configuration = configuration
         self._renew = renew
@@ -90,14 +92,20 @@ class Connection:
         await asyncio.sleep(CLOSE_S)
 
     async def get(self, path: str, query: Query | None = None) -> bytes:
-        return await self._request("GET", path, query)
+        answer, _ = await self._request("GET", path, query)
+        return answer
+
+    async def get_dated(self, path: str) -> tuple[bytes, str]:
+        """With the API server's clock as its Date header has it; empty if it does not say."""
+        answer, headers = await self._request("GET", path, None)
+        return answer, headers.get("Date", "")
 
     async def write(self, method: str, path: str, body: bytes) -> bytes:
         """A write takes its turn under the limit; "too many requests" is waited out."""
         for _ in range(TRIES_MAX):
             async with self.limit.slot() as began:
                 try:
-                    answer = await self._request(method, path, None, body)
+                    answer, _ = await self._request(method, path, None, body)
                 except ApiError as error:
                     if error.status != 429:
                         self.limit.answered(began)
@@ -125,7 +133,7 @@ class Connection:
 
     async def _request(
         self, method: str, path: str, query: Query | None, body: bytes | None = None
-    ) -> bytes:
+    ) -> tuple[bytes, Mapping[str, str]]:
         timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
         try:
             async with await self._open(method, path, query, body, timeout) as response:
@@ -133,7 +141,7 @@ class Connection:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._down(error) from error
         if response.status < 300:
-            return answer
+            return answer, response.headers
         raise _error_of(response, answer)
 
     async def _open(
@@ -166,6 +174,8 @@ class Connection:
         headers = {"Accept": "application/json", "User-Agent": "eksbatch"}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        if self.acts_as:
+            headers["Impersonate-User"] = self.acts_as
         await self._client.update_params_for_auth(headers, [], ["BearerToken"])
         options: dict[str, Any] = {"proxy": rest.proxy} if rest.proxy else {}
         if rest.server_hostname:

@@ -297,22 +297,7 @@ class NodeBook:
 
     def _closed(self, known: Known) -> str | None:
         """Why it takes no new pods now."""
-        node = known.node
-        if known.is_released:
-            return RELEASED
-        if node.metadata.deletion_timestamp is not None:
-            return "the node is being deleted"
-        if _ready_status(node) != "True":
-            return "the node is not ready"
-        if node.spec.unschedulable:
-            return "cordoned"
-        for condition in node.status.conditions:
-            if condition.type in PRESSURES and condition.status == "True":
-                return condition.type
-        for taint in node.spec.taints:
-            if taint.effect in REPELLING and taint.key != labels.TAINT:
-                return f"taint {taint.key}"
-        return None
+        return RELEASED if known.is_released else closed_by(known.node)
 
     def _loss(self, known: Known, clock_s: float) -> str | None:
         """Why it is given up; None while there is hope."""
@@ -365,6 +350,23 @@ class NodeBook:
 
 def _stamped(fact: Fact, at: int) -> Fact:
     return msgspec.structs.replace(fact, at=at)  # type: ignore[call-arg]
+
+
+def closed_by(node: KubeNode) -> str | None:
+    """What Kubernetes says against new pods on it."""
+    if node.metadata.deletion_timestamp is not None:
+        return "the node is being deleted"
+    if _ready_status(node) != "True":
+        return "the node is not ready"
+    if node.spec.unschedulable:
+        return "cordoned"
+    for condition in node.status.conditions:
+        if condition.type in PRESSURES and condition.status == "True":
+            return condition.type
+    for taint in node.spec.taints:
+        if taint.effect in REPELLING and taint.key != labels.TAINT:
+            return f"taint {taint.key}"
+    return None
 
 
 def has_taint(node: KubeNode) -> bool:
