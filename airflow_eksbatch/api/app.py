@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import airflow_eksbatch
 from airflow_eksbatch.api import (
     compute_environments,
     extension,
@@ -203,7 +204,7 @@ class Api:
     # ---- for probes; unsigned
 
     async def healthz(self, request: Request) -> Response:
-        return json_response({"status": "up"})
+        return json_response({"status": "up", "version": airflow_eksbatch.__version__})
 
     async def readyz(self, request: Request) -> Response:
         trouble = self._desk.trouble

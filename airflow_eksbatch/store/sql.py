@@ -22,8 +22,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
-from airflow_eksbatch.store import rows, schema
+from airflow_eksbatch.store import costs, rows, schema
 from airflow_eksbatch.store.migrations import STEPS, migrate, version_of
 from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError, StoreView
 
@@ -62,6 +63,7 @@ class SqlStore:
         self._lock = lock
         self._snapshot = snapshot
         self._upserts = {table: _upsert(insert, table) for table in schema.metadata.sorted_tables}
+        self._add_costs = costs.adding(insert)
         self._connection: Connection | None = None
         self._lease: tuple[str, int] | None = None
 
@@ -76,7 +78,7 @@ class SqlStore:
             version, clock_ms = version_of(connection), None
             if connection.dialect.name == "postgresql":
                 clock = func.extract("epoch", func.clock_timestamp())
-                clock_ms = int(connection.scalar(select(clock)) * 1000)
+                clock_ms = int(connection.execute(select(clock)).scalar_one() * 1000)
             if not version:
                 return StoreView(schema_version=0, newest_version=len(STEPS), clock_ms=clock_ms)
             # Changes nothing, and is refused where the lease could not be taken.
@@ -169,6 +171,8 @@ class SqlStore:
             self._put(connection, schema.nodes, map(rows.node_row, changes.nodes))
             self._put(connection, schema.nouns, _noun_rows(changes))
             self._put(connection, schema.events, map(rows.event_row, changes.events))
+            if changes.costs:
+                connection.execute(self._add_costs, list(map(rows.cost_row, changes.costs)))
             for kind, name in changes.deleted:
                 connection.execute(
                     delete(schema.nouns).where(
@@ -260,6 +264,16 @@ class SqlStore:
             query = query.where(table.idx.in_(indices))
         return [rows.attempt_from(body) for (body,) in self._by_ids(table.job_id, job_ids, query)]
 
+    # ---- money
+
+    def sum_costs(self, since: int, until: int, by: Collection[str]) -> list[Entry]:
+        with self._transaction() as connection:
+            return costs.sums(connection, since, until, by)
+
+    def costly_jobs(self, since: int, until: int, limit: int) -> list[Job]:
+        with self._transaction() as connection:
+            return costs.costly_jobs(connection, since, until, limit)
+
     # ---- events
 
     def events_since(self, seq: int, limit: int, job_id: JobId | None = None) -> list[JobEvent]:
@@ -301,6 +315,7 @@ class SqlStore:
             if job_ids:
                 self._put(connection, schema.meta, [rows.meta_row(FORGOTTEN, forgotten)])
             connection.execute(delete(schema.nodes).where(schema.nodes.c.ended_at < time))
+            costs.forget_before(connection, time)
         return len(job_ids)
 
     # ---- keys and the lease
@@ -321,6 +336,13 @@ class SqlStore:
                 delete(schema.keys).where(schema.keys.c.access_key == access_key)
             )
             return gone.rowcount > 0
+
+    def now(self) -> int | None:
+        if self._engine.dialect.name != "postgresql":
+            return None
+        clock = func.extract("epoch", func.clock_timestamp())
+        with self._transaction() as connection:
+            return int(connection.execute(select(clock)).scalar_one() * 1000)
 
     def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
         nobody = {"name": LEASE, "owner": "", "fence": 0, "until": 0}
@@ -354,7 +376,10 @@ _UPDATE_JOB = (
     update(schema.jobs)
     .where(schema.jobs.c.job_id == bindparam("b_job_id"))
     .values(
-        status=bindparam("status"), stopped_at=bindparam("stopped_at"), state=bindparam("state")
+        status=bindparam("status"),
+        stopped_at=bindparam("stopped_at"),
+        state=bindparam("state"),
+        nano_usd=bindparam("nano_usd"),
     )
 )
 
