@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 
 import aiohttp
@@ -24,6 +25,10 @@ class LeaseLost(Exception):
 
 # Loading keeps the store's thread busy, so nothing can be renewed meanwhile: a million live jobs take 15 s.
 LOAD_S = 120
+# How often a standby looks at the lease, at least.
+LOOK_S = 1.0
+# Goes on while a process is stopped; on Linux also while its machine sleeps.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Lease:
@@ -43,18 +48,34 @@ class Lease:
         self._store = store
         self._clock = clock
         self._telemetry = telemetry
+        self._sure_until = 0.0
         self.standby = Standby()
         """Serves while somebody else beats."""
 
+    def is_sure(self) -> bool:
+        """Whether nobody else can have it. The store fences commits; whatever acts on the outside asks here first,
+        because a service that was stopped for a while does not know that it was.
+        """
+        return time.clock_gettime(CLOCK) < self._sure_until
+
     async def acquire(self) -> None:
         """Wait until this service is the one that beats; the standby is told who does meanwhile."""
-        waited = False
-        while not await self.renew():
-            if not waited:
-                self._telemetry.standing_by()
-            waited = True
+        if await self.renew():
+            return
+        self._telemetry.standing_by()
+        is_ours = await self._try()
+        while not is_ours:
+            await asyncio.sleep(min(LOOK_S, self._seconds / 3))
+            is_ours = await self._try()
+
+    async def _try(self) -> bool:
+        """Whether it could be taken. Who stands by waits for a database that is down, too."""
+        try:
             self.standby.follow(await self._store.ask(lambda store: store.lease_owner()))
-            await asyncio.sleep(self._seconds / 3)
+            return await self.renew()
+        except StoreError as error:
+            self._telemetry.store_failed("lease", str(error))
+            return False
 
     async def keep(self) -> None:
         """Renew for ever; raises LeaseLost. A store that cannot be reached keeps others out, too."""
@@ -68,12 +89,12 @@ class Lease:
 
     async def renew(self) -> bool:
         """Take or keep the lease for its whole length from now."""
-        return await self._store.commit(self._take(self._seconds)) is not None
+        return await self._take(self._seconds)
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Keep it through a load, and no longer: a standby must not wait for one that died; raises LeaseLost."""
-        if await self._store.commit(self._take(max(LOAD_S, self._seconds))) is None:
+        if not await self._take(max(LOAD_S, self._seconds)):
             raise LeaseLost(LOST)
         yield
         if not await self.renew():
@@ -82,12 +103,21 @@ class Lease:
     async def release(self) -> None:
         """Let a standby begin at once."""
         try:
-            await self._store.commit(self._take(0))
+            await self._take(0)
         except StoreError as error:
             self._telemetry.store_failed("lease", str(error))
 
-    def _take(self, seconds: int) -> Callable[[Store], int | None]:
-        return lambda store: store.take_lease(self._owner, self._clock(), seconds)
+    async def _take(self, seconds: int) -> bool:
+        """By the database's clock, where it has one of its own: those of replicas differ."""
+
+        def take(store: Store) -> int | None:
+            now = store.now()
+            return store.take_lease(self._owner, self._clock() if now is None else now, seconds)
+
+        began = time.clock_gettime(CLOCK)
+        is_ours = await self._store.commit(take) is not None
+        self._sure_until = began + seconds if is_ours else 0.0
+        return is_ours
 
 
 # ---- those who wait

@@ -115,6 +115,10 @@ class Store(Protocol):
 
     def delete_key(self, access_key: str) -> bool: ...
 
+    def now(self) -> int | None:
+        """What time it is for all services of this database (epoch ms); None: they are on one machine."""
+        ...
+
     def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
         """Become (or stay) the one that beats: a fencing number, or None while another holds it."""
         ...

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError
 
@@ -13,6 +15,8 @@ from airflow_eksbatch.store.sql import SqlStore
 CONNECT_S = 10
 # Two services that start at once must not both bring the schema forward.
 MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(4243211501)"
+# A service that was stopped within a transaction must not keep others from the lease for ever.
+IDLE = "SET idle_in_transaction_session_timeout = '10s'"
 # All queries of a load see the same moment.
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
@@ -35,6 +39,7 @@ def postgres_store(url: str) -> SqlStore:
             f"PostgreSQL needs a package that is not here ({error.name}): "
             "pip install 'airflow-eksbatch[postgres]'."
         ) from error
+    event.listen(engine, "connect", _bound)
     place = f"PostgreSQL at {parsed.host or 'the local socket'}, database {parsed.database},"
     return SqlStore(
         engine,
@@ -43,6 +48,12 @@ def postgres_store(url: str) -> SqlStore:
         lock=MIGRATION_LOCK,
         snapshot=SNAPSHOT,
     )
+
+
+def _bound(connection: Any, _: object) -> None:
+    """A new connection of the driver's."""
+    connection.execute(IDLE)
+    connection.commit()
 
 
 def _explain(error: Exception, place: str) -> str:
