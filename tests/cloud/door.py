@@ -76,6 +76,7 @@ class Door:
         self.images: dict[str, str] = {}
         self.access_entries: dict[str, str] = {}
         self.authentication_mode = "API_AND_CONFIG_MAP"
+        self.cluster: dict[str, Any] = {}
         self.shows_instances = True
         self.ends_instances = True
 
@@ -182,6 +183,7 @@ class Door:
         if re.fullmatch(r"GET /clusters/[^/]+", action) and response.status_code == 200:
             told: Any = response.json
             told["cluster"]["accessConfig"] = {"authenticationMode": self.authentication_mode}
+            told["cluster"] |= self.cluster
             return as_json(told)
         return response
 

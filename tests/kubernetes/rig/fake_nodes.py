@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.airflow.rig import free_port
 from tests.kubernetes.rig.control_plane import LOOPBACK, ControlPlane
@@ -15,15 +15,40 @@ from tests.kubernetes.rig.identities import KWOK
 
 STAGES = {kind: Path(__file__).with_name(f"{kind}_stages.yaml") for kind in ("node", "pod")}
 OURS = {"kwok.x-k8s.io/node": "fake"}
-# What EKS's AL2023 nodes report: vCPUs, capacity, allocatable.
+
+
+class Size(NamedTuple):
+    """What a node reports: vCPUs, memory, and how much of both, and how many pods, it has for pods."""
+
+    vcpus: str
+    memory: str
+    cpu_left: str
+    memory_left: str
+    pods: str
+
+
+# As AL2023 nodes of EKS were seen.
 INSTANCE_TYPES = {
-    "m6i.large": ("2", "7934296Ki", "1930m", "7244120Ki", "29"),
-    "m6i.4xlarge": ("16", "64303028Ki", "15890m", "61305780Ki", "234"),
-    "m6i.16xlarge": ("64", "259979276Ki", "63770m", "251361292Ki", "737"),
+    "m6i.large": Size("2", "7934296Ki", "1930m", "7244120Ki", "29"),
+    "m6i.4xlarge": Size("16", "64303028Ki", "15890m", "61305780Ki", "234"),
+    "m6i.16xlarge": Size("64", "259979276Ki", "63770m", "251361292Ki", "737"),
 }
+# Of what a type is sold with, the hypervisor and the kernel keep this much; of larger ones less.
+MEMORY_LOST = 0.054
 CREATED_AT_ONCE = 8
 
 Json = dict[str, Any]
+
+
+def size_of(vcpus: int, memory_mib: int, addresses: int, max_pods: int | None = None) -> Size:
+    """What nodeadm's reservations leave; they go by how many pods the type has addresses for, whatever is allowed."""
+    shares_m = [60, 10, 5, 5] + [2.5] * (vcpus - 4)
+    kept_m = sum(shares_m[:vcpus])
+    there_kib = int(memory_mib * 1024 * (1 - MEMORY_LOST))
+    left_kib = there_kib - (255 + 11 * addresses + 100) * 1024
+    pods = max_pods or addresses
+    cpu_left = f"{vcpus * 1000 - int(kept_m)}m"
+    return Size(str(vcpus), f"{there_kib}Ki", cpu_left, f"{left_kib}Ki", str(pods))
 
 
 def eks_node(
@@ -33,9 +58,11 @@ def eks_node(
     zone: str = "us-east-1a",
     labels: Mapping[str, str] | None = None,
     taints: Iterable[Json] = (),
+    size: Size | None = None,
+    provider_id: str = "",
 ) -> Json:
     """A node as an EKS one registers itself; Ready comes later."""
-    vcpus, memory, cpu_left, memory_left, pods = INSTANCE_TYPES[instance_type]
+    vcpus, memory, cpu_left, memory_left, pods = size or INSTANCE_TYPES[instance_type]
     room = {"ephemeral-storage": "18181869946", "hugepages-1Gi": "0", "hugepages-2Mi": "0"}
     return {
         "apiVersion": "v1",
@@ -54,7 +81,7 @@ def eks_node(
             },
         },
         "spec": {
-            "providerID": f"aws:///{zone}/i-{secrets.token_hex(8)[:17]}",
+            "providerID": provider_id or f"aws:///{zone}/i-{secrets.token_hex(8)[:17]}",
             "taints": [*taints],
         },
         "status": {

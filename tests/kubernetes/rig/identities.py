@@ -82,12 +82,13 @@ class Identities:
     def kubeconfig(self, name: str) -> Path:
         return self.kubeconfig_with(name, {"token": self.tokens[name]})
 
-    def kubeconfig_of_node(self, node: str) -> Path:
+    def kubeconfig_of_node(
+        self, node: str, *, server: str = "", authority: Path | None = None
+    ) -> Path:
         """As kubelets have it: a certificate that names the node, for the Node authorizer."""
         key, certificate = self.certify(f"system:node:{node}", "system:nodes")
-        return self.kubeconfig_with(
-            node, {"client-key": str(key), "client-certificate": str(certificate)}
-        )
+        user = {"client-key": str(key), "client-certificate": str(certificate)}
+        return self.kubeconfig_with(node, user, server=server, authority=authority)
 
     def certify(self, user: str, group: str) -> tuple[Path, Path]:
         """A key and the certificate that says whose it is."""
@@ -107,10 +108,23 @@ class Identities:
             .public_bytes(serialization.Encoding.PEM)
         )
 
-    def kubeconfig_with(self, name: str, user: dict[str, str]) -> Path:
-        """Also for credentials that the API server gave out, such as a service account's token."""
+    def kubeconfig_with(
+        self,
+        name: str,
+        user: dict[str, str],
+        *,
+        server: str = "",
+        authority: Path | None = None,
+    ) -> Path:
+        """Also for credentials that the API server gave out, such as a service account's token.
+
+        Where the cluster is, and whom to believe, is so unless something else is said.
+        """
         path = self._directory / f"{name}.kubeconfig"
-        cluster = {"server": self._url, "certificate-authority": str(self.certificate)}
+        cluster = {
+            "server": server or self._url,
+            "certificate-authority": str(authority or self.certificate),
+        }
         config = {
             "apiVersion": "v1",
             "kind": "Config",

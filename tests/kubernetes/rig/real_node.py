@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from tests.airflow.processes import Child, Gone, wait_for
@@ -70,6 +71,18 @@ POD_NETWORK = {
 Taint = Mapping[str, str]
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine knows of its cluster when it boots."""
+
+    kubeconfig: Path
+    authority: Path
+    """Whom it believes: the API server shows a certificate of it, and so do those who ask its kubelet."""
+    kubelet: Mapping[str, Any]
+    """Members of KubeletConfiguration."""
+    flags: tuple[str, ...]
+    """Of the kubelet."""
+
+
 class RealNode:
     """Ready when made. Needs root and what tests/kubernetes/install.sh installs."""
 
@@ -82,17 +95,24 @@ class RealNode:
         labels: Mapping[str, str] | None = None,
         taints: Iterable[Taint] = (),
         max_pods: int = 29,
+        told: Told | None = None,
     ) -> None:
+        """`told`: everything that is said above, in the words of who made the machine."""
         self.name = name
         self.directory = plane.directory / name
         self._plane = plane
-        self._labels = dict(labels or {})
+        self._told = told or Told(
+            kubeconfig=plane.identities.kubeconfig_of_node(name),
+            authority=plane.identities.certificate,
+            kubelet={"registerWithTaints": [*taints], "maxPods": max_pods},
+            flags=(f"--node-labels={','.join(f'{k}={v}' for k, v in (labels or {}).items())}",),
+        )
         self._children: dict[str, Child] = {}
         (self.directory / "cni").mkdir(parents=True)
         try:
             self._pid = self._start_machine()
             self.link, self.address = network.connect(self._pid)
-            self._write_files([*taints], max_pods)
+            self._write_files()
             self._start("containerd", "containerd", f"--config={self.directory}/containerd.toml")
             self._import_images()
             self.start_kubelet()
@@ -127,15 +147,14 @@ class RealNode:
         shutil.rmtree(self.directory / "containerd", ignore_errors=True)
 
     def start_kubelet(self) -> None:
-        labels = ",".join(f"{key}={value}" for key, value in self._labels.items())
         self._start(
             "kubelet",
             str(binary("kubelet")),
             f"--config={self.directory}/kubelet.json",
-            f"--kubeconfig={self._plane.identities.kubeconfig_of_node(self.name)}",
+            f"--kubeconfig={self._told.kubeconfig}",
             f"--hostname-override={self.name}",
             f"--node-ip={self.address}",
-            f"--node-labels={labels}",
+            *self._told.flags,
         )
 
     def kill_kubelet(self) -> None:
@@ -194,14 +213,13 @@ class RealNode:
         self._children[name] = child
         return child
 
-    def _write_files(self, taints: list[Taint], max_pods: int) -> None:
+    def _write_files(self) -> None:
         directory = self.directory
         containerd = CONTAINERD.format(directory=directory, pause=PAUSE)
         (directory / "containerd.toml").write_text(containerd)
         (directory / "cni" / "pods.conflist").write_text(json.dumps(POD_NETWORK))
-        kubelet = _kubelet_configuration(self._plane.identities.certificate)
-        kubelet |= {"registerWithTaints": taints, "maxPods": max_pods}
-        (directory / "kubelet.json").write_text(json.dumps(kubelet))
+        kubelet = _kubelet_configuration(self._told.authority)
+        (directory / "kubelet.json").write_text(json.dumps({**kubelet, **self._told.kubelet}))
 
     def _import_images(self) -> None:
         images = self._plane.directory / "images.tar"

@@ -1,0 +1,188 @@
+"""From submit to nothing left: moto is AWS, and a joiner boots what is bought, from its user data alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_eksbatch.cloud.user_data import ClusterAddress, node_config, user_data
+from tests.cloud.account import PROFILE, Account
+from tests.kubernetes.bed import a_plane
+from tests.kubernetes.on_ec2 import (
+    a_service,
+    an_account,
+    create_environment,
+    create_queue,
+    wait_for_nothing,
+)
+from tests.kubernetes.rig.control_plane import ControlPlane
+from tests.kubernetes.rig.fake_nodes import FakeNodes
+from tests.kubernetes.rig.identities import Identities
+from tests.kubernetes.rig.joiner import Joiner
+from tests.kubernetes.rig.machines import KwokMachines
+from tests.kubernetes.rig.network import Network
+from tests.service.running import RunningService
+
+Json = dict[str, Any]
+SHAPES = {"thin": ("0.25", "512Mi"), "wide": ("1.5", "512Mi"), "fat": ("0.25", "5120Mi")}
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterator[ControlPlane]:
+    with a_plane(tmp_path_factory.mktemp("plane"), address=network.address) as plane:
+        FakeNodes(plane)
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def account(plane: ControlPlane) -> Iterator[Account]:
+    with an_account(plane) as account:
+        yield account
+
+
+@pytest.fixture
+def service(plane: ControlPlane, account: Account, tmp_path: Path) -> Iterator[RunningService]:
+    with a_service(plane, account, tmp_path / "home") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def joiner(plane: ControlPlane, account: Account) -> Iterator[Joiner]:
+    with Joiner(account.door.url, plane, KwokMachines(plane, account.ec2)) as joiner:
+        yield joiner
+
+
+def register(service: RunningService, name: str, cpu: str, memory: str, **notes: str) -> str:
+    container = {
+        "image": "eksbatch.test/busybox:1",
+        "command": ["true"],
+        "resources": {"requests": {"cpu": cpu, "memory": memory}},
+    }
+    pod = {"containers": [container], "metadata": {"annotations": notes}}
+    made = service.batch().register_job_definition(
+        jobDefinitionName=name, type="container", eksProperties={"podProperties": pod}
+    )
+    return str(made["jobDefinitionArn"])
+
+
+def submit(service: RunningService, definition: str, **fields: Any) -> str:
+    made = service.batch().submit_job(
+        jobName="j", jobQueue="queue", jobDefinition=definition, **fields
+    )
+    return str(made["jobId"])
+
+
+# ---- what a machine makes of its user data
+
+CLUSTERS = {
+    "no name": ({"name": ""}, "Name is missing in cluster configuration"),
+    "another name": ({"name": "other"}, "Unauthorized: the token is for the cluster other"),
+    "no endpoint": ({"apiServerEndpoint": ""}, "Apiserver endpoint is missing"),
+    "nobody there": ({"apiServerEndpoint": "https://127.0.0.1:1"}, "Connection refused"),
+    "no authority": ({"certificateAuthority": ""}, "Certificate authority is missing"),
+    "no base64": ({"certificateAuthority": "-----"}, "cluster configuration: "),
+    "no addresses": ({"cidr": "ten"}, "cluster configuration: 'ten' does not appear"),
+}
+DOCUMENTS = {
+    "a script": ("#!/bin/sh\ntrue", "NodeConfig: not an object"),
+    "no YAML": ("kind: [NodeConfig", "NodeConfig: while parsing"),
+    "another kind": ("apiVersion: v1\nkind: Pod", "no kind 'Pod' is known in 'v1'"),
+    "no part for it": (
+        "Content-Type: multipart/mixed; boundary=b\n\n--b\n\ntrue\n--b--\n",
+        "could not find NodeConfig within UserData",
+    ),
+}
+
+
+def a_node_config(plane: ControlPlane, account: Account, **labelled: str) -> Json:
+    """What the service tells a node of this account."""
+    address = ClusterAddress(
+        name="main",
+        endpoint=plane.url,
+        certificate_authority=account.door.cluster["certificateAuthority"]["data"],
+        service_cidr="10.96.0.0/16",
+    )
+    return node_config(address, labelled, 29)
+
+
+def never_joins(plane: ControlPlane, account: Account, joiner: Joiner, document: str) -> str:
+    """What the console of a machine with this user data says."""
+    made = account.ec2.run_instances(
+        ImageId=account.image,
+        InstanceType="m5.large",
+        MinCount=1,
+        MaxCount=1,
+        UserData=document,
+        SubnetId=account.subnets["us-east-1a"],
+        IamInstanceProfile={"Name": PROFILE},
+    )
+    instance_id = made["Instances"][0]["InstanceId"]
+    said = plane.wait_for("a word of why it does not join", lambda: joiner.misled.get(instance_id))
+    assert not plane.admin.list("/api/v1/nodes")
+    account.ec2.terminate_instances(InstanceIds=[instance_id])
+    return said
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_machine_that_is_told_of_a_wrong_cluster_never_joins(
+    plane: ControlPlane, account: Account, joiner: Joiner, name: str
+) -> None:
+    changes, sentence = CLUSTERS[name]
+    config = a_node_config(plane, account)
+    config["spec"]["cluster"] |= changes
+    assert sentence in never_joins(plane, account, joiner, user_data(config))
+
+
+def test_a_machine_joins_nobody_but_whom_it_was_told_to_believe(
+    plane: ControlPlane, account: Account, joiner: Joiner, tmp_path: Path
+) -> None:
+    strangers = Identities(tmp_path / "strangers", "127.0.0.1", "").certificate.read_bytes()
+    config = a_node_config(plane, account)
+    authority = base64.b64encode(strangers).decode()
+    config["spec"]["cluster"]["certificateAuthority"] = authority
+    said = never_joins(plane, account, joiner, user_data(config))
+    assert "certificate verify failed" in said
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_machine_that_is_told_nothing_it_understands_never_joins(
+    plane: ControlPlane, account: Account, joiner: Joiner, name: str
+) -> None:
+    document, sentence = DOCUMENTS[name]
+    assert sentence in never_joins(plane, account, joiner, document)
+
+
+def test_a_kubelet_refuses_labels_that_are_kubernetes_own(
+    plane: ControlPlane, account: Account, joiner: Joiner
+) -> None:
+    config = a_node_config(plane, account, **{"node.k8s.io/mine": "1"})
+    said = never_joins(plane, account, joiner, user_data(config))
+    assert "unknown 'kubernetes.io' or 'k8s.io' labels" in said
+
+
+# ---- from zero to zero
+
+
+def test_a_burst_of_jobs_of_several_shapes_gets_its_instances_and_leaves_nothing(
+    plane: ControlPlane, account: Account, service: RunningService, joiner: Joiner
+) -> None:
+    """
+    1. at zero, 201 jobs of three shapes are submitted
+    2. instances are bought, join from their user data, and every job ends
+    3. no instance, node, pod or vCPU is left; each instance was a node of ours
+    """
+    create_environment(service, account)
+    create_queue(service, "ce")
+    definitions = [
+        register(service, name, *shape, **{"rig/lasts": "1s"}) for name, shape in SHAPES.items()
+    ]
+    arrays = {submit(service, each, arrayProperties={"size": 67}) for each in definitions}
+    assert set(service.wait_for_ends(arrays).values()) == {"SUCCEEDED"}
+    wait_for_nothing(plane, account, service)
+    summary = service.get("/v1/eksbatch/summary")
+    assert summary["jobs"]["SUCCEEDED"] == 201
+    assert summary["instances"]["launched"] == len(joiner.nodes)
