@@ -46,12 +46,17 @@ class KubernetesCluster:
         *,
         outputs: Outputs | None = None,
         tell_trouble: Callable[[str, int], None] = lambda trouble, failures: None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`tell_trouble` hears why a watch broke, and how often in a row; it mends itself."""
+        """`tell_trouble` hears why a watch broke, and how often in a row; it mends itself.
+
+        `may_write` is asked before each write; while it says no, effects find the cluster down.
+        """
         self._ways = ways
         self._parts = directory.absolute() / "logs-live"
         self._outputs = outputs or Outputs(directory.absolute() / "logs")
         self._tell_trouble = tell_trouble
+        self._may_write = may_write
         self._sites: dict[str, Site] = {}
         self._site_of: dict[str, Site] = {}
         self._connecting = asyncio.Lock()
@@ -126,6 +131,7 @@ class KubernetesCluster:
             site = self._sites.get(place)
             if site is None:
                 connection = await self._ways.connect(place)
+                connection.may_write = self._may_write
                 site = self._sites[place] = Site(
                     connection,
                     self._parts,

@@ -141,6 +141,8 @@ class Performer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.may_act: Callable[[], bool] = lambda: True
+        """Set by the wiring: whether this service is still the one that leads."""
 
     def __len__(self) -> int:
         """Effects not done yet."""
@@ -209,6 +211,8 @@ class Performer:
     async def _perform(self, lane: _Lane, batch: Sequence[Effect]) -> float:
         """Do the batch; 0 when it is done, else the seconds until it is tried again."""
         try:
+            if not self.may_act():
+                raise ClusterDown("This service may not lead any more.")
             facts = await self._act_for(batch[0])(batch)
         except (ClusterDown, CloudDown) as down:
             lane.fail()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +63,14 @@ def make_store(settings: Settings) -> Store:
 
 
 def make_cluster_and_cloud(
-    settings: Settings, telemetry: Telemetry
+    settings: Settings, telemetry: Telemetry, may_write: Callable[[], bool] = lambda: True
 ) -> tuple[Cluster, Cloud, CloudControl | None]:
-    """Where pods run and where nodes come from."""
+    """Where pods run and where nodes come from; `may_write`: whether this service leads."""
     directory = settings.home_path
     directory.mkdir(parents=True, exist_ok=True)
     if settings.cluster != "local":
         cloud = _make_ec2(settings) if settings.cloud_kind == "ec2" else _make_no_cloud()
-        return _make_kubernetes(settings, telemetry), cloud, None
+        return _make_kubernetes(settings, telemetry, may_write), cloud, None
     from airflow_eksbatch.cloud.embedded import CloudSettings, EmbeddedCloud
     from airflow_eksbatch.cluster.local import LocalCluster
 
@@ -102,7 +103,9 @@ def make_ways(settings: Settings) -> Ways:
     return ways
 
 
-def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
+def _make_kubernetes(
+    settings: Settings, telemetry: Telemetry, may_write: Callable[[], bool]
+) -> Cluster:
     ways = make_ways(settings)
     from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
 
@@ -110,6 +113,7 @@ def _make_kubernetes(settings: Settings, telemetry: Telemetry) -> Cluster:
         ways,
         settings.home_path,
         tell_trouble=lambda trouble, failures: telemetry.watch_broke("cluster", trouble, failures),
+        may_write=may_write,
     )
 
 
@@ -156,7 +160,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         step_settings=StepSettings(idle_s=settings.idle_s, check_plans=settings.check_plans),
         settings=_beat_settings(settings),
     )
-    cluster, cloud, control = make_cluster_and_cloud(settings, telemetry)
+    cluster, cloud, control = make_cluster_and_cloud(settings, telemetry, lease.is_sure)
     performer = Performer(
         cluster=cluster,
         cloud=cloud,
@@ -165,7 +169,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         telemetry=telemetry,
         settings=PerformerSettings(at_once=settings.calls),
     )
-    loop.start_effects = performer.start
+    loop.start_effects, performer.may_act = performer.start, lease.is_sure
 
     def metrics_text() -> bytes:
         return telemetry.exposition(

@@ -48,10 +48,30 @@ def test_a_storm_of_refusals_counts_once(limit: WriteLimit, clock: Clock) -> Non
 
 
 def test_slow_answers_are_a_sign_too(limit: WriteLimit, clock: Clock) -> None:
-    began = clock.now
+    clock.now += 0.1
+    limit.answered(clock.now - 0.1)
+    before = limit.allowed
     clock.now += SLOW_S
-    limit.answered(began)
-    assert limit.allowed < FIRST
+    limit.answered(clock.now - SLOW_S)
+    assert limit.allowed < before
+
+
+def test_an_api_server_that_is_far_away_is_not_a_slow_one(limit: WriteLimit, clock: Clock) -> None:
+    """1. seconds for each way: no cut; 2. many times that: a cut; 3. it comes near: seconds are slow again."""
+    clock.now += 2.0
+    for _ in range(100):
+        limit.answered(clock.now - 2.0)
+    allowed = limit.allowed
+    assert allowed > FIRST
+    clock.now += 10.0
+    limit.answered(clock.now - 10.0)
+    assert limit.allowed == allowed * 0.7
+    clock.now += 0.01
+    limit.answered(clock.now - 0.01)
+    allowed = limit.allowed
+    clock.now += 2.0
+    limit.answered(clock.now - 2.0)
+    assert limit.allowed == allowed * 0.7
 
 
 def test_one_write_always_gets_through(limit: WriteLimit, clock: Clock) -> None:

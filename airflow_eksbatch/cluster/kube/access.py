@@ -44,11 +44,16 @@ class _Review(msgspec.Struct, frozen=True):
 
 
 async def find_trouble(connection: Connection, namespace: str) -> str | None:
-    """What keeps the namespace from being used, in one sentence; None when nothing does."""
+    """What keeps the namespace from being used, in one sentence; None when nothing does.
+
+    Raises ClusterDown when the API server cannot say now.
+    """
     unable = f"Unable to validate Kubernetes Namespace {namespace}"
     try:
         await connection.get(f"/api/v1/namespaces/{namespace}")
     except ApiError as error:
+        if error.is_passing:
+            raise ClusterDown(f"{unable} now: {error}") from error
         return f"{unable}: {error.message or error.reason}"
     for right in NEEDED:
         if not await may(connection, right, namespace):

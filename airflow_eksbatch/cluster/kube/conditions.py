@@ -64,14 +64,15 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: int
 
 
-def facts_from_pod(pod: Pod, now: int, *, host: str, asked: bool) -> list[Fact]:
+def facts_from_pod(pod: Pod, now: int, *, host: str, asked: bool, ahead_ms: int = 0) -> list[Fact]:
     """All there is to tell of a pod as it is now, oldest first.
 
-    `host` names its machine as people know it; `asked` says that we have asked for its end.
+    `host` names its machine as people know it; `asked` says that we have asked for its end; `now` is so much ahead
+    of the cluster's clock.
     """
     name = PodName(pod.metadata.name)
     facts: list[Fact] = [PodSeen(pod=name, at=now)]
-    started = started_at(pod, now)
+    started = started_at(pod, now, ahead_ms)
     if started is not None:
         facts.append(PodRunning(pod=name, at=started))
     if not pod.is_over:
@@ -80,27 +81,28 @@ def facts_from_pod(pod: Pod, now: int, *, host: str, asked: bool) -> list[Fact]:
     if refusal is not None and started is None:
         return [refusal]
     end = end_of(pod, host=host, asked=asked)
-    return [*facts, PodEnded(pod=name, at=ended_at(pod, now), end=end)]
+    return [*facts, PodEnded(pod=name, at=ended_at(pod, now, ahead_ms), end=end)]
 
 
-def started_at(pod: Pod, now: int) -> int | None:
+def started_at(pod: Pod, now: int, ahead_ms: int = 0) -> int | None:
     """When its containers began to run; None while they have not. Init containers are STARTING time."""
     begun: list[int] = []
     for status in pod.status.container_statuses:
         state = status.state.running or status.state.terminated
         at = None if state is None else epoch_ms(state.started_at)
         if at is not None:
-            begun.append(at)
+            begun.append(at + ahead_ms)
     if not begun or pod.status.phase == "Pending":
         return None
     return now if now - min(begun) < FRESH_MS else min(begun)
 
 
-def ended_at(pod: Pod, now: int) -> int:
+def ended_at(pod: Pod, now: int, ahead_ms: int = 0) -> int:
     """When the last container ended, as well as it is known."""
     states = (s.state.terminated for s in _statuses(pod))
     times = [at for state in states if state and (at := epoch_ms(state.finished_at)) is not None]
-    return max(times) if times and now - max(times) >= FRESH_MS else now
+    last = max(times) + ahead_ms if times else now
+    return last if now - last >= FRESH_MS else now
 
 
 def refusal_of(pod: Pod, now: int) -> PodRefused | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -34,6 +36,9 @@ REAUTHENTICATE_S = 5.0
 TRIES_MAX = 8
 RETRY_AFTER_S = 1.0
 CLOSE_S = 0.1
+# The API server's clock is known by the dates of its last answers; the quickest of them knows best.
+DATES_MAX = 32
+AGREE_MS = 2500
 
 # What the client raises for a kubeconfig that is missing, half written or no kubeconfig at all.
 BROKEN = (config.ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError)
@@ -50,6 +55,11 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
+
+    @property
+    def is_passing(self) -> bool:
+        """It says nothing of what was asked: the same may be done another time, or is done already."""
+        return self.status == 429 or self.status >= 500
 
 
 class BadKubeconfig(Exception):
@@ -76,6 +86,8 @@ class Connection:
     def __init__(self, name: str, configuration: client.Configuration, renew: Renew) -> None:
         self.name = name
         self.limit = WriteLimit()
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before each write: whoever does not lead any more must not act, however late it notices."""
         self.acts_as = ""
         """A user to ask as, whose rights then count (`kubectl --as`); empty: as whoever we are."""
         configuration.connection_pool_maxsize = CONNECTIONS_MAX
@@ -85,6 +97,13 @@ class Connection:
         self._renewing = asyncio.Lock()
         self._client = client.ApiClient(configuration=configuration)
         self._host: str = configuration.host
+        self._apart_ms: deque[int] = deque(maxlen=DATES_MAX)
+
+    @property
+    def ahead_ms(self) -> int:
+        """How far our clock is ahead of the API server's; 0 while they agree as well as whole seconds show."""
+        apart_ms = min(self._apart_ms, default=0)
+        return apart_ms if abs(apart_ms) >= AGREE_MS else 0
 
     async def close(self) -> None:
         await self._client.close()
@@ -104,6 +123,8 @@ class Connection:
         """A write takes its turn under the limit; "too many requests" is waited out."""
         for _ in range(TRIES_MAX):
             async with self.limit.slot() as began:
+                if not self.may_write():
+                    raise ClusterDown(f"{self.name}: this service may not lead any more")
                 try:
                     answer, _ = await self._request(method, path, None, body)
                 except ApiError as error:
@@ -181,9 +202,18 @@ class Connection:
         if rest.server_hostname:
             options["server_hostname"] = rest.server_hostname
         url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
-        return await rest.pool_manager.request(
+        response = await rest.pool_manager.request(
             method, url, data=body, headers=headers, timeout=patience, **options
         )
+        self._note_date(response.headers.get("Date", ""))
+        return response
+
+    def _note_date(self, date: str) -> None:
+        try:
+            server_s = parsedate_to_datetime(date).timestamp()
+        except ValueError:
+            return
+        self._apart_ms.append(int((time.time() - server_s) * 1000))
 
     async def _renew_credentials(self, *, afresh: bool) -> None:
         """Look at the credentials again, unless somebody just did."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -23,6 +24,8 @@ PAGE = 1000
 # The API server ends a watch after about this long; all at once would be a burst of new ones.
 WATCH_S = (240, 480)
 BACKOFF_S = (0.1, 10.0)
+# A watch that ends sooner and has said nothing is trouble, though it ended well.
+SHORT_S = 1.0
 HTTP_GONE = 410
 
 
@@ -100,7 +103,6 @@ class ListWatch(Generic[T]):
                 if self._version is None:
                     self._version = await self._list()
                 await self._watch()
-                self.failures = 0
             except _Expired:
                 self._version = None
             except (ApiError, ClusterDown) as error:
@@ -135,11 +137,15 @@ class ListWatch(Generic[T]):
             "allowWatchBookmarks": "true",
             "timeoutSeconds": random.randint(*WATCH_S),
         }
-        rest = b""
+        began, rest, has_said = time.monotonic(), b"", False
         async for chunk in self._connection.stream(self._path, query):
             *lines, rest = (rest + chunk).split(b"\n")
             if lines:
                 self._receive(lines)
+                has_said = True
+        if not has_said and time.monotonic() - began < SHORT_S:
+            raise ClusterDown("the watch ended at once")
+        self.failures = 0
 
     def _receive(self, lines: list[bytes]) -> None:
         """What came together is told together."""
@@ -173,9 +179,9 @@ class ListWatch(Generic[T]):
         self.failures += 1
         self._tell_trouble(f"{self._path}: {error}", self.failures)
         first, most = BACKOFF_S
-        await asyncio.sleep(
-            min(most, first * 2 ** min(self.failures - 1, 16)) * random.uniform(0.5, 1.5)
-        )
+        pause_s = min(most, first * 2 ** min(self.failures - 1, 16)) * random.uniform(0.5, 1.5)
+        told_s = error.retry_after_s if isinstance(error, ApiError) else 0.0
+        await asyncio.sleep(max(pause_s, told_s))
 
 
 def name_of(metadata: Metadata) -> str:

@@ -66,10 +66,12 @@ class Seen(msgspec.Struct):
 
 
 class Hosts(msgspec.Struct, frozen=True):
-    """What the book asks about a node's name."""
+    """What the book asks about a node's name, and about the cluster's clock."""
 
     host_of: Callable[[str], str]
     is_there: Callable[[str], bool]
+    ahead_ms: Callable[[], int] = lambda: 0
+    """How far our clock is ahead of it."""
 
 
 class PodBook:
@@ -178,7 +180,8 @@ class PodBook:
 
     def _untold(self, seen: Seen, at: int) -> list[Fact]:
         host = self._hosts.host_of(seen.node)
-        facts = facts_from_pod(seen.pod, at, host=host, asked=seen.asked)
+        ahead_ms = self._hosts.ahead_ms()
+        facts = facts_from_pod(seen.pod, at, host=host, asked=seen.asked, ahead_ms=ahead_ms)
         news = [fact for fact in facts if type(fact) not in seen.told]
         for fact in news:
             seen.told.add(type(fact))

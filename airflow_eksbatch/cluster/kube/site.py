@@ -69,7 +69,8 @@ class Site:
         self._tell_trouble = tell_trouble
         self._environments: dict[str, ComputeEnvironment] = {}
         self._nodes = NodeBook(lambda node: self._pods.are_on(node))
-        self._pods = PodBook(Hosts(self._nodes.host_of, self._nodes.is_there))
+        hosts = Hosts(self._nodes.host_of, self._nodes.is_there, lambda: connection.ahead_ms)
+        self._pods = PodBook(hosts)
         self.logs = LiveLogs(connection, directory, outputs, self._look)
         self._created: dict[PodName, str] = {}
         """Namespaces of pods that the watch has not shown yet."""
@@ -196,7 +197,8 @@ class Site:
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
                 return await self._compare(effect, namespace)
-            self._created.pop(pod, None)
+            if not error.is_passing:
+                self._created.pop(pod, None)
             return self._refused(effect, namespace, error)
         return None
 
@@ -240,7 +242,8 @@ class Site:
         # Nobody on a machine that is gone could be told to stop.
         there = self._nodes.is_there(seen.node)
         grace_s = max(1, effect.grace_s) if there else 0
-        if not there or seen.due is None or seen.due > now_ms() + grace_s * 1000:
+        latest = now_ms() - self.connection.ahead_ms + grace_s * 1000
+        if not there or seen.due is None or seen.due > latest:
             if there:
                 await self.logs.hold(seen.pod)
             seen.asked = True

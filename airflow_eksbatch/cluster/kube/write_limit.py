@@ -6,15 +6,37 @@ Additive increase, multiplicative decrease, as in TCP: more writers than the API
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 FIRST, LEAST, MOST = 16.0, 1.0, 256.0
-# A write that takes this long has waited for others; an idle API server needs some milliseconds.
-SLOW_S = 1.0
+# A write that takes this long has waited for others, an idle API server needs some milliseconds; but one that is far
+# away always takes long: this many times as long as a write that was almost alone.
+SLOW_S, SLOW_TIMES = 1.0, 4.0
+ALMOST_ALONE, LATELY_S = 4, 60.0
 DECREASE = 0.7
+
+
+class Distance:
+    """How long a write takes at least: the shortest of late."""
+
+    def __init__(self) -> None:
+        self._since = -math.inf
+        self._now_s = self._before_s = math.inf
+
+    @property
+    def shortest_s(self) -> float:
+        """0 while nothing is known."""
+        shortest_s = min(self._now_s, self._before_s)
+        return shortest_s if shortest_s < math.inf else 0.0
+
+    def put(self, took_s: float, now: float) -> None:
+        if now - self._since >= LATELY_S:
+            self._since, self._before_s, self._now_s = now, self._now_s, math.inf
+        self._now_s = min(self._now_s, took_s)
 
 
 class WriteLimit:
@@ -27,6 +49,7 @@ class WriteLimit:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._cut_at = 0.0
         self._paused_until = 0.0
+        self._distance = Distance()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
@@ -43,7 +66,10 @@ class WriteLimit:
 
     def answered(self, began: float) -> None:
         """The write was served; slow service is a sign of too many."""
-        if self._clock() - began >= SLOW_S:
+        took_s = self._clock() - began
+        if self._under_way <= ALMOST_ALONE:
+            self._distance.put(took_s, self._clock())
+        if took_s >= max(SLOW_S, SLOW_TIMES * self._distance.shortest_s):
             self._cut(began)
         else:
             self.allowed = min(MOST, self.allowed + 1 / self.allowed)
