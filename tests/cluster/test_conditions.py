@@ -53,6 +53,21 @@ def test_times_are_the_kubelets_unless_we_have_just_seen_it_happen() -> None:
     assert at_once.at == (started or 0) + 900
 
 
+@pytest.mark.parametrize("ahead_ms", [3_600_000, -3_600_000], ids=["ahead", "behind"])
+def test_times_of_the_kubelet_are_told_by_our_clock(ahead_ms: int) -> None:
+    """Timeouts count from when it began: an hour between two clocks is no hour of running."""
+    now = NOW + ahead_ms
+    pod = a_kube_pod(status=ended())
+    _, began, over = facts_from_pod(pod, now, host="i-1", asked=False, ahead_ms=ahead_ms)
+    _, began_there, over_there = facts_of(pod)
+    assert isinstance(began, PodRunning)
+    assert isinstance(began_there, PodRunning)
+    assert began.at - began_there.at == ahead_ms
+    assert isinstance(over, PodEnded)
+    assert isinstance(over_there, PodEnded)
+    assert over.at - over_there.at == ahead_ms
+
+
 def test_init_containers_are_no_running_yet() -> None:
     inits = [{"name": "i", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]
     status = {**waiting("PodInitializing"), "initContainerStatuses": inits}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,49 @@ def test_too_many_requests_are_waited_out_as_long_as_the_server_says(tmp_path: P
         before = connection.limit.allowed
         assert await connection.write("POST", "/x", b'{"a":1}') == b'{"a": 1}'
         assert connection.limit.allowed < before
+        await connection.close()
+
+    served(answer, scenario)
+
+
+def test_who_may_not_write_any_more_sends_nothing(tmp_path: Path) -> None:
+    """Also when it waits for its turn meanwhile."""
+    seen = list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.method)
+        status = {"reason": "TooManyRequests", "details": {"retryAfterSeconds": 0.01}}
+        return web.json_response(status, status=429)
+
+    async def scenario(url: str) -> None:
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), server=url)
+        connection = await Kubeconfig(file).connect("c")
+        connection.may_write = lambda: not seen
+        with pytest.raises(ClusterDown, match="may not lead any more"):
+            await connection.write("POST", "/api", b"{}")
+        assert seen == ["POST"]
+        await connection.close()
+
+    served(answer, scenario)
+
+
+@pytest.mark.parametrize(("apart_s", "ahead_s"), [(3600, 3600), (-3600, -3600), (1, 0), (None, 0)])
+def test_the_clock_of_an_api_server_is_known_by_its_answers(
+    tmp_path: Path, apart_s: int | None, ahead_s: int
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if apart_s is None:
+            return web.Response(headers={"Date": "at noon"})
+        now = datetime.now(UTC) - timedelta(seconds=apart_s)
+        return web.Response(headers={"Date": format_datetime(now, usegmt=True)})
+
+    async def scenario(url: str) -> None:
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), server=url)
+        connection = await Kubeconfig(file).connect("c")
+        assert connection.ahead_ms == 0
+        await connection.get("/api")
+        # Whole seconds, and what an answer takes on a machine that does much else.
+        assert ahead_s * 1000 <= connection.ahead_ms < ahead_s * 1000 + 60_000
         await connection.close()
 
     served(answer, scenario)
