@@ -1,4 +1,4 @@
-"""A simulated cloud: launch delay, capacity, refusals, Spot reclaims, and what it all costs."""
+"""A simulated cloud: launch delay, capacity, refusals, Spot reclaims."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ class CloudBill(msgspec.Struct, kw_only=True):
     reclaimed: int = 0
     refused: int = 0
     peak: int = 0
-    ended_usd: dict[str, float] = {}
-    """What instances cost that have ended, by compute environment."""
 
 
 class SimCloud:
@@ -76,18 +74,6 @@ class SimCloud:
     @property
     def live(self) -> list[Instance]:
         return [instance for instance in self.instances.values() if instance.gone is None]
-
-    def costs_usd(self) -> dict[str, float]:
-        """By compute environment, so far."""
-        costs = dict(self.bill.ended_usd)
-        for instance in self.live:
-            name = instance.environment
-            costs[name] = costs.get(name, 0.0) + self._price_usd(instance)
-        return costs
-
-    def _price_usd(self, instance: Instance) -> float:
-        lived_ms = self._timeline.now - instance.launched_at
-        return lived_ms / 3_600_000 * instance.offering.price_usd_hour
 
     # ---- what a person makes happen
 
@@ -228,8 +214,6 @@ class SimCloud:
             node_id=instance.node_id, at=now, reason=reason, reclaimed=reclaimed
         )
         self.bill.reclaimed += reclaimed
-        ended_usd, name = self.bill.ended_usd, instance.environment
-        ended_usd[name] = ended_usd.get(name, 0.0) + self._price_usd(instance)
         self._watch(instance.gone)
 
     def _launched(self, instance: Instance) -> InstanceLaunched:

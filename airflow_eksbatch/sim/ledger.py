@@ -11,7 +11,9 @@ from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
+from airflow_eksbatch.core.model.resources import FREE, Cost
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+from airflow_eksbatch.core.world.books import Account
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.core.world.world import World
 
@@ -36,6 +38,7 @@ class Ledger:
         self.live: dict[Key, bytes] = {}
         self.past: dict[Key, bytes] = {}
         self.events: list[JobEvent] = []
+        self.costs: dict[tuple[int, Account], Cost] = {}
         self.commits = 0
         self._totals = encode(Totals())
         self._counters = encode(Counters())
@@ -50,6 +53,9 @@ class Ledger:
         for kind, name in changes.deleted:
             self.live.pop((kind, name), None)
         self.events += changes.events
+        for entry in changes.costs:
+            key = (entry.hour, entry.account)
+            self.costs[key] = self.costs.get(key, FREE).plus(entry.cost)
         if changes.totals is not None:
             self._totals = encode(changes.totals)
         if changes.counters is not None:
@@ -128,6 +134,13 @@ class Ledger:
     def live_nodes(self) -> list[Node]:
         rows = [row for key, row in self.live.items() if key[0] == "node"]
         return [msgspec.msgpack.decode(row, type=Node) for row in rows]
+
+    def nodes(self) -> list[Node]:
+        """All nodes there ever were."""
+        rows = {**self.past, **self.live}
+        return [
+            msgspec.msgpack.decode(row, type=Node) for key, row in rows.items() if key[0] == "node"
+        ]
 
     def jobs(self) -> list[Job]:
         """All jobs there ever were."""

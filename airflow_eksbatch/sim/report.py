@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.model.job import JobId, JobSpec, JobStatus
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.sim.simulator import Simulator
 from airflow_eksbatch.sim.timeline import BEGIN
 
@@ -50,12 +52,14 @@ class Watcher:
 
     def answer(self) -> dict[str, Any]:
         """All of it, as it is now."""
-        world, cloud = self.simulator.world, self.simulator.cloud
-        totals = (world or self.simulator.ledger.snapshot()).totals
+        cloud = self.simulator.cloud
+        world = self.simulator.world or World(self.simulator.ledger.snapshot())
+        totals = world.totals
         now_s = self.simulator.timeline.elapsed_s
         bought = area_of([(at, vcpus) for at, vcpus, _ in self.series], now_s)
         used = area_of([(at, vcpus) for at, _, vcpus in self.series], now_s)
-        costs = cloud.costs_usd()
+        rows = views.environments(world, self.simulator.timeline.now)
+        costs = {str(row["computeEnvironment"]): float(str(row["price_usd"])) for row in rows}
         return {
             "ends_s": round(max(self.ended_s.values(), default=0.0), 1),
             "empty_s": round(now_s, 1),

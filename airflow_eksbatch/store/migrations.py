@@ -55,7 +55,33 @@ def create_first(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (create_first,)
+COSTS = """
+ALTER TABLE eksbatch_jobs ADD COLUMN nano_usd BIGINT NOT NULL DEFAULT 0;
+CREATE TABLE eksbatch_costs (
+    hour BIGINT NOT NULL, compute_environment TEXT NOT NULL, market TEXT NOT NULL, use_of TEXT NOT NULL,
+    queue TEXT NOT NULL, share TEXT NOT NULL, dag TEXT NOT NULL,
+    nano_usd BIGINT NOT NULL, instance_ms BIGINT NOT NULL, vcpu_ms BIGINT NOT NULL,
+    PRIMARY KEY (hour, compute_environment, market, use_of, queue, share, dag)
+)
+"""
+
+
+def add_costs(connection: Connection) -> None:
+    """Version 2: what instances cost, by the hour and by who paid; sums so far become whole numbers."""
+    for statement in COSTS.split(";"):
+        connection.exec_driver_sql(statement)
+    mine = schema.meta.c.key == "totals"
+    body = connection.execute(select(schema.meta.c.body).where(mine)).scalar()
+    if body is not None:
+        totals = msgspec.msgpack.decode(body)
+        usd = totals.pop("price_usd", {})
+        totals["nano_usd"] = {name: round(price * 1_000_000_000) for name, price in usd.items()}
+        connection.execute(
+            schema.meta.update().where(mine).values(body=msgspec.msgpack.encode(totals))
+        )
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (create_first, add_costs)
 """STEPS[n] leads from version n to n + 1. A released step is never changed."""
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import Changes, Snapshot
 
 
@@ -93,6 +94,17 @@ class Store(Protocol):
         self, job_ids: Iterable[JobId], indices: Collection[int] = ()
     ) -> list[Attempt]:
         """Attempts of jobs (of these indices, if any are named), oldest first, live ones included."""
+        ...
+
+    def sum_costs(self, since: int, until: int, by: Collection[str]) -> list[Entry]:
+        """What is in the books for hours that begin in [since, until) (epoch ms), summed over all that `by` does not name.
+
+        `by` takes `hour` and members of Account; what is not named is 0 or empty. Market and use are always told.
+        """
+        ...
+
+    def costly_jobs(self, since: int, until: int, limit: int) -> list[Job]:
+        """Of the jobs that ended in [since, until) (epoch ms), those that cost most."""
         ...
 
     def events_since(self, seq: int, limit: int, job_id: JobId | None = None) -> list[JobEvent]:

@@ -14,7 +14,9 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.ranges import EMPTY, ONE, Ranges
+from airflow_eksbatch.core.model.resources import NO_BILL, Bill
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+from airflow_eksbatch.core.world.books import Entry
 
 Row = dict[str, Any]
 
@@ -47,6 +49,7 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     status_reason: str | None = msgspec.field(name="y", default=None)
     started_at: int | None = msgspec.field(name="sa", default=None)
     stopped_at: int | None = msgspec.field(name="so", default=None)
+    bill: Bill = msgspec.field(name="b", default=NO_BILL)
 
 
 # Fields of a specification that are equal in many jobs.
@@ -68,6 +71,7 @@ def state_row(job: Job) -> Row:
         "status": _status(job).value,
         "stopped_at": job.stopped_at,
         "state": _encode(state),
+        "nano_usd": job.bill.total.nano_usd,
     }
 
 
@@ -135,6 +139,7 @@ def _job_from(spec: JobSpec, decoded: JobState) -> Job:
         status_reason=decoded.status_reason,
         started_at=decoded.started_at,
         stopped_at=decoded.stopped_at,
+        bill=NO_BILL if decoded.bill == NO_BILL else decoded.bill,
     )
 
 
@@ -171,6 +176,22 @@ def event_row(event: JobEvent) -> Row:
 
 def event_from(body: bytes) -> JobEvent:
     return _decode_event(body)
+
+
+def cost_row(entry: Entry) -> Row:
+    account, cost = entry.account, entry.cost
+    return {
+        "hour": entry.hour,
+        "compute_environment": account.compute_environment,
+        "market": account.market.value,
+        "use_of": account.use.value,
+        "queue": account.queue,
+        "share": account.share,
+        "dag": account.dag,
+        "nano_usd": cost.nano_usd,
+        "instance_ms": cost.instance_ms,
+        "vcpu_ms": cost.vcpu_ms,
+    }
 
 
 def noun_row(kind: str, name: str, noun: msgspec.Struct) -> Row:

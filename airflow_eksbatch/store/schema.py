@@ -19,7 +19,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 1
+VERSION = 2
 metadata = MetaData()
 
 meta = Table(
@@ -45,6 +45,7 @@ jobs = Table(
     Column("task_key", Text),
     Column("spec", LargeBinary, nullable=False),
     Column("state", LargeBinary, nullable=False),
+    Column("nano_usd", BigInteger, nullable=False, server_default=text("0")),
 )
 # Start-up reads the live ones; lists read one queue, newest first.
 Index(
@@ -122,6 +123,22 @@ events = Table(
     Column("body", LargeBinary, nullable=False),
 )
 Index("eksbatch_events_job", events.c.job_id, events.c.seq)
+
+# Sums by the hour; its key begins with what they are asked by.
+costs = Table(
+    "eksbatch_costs",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("compute_environment", Text, primary_key=True),
+    Column("market", Text, primary_key=True),
+    Column("use_of", Text, primary_key=True),
+    Column("queue", Text, primary_key=True),
+    Column("share", Text, primary_key=True),
+    Column("dag", Text, primary_key=True),
+    Column("nano_usd", BigInteger, nullable=False),
+    Column("instance_ms", BigInteger, nullable=False),
+    Column("vcpu_ms", BigInteger, nullable=False),
+)
 
 keys = Table(
     "eksbatch_keys",

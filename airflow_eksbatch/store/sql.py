@@ -344,13 +344,6 @@ class SqlStore:
         with self._transaction() as connection:
             return int(connection.execute(select(clock)).scalar_one() * 1000)
 
-    def now(self) -> int | None:
-        if self._engine.dialect.name != "postgresql":
-            return None
-        clock = func.extract("epoch", func.clock_timestamp())
-        with self._transaction() as connection:
-            return int(connection.execute(select(clock)).scalar_one() * 1000)
-
     def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
         nobody = {"name": LEASE, "owner": "", "fence": 0, "until": 0}
         with self._transaction(writes=True) as connection:

@@ -46,7 +46,7 @@ def some_of_everything() -> Changes:
         definitions=[JobDefinition(name="work", revision=1, arn="arn", pod=b"{}")],
         usages=[ShareUsage(queue="queue", share="today", vcpu_s=12.5, updated_at=NOW)],
         events=[an_event(1, "job-000001"), an_event(2, "job-000002")],
-        totals=Totals(jobs=4, succeeded=1, failed=1, price_usd={"ce": 0.5}),
+        totals=Totals(jobs=4, succeeded=1, failed=1, nano_usd={"ce": 500_000_000}),
         counters=Counters(job_seq=2, event_seq=2, node=1),
     )
 

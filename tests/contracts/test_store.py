@@ -64,7 +64,7 @@ def some_changes() -> Changes:
         definitions=[JobDefinition(name="work", revision=1, arn="arn")],
         usages=[ShareUsage(queue="queue", share="today", vcpu_s=1.5)],
         events=[an_event(1, "job-000001"), an_event(2, "job-000002")],
-        totals=Totals(jobs=2, succeeded=1, price_usd={"ce": 0.25}),
+        totals=Totals(jobs=2, succeeded=1, nano_usd={"ce": 250_000_000}),
         counters=Counters(job_seq=2, event_seq=2, node=1),
     )
 

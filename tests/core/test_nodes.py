@@ -257,10 +257,10 @@ def test_the_peak_counts_instances_that_were_launched_not_those_asked_for() -> N
 
 def test_what_a_node_cost_is_in_the_totals_when_it_is_gone() -> None:
     stage = Stage(a_world(a_node("n1", offering=an_offering(price=0.36))))
-    stage.now += 10_000
+    stage.now += 100_000
     stage.lose("n1", reclaimed=False)
-    assert stage.world.totals.instance_ms == {"ce": 10_000}
-    assert stage.world.totals.price_usd == {"ce": pytest.approx(0.001)}
+    assert stage.world.totals.instance_ms == {"ce": 100_000}
+    assert stage.world.totals.nano_usd == {"ce": 10_000_000}
 
 
 def test_attempts_on_a_reclaimed_node_fail_only_when_a_rule_says_so() -> None:

@@ -27,8 +27,10 @@ from airflow_eksbatch.core.model.job import (
     PodName,
     pod_name,
 )
-from airflow_eksbatch.core.model.resources import NOTHING
+from airflow_eksbatch.core.model.node import Offering
+from airflow_eksbatch.core.model.resources import NOTHING, Cost
 from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.core.world.books import Use
 from airflow_eksbatch.sim.cloud import Instance
 from airflow_eksbatch.sim.cluster import SIGTERM_EXIT_CODE, Program, SimPod
 from airflow_eksbatch.sim.simulator import Simulator
@@ -262,9 +264,62 @@ class Auditor:
         assert world.usages is not None
         for usage in world.usages.values():
             assert usage.running_cpu_m == 0, f"{usage} counts what does not run"
+        self.check_money()
         launched = sum(world.totals.instances.values())
         assert launched <= sum(self.simulator.cloud.bill.launched.values()), "phantom instances"
         ends = Counter(self.statuses.values())
         told = (world.totals.succeeded, world.totals.failed)
         assert told == (ends[JobStatus.SUCCEEDED], ends[JobStatus.FAILED]), f"{told} is not {ends}"
         assert all(n.used == NOTHING for n in world.nodes.values())
+
+    def check_money(self) -> None:
+        """Instances cost price x time, and all of it is in the accounts, to the nano-dollar."""
+        ledger, zero = self.simulator.ledger, Cost()
+        paid: dict[str, Cost] = {}
+        used: dict[Use, Cost] = {}
+        for (_, account), cost in ledger.costs.items():
+            name, use = account.compute_environment, account.use
+            paid[name] = paid.get(name, zero).plus(cost)
+            used[use] = used.get(use, zero).plus(cost)
+        meant: dict[str, Cost] = {}
+        for node in ledger.nodes():
+            if node.launched_at is not None:
+                assert node.paid_until is not None, f"{node.node_id} was never paid"
+                name, lived_ms = node.compute_environment, node.paid_until - node.launched_at
+                meant[name] = meant.get(name, zero).plus(price_of(node.offering, lived_ms))
+        assert paid == meant, f"the accounts have {paid}, instances cost {meant}"
+        attempts = ledger.attempts()
+        by_attempts = Cost()
+        for attempt in attempts:
+            by_attempts = by_attempts.plus(attempt.cost)
+        by_jobs = Cost()
+        for job in ledger.jobs():
+            by_jobs = by_jobs.plus(job.bill.total)
+        assert used.get(Use.JOBS, zero) == by_attempts == by_jobs, "jobs paid something else"
+        idle = used.get(Use.IDLE, zero)
+        assert idle.nano_usd >= -len(attempts), f"jobs paid more than there was: {idle}"
+        assert idle.instance_ms >= -len(attempts), f"jobs paid for more than there was: {idle}"
+
+    def check_bill(self) -> None:
+        """Where no news was late or lost, the accounts are what the cloud would bill."""
+        billed: dict[str, Cost] = {}
+        for instance in self.simulator.cloud.instances.values():
+            assert instance.gone is not None, f"{instance.node_id} lives"
+            lived_ms = max(60_000, instance.gone.at - instance.launched_at)
+            cost = price_of(instance.offering, lived_ms)
+            billed[instance.environment] = billed.get(instance.environment, Cost()).plus(cost)
+        paid: dict[str, Cost] = {}
+        for (_, account), cost in self.simulator.ledger.costs.items():
+            name = account.compute_environment
+            paid[name] = paid.get(name, Cost()).plus(cost)
+        assert paid == billed, f"the accounts have {paid}, the cloud bills {billed}"
+
+
+def price_of(offering: Offering, lived_ms: int) -> Cost:
+    """By price and time alone."""
+    nano_usd_hour = round(offering.price_usd_hour * 1_000_000_000)
+    return Cost(
+        nano_usd=nano_usd_hour * lived_ms // 3_600_000,
+        instance_ms=lived_ms,
+        vcpu_ms=offering.vcpus * lived_ms,
+    )

@@ -32,6 +32,7 @@ def test_the_same_seed_is_the_same_life(seed: int) -> None:
 def test_lost_late_doubled_news_and_crashes_change_no_result(seed: int) -> None:
     """Where nothing happens to machines, trouble on the way to us must not be seen in any end."""
     calm = live(seed, Faults())
+    calm.check_bill()
     troubled = live(
         seed,
         Faults(lost=0.2, doubled=0.2, late=0.3, late_s=60, crash=0.05, calm_after_s=CALM_AFTER_S),

@@ -125,6 +125,7 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
     if node.status is NodeStatus.TERMINATING:
         return
     turn.world.note_launched(node, fact.at)
+    turn.world.settle(node, min(fact.at, turn.now))  # what came before is BOOT
     node.node_name, node.ready_at, node.idle_since = fact.node_name, fact.at, turn.now
     turn.world.set_allocatable(node, fact.allocatable)
     turn.world.move_node(node, NodeStatus.READY)
@@ -199,7 +200,7 @@ def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
     for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
         attempt = turn.world.attempts[pod]
         end_attempt(turn, attempt, attempt.stopping or end, at)
-    turn.world.remove_node(node, turn.now, reason)
+    turn.world.remove_node(node, turn.now, reason, at=at)
 
 
 def delete_stray(turn: Turn, pod: PodName, environment: str) -> None:

@@ -71,6 +71,7 @@ class Turn(msgspec.Struct, kw_only=True):
                 parent=job.is_array and index is None,
                 node_id=attempt.node_id if attempt is not None else None,
                 task_key=job.spec.task_key,
+                cost=job.bill.total if index is None and job.stopped_at is not None else None,
             )
         )
 

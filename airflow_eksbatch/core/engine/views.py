@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.job import Job, JobStatus, pod_name
+from airflow_eksbatch.core.world import books
 from airflow_eksbatch.core.world.changes import Totals
 from airflow_eksbatch.core.world.world import World
 
@@ -40,14 +41,13 @@ def environments(world: World, now: int) -> list[View]:
     """One row a compute environment: its nodes by status, vCPUs, and what it has cost so far."""
     nodes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     lived_ms: defaultdict[str, int] = defaultdict(int)
-    price_usd: defaultdict[str, float] = defaultdict(float)
+    nano_usd: defaultdict[str, int] = defaultdict(int)
     for node in world.nodes.values():
         name = node.compute_environment
         nodes[name][node.status] += 1
-        if node.launched_at is not None:
-            ms = max(0, now - node.launched_at)
-            lived_ms[name] += ms
-            price_usd[name] += ms / 3_600_000 * node.offering.price_usd_hour
+        owed = books.cost_of_node(node, now)
+        lived_ms[name] += owed.instance_ms
+        nano_usd[name] += owed.nano_usd
     totals = world.totals
     return [
         {
@@ -65,7 +65,7 @@ def environments(world: World, now: int) -> list[View]:
                 (totals.instance_ms.get(environment.name, 0) + lived_ms[environment.name]) / 1000, 1
             ),
             "price_usd": round(
-                totals.price_usd.get(environment.name, 0.0) + price_usd[environment.name], 6
+                (totals.nano_usd.get(environment.name, 0) + nano_usd[environment.name]) / 1e9, 6
             ),
         }
         for environment in sorted(world.compute_environments.values(), key=lambda e: e.name)

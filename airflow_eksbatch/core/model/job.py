@@ -10,7 +10,7 @@ import msgspec
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.ranges import EMPTY, Ranges
-from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.resources import FREE, NO_BILL, Bill, Cost, Resources
 from airflow_eksbatch.core.model.retry import AttemptEnd, RetryStrategy
 
 JobId = NewType("JobId", str)
@@ -112,6 +112,10 @@ class Attempt(msgspec.Struct, kw_only=True):
     end: AttemptEnd | None = None
     charged: bool = True
     """Whether its end counted against the retry strategy."""
+    part: int = 0
+    """Billionths of its node that it pays for while it is there."""
+    cost: Cost = FREE
+    """Set by its end."""
 
     @property
     def is_unseen(self) -> bool:
@@ -165,6 +169,8 @@ class Job(msgspec.Struct, kw_only=True):
     status_reason: str | None = None
     started_at: int | None = None
     stopped_at: int | None = None
+    bill: Bill = NO_BILL
+    """What its ended attempts cost, all indices together."""
 
     @property
     def job_id(self) -> JobId:
@@ -214,6 +220,8 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     parent: bool = False
     node_id: str | None = None
     task_key: str | None = None
+    cost: Cost | None = None
+    """What the job cost, told with its end."""
 
     @property
     def public_id(self) -> str:

@@ -79,6 +79,10 @@ class Node(msgspec.Struct, kw_only=True):
     requested_at: int = 0
     launched_at: int | None = None
     ready_at: int | None = None
+    paid_until: int | None = None
+    """Up to when its cost is in the books."""
+    given: int = 0
+    """Billionths of it that its pods pay for."""
     idle_since: int | None = None
     """Since when it has had no pod; None while it has one or is not ready."""
     closed: str | None = None

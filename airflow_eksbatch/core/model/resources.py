@@ -1,8 +1,10 @@
-"""Exact amounts of what a pod asks for and a node has: whole numbers, so sums never drift."""
+"""Exact amounts of what a pod asks for, a node has, and either costs: whole numbers, so sums never drift."""
 
 from __future__ import annotations
 
 import msgspec
+
+from airflow_eksbatch.core.model.compute_environment import Market
 
 
 class Resources(msgspec.Struct, frozen=True, order=True, kw_only=True):
@@ -56,3 +58,48 @@ class Resources(msgspec.Struct, frozen=True, order=True, kw_only=True):
 
 
 NOTHING = Resources()
+
+
+class Cost(msgspec.Struct, frozen=True, array_like=True):
+    """What something cost, and the part of instances that it paid for."""
+
+    nano_usd: int = 0
+    instance_ms: int = 0
+    """Half an instance for two milliseconds is one."""
+    vcpu_ms: int = 0
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(
+            self.nano_usd + other.nano_usd,
+            self.instance_ms + other.instance_ms,
+            self.vcpu_ms + other.vcpu_ms,
+        )
+
+    def minus(self, other: Cost) -> Cost:
+        return Cost(
+            self.nano_usd - other.nano_usd,
+            self.instance_ms - other.instance_ms,
+            self.vcpu_ms - other.vcpu_ms,
+        )
+
+
+FREE = Cost()
+
+
+class Bill(msgspec.Struct, frozen=True, array_like=True):
+    """A cost with On-Demand and Spot apart."""
+
+    on_demand: Cost = FREE
+    spot: Cost = FREE
+
+    @property
+    def total(self) -> Cost:
+        return self.on_demand.plus(self.spot)
+
+    def plus(self, market: Market, cost: Cost) -> Bill:
+        if market is Market.SPOT:
+            return Bill(self.on_demand, self.spot.plus(cost))
+        return Bill(self.on_demand.plus(cost), self.spot)
+
+
+NO_BILL = Bill()

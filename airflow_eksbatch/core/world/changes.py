@@ -10,6 +10,7 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+from airflow_eksbatch.core.world.books import Entry
 
 
 class Totals(msgspec.Struct, kw_only=True):
@@ -30,8 +31,8 @@ class Totals(msgspec.Struct, kw_only=True):
     """Launches in an environment that was not the queue's first choice."""
     peak_instances: int = 0
     instance_ms: dict[str, int] = {}
-    """Of ended instances, by compute environment."""
-    price_usd: dict[str, float] = {}
+    """As far as it is in the books, by compute environment."""
+    nano_usd: dict[str, int] = {}
     waits_ms: list[int] = []
     """Submit (or runnable) to start: a histogram, bucket i counts waits under 2**i ms."""
     longest_wait_ms: int = 0
@@ -62,6 +63,8 @@ class Changes(msgspec.Struct, kw_only=True):
     deleted: list[tuple[str, str]] = []
     """(kind, name) with kind job_queue, compute_environment, scheduling_policy or node."""
     events: list[JobEvent] = []
+    costs: list[Entry] = []
+    """Added to what is kept, not put in its place: the one thing here that must not be written twice."""
     totals: Totals | None = None
     counters: Counters | None = None
 

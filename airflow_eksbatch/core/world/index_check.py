@@ -11,6 +11,7 @@ from airflow_eksbatch.core.model.job import Job, JobId, PodName
 from airflow_eksbatch.core.model.node import NodeId, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.resources import NOTHING, Resources
+from airflow_eksbatch.core.world.books import WHOLE
 from airflow_eksbatch.core.world.job_class import class_of
 
 if TYPE_CHECKING:
@@ -128,8 +129,10 @@ def check_nodes(world: World) -> None:
     """Pods, use and idleness of every node; rooms of open nodes and of those on their way; vCPUs of environments."""
     pods: defaultdict[NodeId, set[PodName]] = defaultdict(set)
     used: defaultdict[NodeId, Resources] = defaultdict(Resources)
+    given: Counter[NodeId] = Counter()
     for attempt in world.attempts.values():
         pods[attempt.node_id].add(attempt.pod_name)
+        given[attempt.node_id] += attempt.part
         shape = world.jobs[attempt.job_id].spec.resources
         used[attempt.node_id] = used[attempt.node_id].plus(shape)
     compare("pods_by_node", {**world.pods_by_node}, {**pods})
@@ -141,6 +144,10 @@ def check_nodes(world: World) -> None:
         require(node.status is not NodeStatus.GONE, f"node {node_id} is gone and still here")
         meant = used.get(node_id, NOTHING)
         require(node.used == meant, f"node {node_id} has {node.used} in use, should be {meant}")
+        require(
+            node.given == given[node_id] <= WHOLE,
+            f"node {node_id} gave {node.given} billionths to its pods, should be {given[node_id]}",
+        )
         if node.status is NodeStatus.READY:
             idle = node.idle_since is not None
             require(

@@ -29,6 +29,7 @@ from airflow_eksbatch.core.model.node import (
 )
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
+from airflow_eksbatch.core.world import books
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.core.world.index_check import check_indexes
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
@@ -71,6 +72,7 @@ class World:
         self.jobs_by_share: Counter[tuple[str, str]] = Counter()
         self.deadlines: list[tuple[int, str, str]] = []
 
+        self._books = books.Books()
         self._changes = Changes()
         self._dirty_jobs: dict[JobId, Job] = {}
         self._dirty_attempts: dict[PodName, Attempt] = {}
@@ -146,7 +148,10 @@ class World:
         job = self.jobs[attempt.job_id]
         job.running[attempt.index] = attempt.number
         self._index_attempt(attempt)
-        self._book(self.nodes[attempt.node_id], resources, now)
+        node = self.nodes[attempt.node_id]
+        attempt.part = books.part_of(resources, node)
+        node.given += attempt.part
+        self._book(node, resources, now)
         self._use(job, resources.cpu_m, now)
         self.totals.attempts += 1
         self.note_job(job)
@@ -161,10 +166,19 @@ class World:
         self.pods_by_node[node_id].discard(attempt.pod_name)
         node = self.nodes.get(node_id)
         if node is not None:
+            self._charge(attempt, job, node, now)
             self._book(node, job.spec.resources.times(-1), now)
         self._use(job, -job.spec.resources.cpu_m, now)
         self.note_job(job)
         self.note_attempt(attempt)
+
+    def _charge(self, attempt: Attempt, job: Job, node: Node, now: int) -> None:
+        """It pays from its placement to its own end, and the books of its node are brought to there."""
+        until = min(attempt.stopped_at or now, now)
+        attempt.cost = self._books.charge(attempt, job.spec, node, until)
+        job.bill = job.bill.plus(node.offering.market, attempt.cost)
+        node.given -= attempt.part
+        self.settle(node, until)
 
     def note_attempt(self, attempt: Attempt) -> None:
         self._dirty_attempts[attempt.pod_name] = attempt
@@ -179,12 +193,15 @@ class World:
         self.note_node(node)
 
     def note_launched(self, node: Node, at: int) -> None:
-        """Its instance exists and is paid for from now on; told twice, the first time counts."""
+        """Its instance exists and is paid for from now on; told twice, the earlier time counts."""
         if node.launched_at is None:
             node.launched_at = at
             launched, name = self.totals.instances, node.compute_environment
             launched[name] = launched.get(name, 0) + 1
             self._count_instance(node)
+            self.note_node(node)
+        elif at < node.launched_at and node.paid_until is None:
+            node.launched_at = at
             self.note_node(node)
 
     def move_node(self, node: Node, status: NodeStatus) -> bool:
@@ -210,8 +227,24 @@ class World:
         self._enter_room(node)
         self.note_node(node)
 
-    def remove_node(self, node: Node, now: int, reason: str) -> None:
-        """The machine is gone; what it cost goes into the totals."""
+    def settle(self, node: Node, until: int) -> None:
+        """Bring the books of a node up to that moment."""
+        span = books.span_of_node(node, until)
+        if span is not None:
+            cost = self._books.pay(books.account_of_node(node), books.rate_of_node(node), span)
+            name, totals = node.compute_environment, self.totals
+            totals.instance_ms[name] = totals.instance_ms.get(name, 0) + cost.instance_ms
+            totals.nano_usd[name] = totals.nano_usd.get(name, 0) + cost.nano_usd
+            node.paid_until = until
+            self.note_node(node)
+
+    def remove_node(self, node: Node, now: int, reason: str, *, at: int | None = None) -> None:
+        """The machine is gone, since `at` if that is known; nothing is owed for it any more."""
+        if node.launched_at is not None:
+            environment = self.compute_environments.get(node.compute_environment)
+            bought = environment is None or environment.managed
+            least = node.launched_at + books.INSTANCE_MS_MIN if bought else 0
+            self.settle(node, max(min(now if at is None else at, now), least))
         self._leave_room(node)
         node.status, node.ended_at, node.reason = NodeStatus.GONE, now, node.reason or reason
         del self.nodes[node.node_id]
@@ -294,6 +327,7 @@ class World:
         changes.attempts = list(self._dirty_attempts.values())
         changes.nodes = list(self._dirty_nodes.values())
         changes.usages = list(self._dirty_usages.values())
+        changes.costs = self._books.take()
         for dirty in (
             self._dirty_jobs,
             self._dirty_attempts,
