@@ -252,10 +252,6 @@ class World:
         self.vcpus[node.compute_environment] -= node.offering.vcpus
         if node.launched_at is not None:
             self.instances -= 1
-            lived_ms, name = max(0, now - node.launched_at), node.compute_environment
-            price = lived_ms / 3_600_000 * node.offering.price_usd_hour
-            self.totals.instance_ms[name] = self.totals.instance_ms.get(name, 0) + lived_ms
-            self.totals.price_usd[name] = self.totals.price_usd.get(name, 0.0) + price
         self.note_node(node)
 
     def note_node(self, node: Node) -> None:
