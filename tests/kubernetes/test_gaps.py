@@ -68,7 +68,7 @@ async def all_ended(watch: Watch, names: list[str]) -> Counter[PodName]:
 
 def compact(plane: ControlPlane) -> None:
     """etcd forgets everything but how things are now."""
-    etcd = f"http://127.0.0.1:{plane._etcd_port}/v3/kv"
+    etcd = f"{plane.etcd_url}/v3/kv"
     key = base64.b64encode(b"/").decode()
     revision = httpx.post(f"{etcd}/range", json={"key": key}).json()["header"]["revision"]
     httpx.post(f"{etcd}/compaction", json={"revision": revision}).raise_for_status()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,12 +12,10 @@ from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.service.wiring import make_cluster_and_cloud
 from tests.kubernetes.bed import NAMESPACE, a_plane
+from tests.kubernetes.load import CLUSTER, register, set_up, submit
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.service.running import RunningService
-
-CLUSTER = "arn:aws:eks:us-east-1:123456789012:cluster/rig"
-Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -45,43 +42,6 @@ def service(plane: ControlPlane, tmp_path: Path) -> Iterator[RunningService]:
         yield service
     finally:
         service.end()
-
-
-def set_up(batch: Any, plane: ControlPlane) -> str:
-    """An unmanaged compute environment on this cluster with a job queue; its uuid."""
-    name = "racks"
-    batch.create_compute_environment(
-        computeEnvironmentName=name,
-        type="UNMANAGED",
-        eksConfiguration={"eksClusterArn": CLUSTER, "kubernetesNamespace": NAMESPACE},
-    )
-
-    def environment() -> Json | None:
-        found = batch.describe_compute_environments(computeEnvironments=[name])
-        one = found["computeEnvironments"][0]
-        return one if one["status"] == "VALID" else None
-
-    made = plane.wait_for("the environment to be VALID", environment)
-    order = [{"order": 1, "computeEnvironment": name}]
-    batch.create_job_queue(jobQueueName="queue", priority=1, computeEnvironmentOrder=order)
-    return made["uuid"]
-
-
-def register(batch: Any, name: str, **notes: str) -> None:
-    container = {
-        "image": "eksbatch.test/busybox:1",
-        "command": ["true"],
-        "resources": {"requests": {"cpu": "0.25", "memory": "128Mi"}},
-    }
-    pod = {"containers": [container], "metadata": {"annotations": notes}}
-    batch.register_job_definition(
-        jobDefinitionName=name, type="container", eksProperties={"podProperties": pod}
-    )
-
-
-def submit(batch: Any, definition: str, **fields: Any) -> str:
-    made = batch.submit_job(jobName="j", jobQueue="queue", jobDefinition=definition, **fields)
-    return str(made["jobId"])
 
 
 def test_jobs_run_on_labelled_nodes_and_leave_nothing_behind(

@@ -25,6 +25,9 @@ END_S = 60
 class RunningService:
     """`eksbatch local` (or `serve`) with a home of its own."""
 
+    program: tuple[str, ...] = ("-m", "airflow_eksbatch.cli")
+    """What Python runs."""
+
     def __init__(self, home: Path, *options: str, command: str = "local") -> None:
         self.home = home
         self.options = options
@@ -62,7 +65,7 @@ class RunningService:
         """Start it, whether or not it will be ready."""
         self._is_up = False
         environ = {name: value for name, value in os.environ.items() if "EKSBATCH" not in name}
-        command = [sys.executable, "-m", "airflow_eksbatch.cli", self.command]
+        command = [sys.executable, *self.program, self.command]
         self.process = subprocess.Popen(
             [*command, "--home", str(self.home), "--log-format", "json", *self.options],
             stdout=subprocess.PIPE,

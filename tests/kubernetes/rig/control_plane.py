@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ class ControlPlane:
         self._audited = audited
         self._with_scheduler = with_scheduler
         self._api_flags = api_flags
-        self._etcd_port = free_port()
+        self.etcd_url = f"http://{LOOPBACK}:{free_port()}"
         self._apis = ExitStack()
         self._admin: Api | None = None
 
@@ -161,17 +162,18 @@ class ControlPlane:
         child.wait()
 
     @contextmanager
-    def paused(self, name: str) -> Iterator[None]:
-        """It does not answer, and its connections stay open."""
-        process = self.children[name].process
+    def paused(self, name: str, at_least_s: float = 0.0) -> Iterator[None]:
+        """It does not answer, and its connections stay open; as long as the block takes, and at least so long."""
+        process, until = self.children[name].process, time.monotonic() + at_least_s
         process.send_signal(signal.SIGSTOP)
         try:
             yield
+            time.sleep(max(0.0, until - time.monotonic()))
         finally:
             process.send_signal(signal.SIGCONT)
 
     def start_etcd(self) -> None:
-        url, peers = (f"http://{LOOPBACK}:{port}" for port in (self._etcd_port, free_port()))
+        url, peers = self.etcd_url, f"http://{LOOPBACK}:{free_port()}"
         self.start_part(
             "etcd",
             f"--data-dir={self.directory / 'etcd'}",
@@ -191,7 +193,7 @@ class ControlPlane:
         kubelet_key, kubelet_certificate = one.certify("kube-apiserver", "system:masters")
         self.start_part(
             "kube-apiserver",
-            f"--etcd-servers=http://{LOOPBACK}:{self._etcd_port}",
+            f"--etcd-servers={self.etcd_url}",
             f"--bind-address={self._address}",
             f"--advertise-address={self._address}",
             # The Service `kubernetes` may not point to loopback, and nobody here asks for it.
