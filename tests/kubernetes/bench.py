@@ -1,6 +1,10 @@
-"""Pods bound per second, three ways on one control plane: bare client, ours from SubmitJob on, kube-scheduler.
+"""Pods bound per second on one control plane: a bare client, ours from SubmitJob on, kube-scheduler.
 
 Run it: make bench-cluster ARGS="--pods 2000 --nodes 100"
+
+`bare` is the ceiling: an administrator's client that does nothing but create small pods with a node's name. `same` is the
+same client as the service's own identity with the very pods that the service makes: what is between the two is the price of
+their fields and of access rules, what is between `same` and `ours` that of queue, plan, database and watches.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import ssl
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +26,15 @@ from typing import Any
 import aiohttp
 import psutil
 
+from airflow_eksbatch.cluster.kube.manifests import pod_from
+from airflow_eksbatch.core.engine.effects import CreatePod
 from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.core.model.job import PodName
+from airflow_eksbatch.core.model.node import NodeId
 from tests.benchmarks.conditions import conditions
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
+from tests.kubernetes.rig.identities import ADMIN, SERVICE
 from tests.kubernetes.rig.images import BUSYBOX
 from tests.service.running import RunningService
 
@@ -36,6 +46,9 @@ CONTAINER = {
     "command": ["sleep", "60"],
     "resources": {"requests": {"cpu": "0.25", "memory": "64Mi"}},
 }
+WAYS = ("ours", "same", "bare", "scheduled")
+# So many of these an m6i.16xlarge takes.
+PODS_A_NODE = 255
 IN_FLIGHT = 32
 WITHIN_S = 600.0
 # The scheduler holds itself to 50 requests a second otherwise.
@@ -57,7 +70,7 @@ class Bench:
         self.definition, environment = self._set_up()
         fakes = FakeNodes(plane, run_pods=False)
         given = {labels.ENVIRONMENT_UUID: environment}
-        self.nodes = fakes.add_many(nodes, instance_type="m6i.4xlarge", labels=given)
+        self.nodes = fakes.add_many(nodes, instance_type="m6i.16xlarge", labels=given)
 
     def _set_up(self) -> tuple[str, str]:
         """A queue on an environment of nodes that are there; the job definition, the environment's uuid."""
@@ -82,12 +95,20 @@ class Bench:
         )
         return defined["jobDefinitionArn"], environment["uuid"]
 
-    # -- the three ways --
+    # -- the ways --
 
     def bare(self, pods: int) -> Json:
         """The ceiling: a client that only creates, with the node's name."""
-        names = (self.nodes[number % len(self.nodes)] for number in range(pods))
-        return self._measure(OTHERS, pods, lambda: self._create(names))
+        return self._measure(OTHERS, pods, lambda: self._create(self._names(pods)))
+
+    def same(self, pods: int) -> Json:
+        """A client that only creates, as who the service is, and what the service makes."""
+        bodies = (our_pod(number, name) for number, name in enumerate(self._names(pods)))
+        create = create_all(self.plane, bodies, identity=SERVICE, namespace=OURS)
+        return self._measure(OURS, pods, lambda: asyncio.run(create))
+
+    def _names(self, pods: int) -> Iterator[str]:
+        return (self.nodes[number % len(self.nodes)] for number in range(pods))
 
     def ours(self, pods: int) -> Json:
         """One SubmitJob; the rest is the service's, with all that it remembers."""
@@ -110,7 +131,7 @@ class Bench:
 
     def _create(self, node_names: Iterable[str]) -> None:
         bodies = (a_pod(number, name) for number, name in enumerate(node_names))
-        asyncio.run(create_all(self.plane, bodies))
+        asyncio.run(create_all(self.plane, bodies, identity=ADMIN, namespace=OTHERS))
 
     # -- measuring --
 
@@ -192,14 +213,45 @@ def a_pod(number: int, node: str) -> bytes:
     return json.dumps(pod).encode()
 
 
-async def create_all(plane: ControlPlane, bodies: Iterator[bytes]) -> None:
+def our_pod(number: int, node: str) -> bytes:
+    """What the service makes for a child of an array."""
+    job_id = str(uuid.uuid4())
+    effect = CreatePod(
+        pod=PodName(f"{job_id}-{number}-1"),
+        compute_environment="bench",
+        node_id=NodeId(node),
+        node_name=node,
+        namespace=OURS,
+        pod_properties=json.dumps({"containers": [CONTAINER]}).encode(),
+        environment={
+            "AWS_BATCH_JOB_ID": f"{job_id}:{number}",
+            "AWS_BATCH_JOB_ATTEMPT": "1",
+            "AWS_BATCH_JQ_NAME": "bench",
+            "AWS_BATCH_CE_NAME": "bench",
+            "AWS_BATCH_JOB_KUBERNETES_NODE_UID": str(uuid.uuid4()),
+            "AWS_BATCH_JOB_ARRAY_INDEX": str(number),
+            "AWS_BATCH_JOB_ARRAY_SIZE": "10000",
+        },
+        labels={
+            labels.JOB_ID: job_id,
+            labels.ENVIRONMENT_UUID: str(uuid.uuid4()),
+            labels.NODE_UID: str(uuid.uuid4()),
+        },
+        grace_s=30,
+    )
+    return json.dumps(pod_from(effect)).encode()
+
+
+async def create_all(
+    plane: ControlPlane, bodies: Iterator[bytes], *, identity: str, namespace: str
+) -> None:
     """As fast as one process can, with `IN_FLIGHT` requests under way."""
     headers = {
-        "Authorization": f"Bearer {plane.identities.tokens['admin']}",
+        "Authorization": f"Bearer {plane.identities.tokens[identity]}",
         "Content-Type": "application/json",
     }
     trusted = ssl.create_default_context(cafile=plane.identities.certificate)
-    url = f"{plane.url}/api/v1/namespaces/{OTHERS}/pods"
+    url = f"{plane.url}/api/v1/namespaces/{namespace}/pods"
     connector = aiohttp.TCPConnector(ssl=trusted, limit=IN_FLIGHT)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
@@ -218,6 +270,9 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--out", type=Path, help="keep the result in this file")
     chosen = parser.parse_args()
+    most = chosen.nodes * PODS_A_NODE // len(WAYS)
+    if chosen.pods > most:
+        parser.error(f"{chosen.nodes} nodes have room for {most} pods in each of {len(WAYS)} ways")
     before = conditions("kubernetes", "aiohttp", pods=chosen.pods, nodes=chosen.nodes)
     results: Json = {"conditions": before}
     with tempfile.TemporaryDirectory() as directory, ControlPlane(Path(directory) / "p") as plane:
@@ -231,8 +286,8 @@ def main() -> None:
         finally:
             service.end()
         # Without the service, which would watch the others' pods too.
-        results["bare"] = bench.bare(chosen.pods)
-        results["scheduled"] = bench.scheduled(chosen.pods)
+        for way in (bench.same, bench.bare, bench.scheduled):
+            results[way.__name__] = way(chosen.pods)
     written = json.dumps(results, indent=1)
     print(written)
     if chosen.out:

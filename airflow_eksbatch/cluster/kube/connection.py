@@ -36,6 +36,9 @@ REAUTHENTICATE_S = 5.0
 TRIES_MAX = 8
 RETRY_AFTER_S = 1.0
 CLOSE_S = 0.1
+JSON = "application/json"
+# Of what was written we know all but its metadata: the API server need not write the rest down once more.
+NO_BODY = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 # The API server's clock is known by the dates of its last answers; the quickest of them knows best.
 DATES_MAX = 32
 AGREE_MS = 2500
@@ -192,9 +195,9 @@ class Connection:
         patience: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         rest = self._client.rest_client
-        headers = {"Accept": "application/json", "User-Agent": "eksbatch"}
+        headers = {"Accept": JSON, "User-Agent": "eksbatch"}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers |= {"Accept": NO_BODY, "Content-Type": JSON}
         if self.acts_as:
             headers["Impersonate-User"] = self.acts_as
         await self._client.update_params_for_auth(headers, [], ["BearerToken"])
