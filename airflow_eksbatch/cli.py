@@ -120,6 +120,14 @@ def _store(given: argparse.Namespace) -> Iterator[Store]:
         store.close()
 
 
+def doctor(given: argparse.Namespace) -> int:
+    from airflow_eksbatch.doctor import examination, telling
+
+    report = examination.examine(examination.question_from(given, os.environ))
+    show(given, telling.json_of(report), lambda: telling.tell(report, sys.stdout))
+    return report.exit_code
+
+
 def simulate(given: argparse.Namespace) -> int:
     from airflow_eksbatch.sim import scenario
 
@@ -324,6 +332,12 @@ def _database_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--home", help="as of `eksbatch serve` [EKSBATCH_HOME]")
 
 
+def _doctor_options(command: argparse.ArgumentParser) -> None:
+    from airflow_eksbatch.doctor.examination import add_options
+
+    add_options(command)
+
+
 def _simulate_options(command: argparse.ArgumentParser) -> None:
     from airflow_eksbatch.sim.scenario import add_options
 
@@ -349,6 +363,12 @@ COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
         _client_options,
     ),
     ("explain", explain, "Say why a job is not running.", _one_job_options),
+    (
+        "doctor",
+        doctor,
+        "Say whether all around the service is well, and what to do.",
+        _doctor_options,
+    ),
     ("simulate", simulate, "Run a workload in virtual time.", _simulate_options),
     ("keys", keys, "Create, list or delete access keys.", _keys_options),
     ("migrate", migrate, "Bring the database's schema forward.", _database_options),

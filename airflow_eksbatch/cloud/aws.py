@@ -26,7 +26,9 @@ READ_S = 60
 # The only regions with a price list, for all regions of their partition.
 PRICING_REGIONS = {"cn": "cn-northwest-1", "default": "us-east-1"}
 
-ServiceName = Literal["ec2", "eks", "iam", "pricing", "sqs", "ssm"]
+ServiceName = Literal[
+    "ec2", "eks", "events", "iam", "pricing", "service-quotas", "sqs", "ssm", "sts"
+]
 
 
 class Throttled(CloudDown):

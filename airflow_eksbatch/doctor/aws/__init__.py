@@ -1,0 +1,1 @@
+"""Looks at AWS, with the credentials that the service would use."""

@@ -1,0 +1,1 @@
+"""Looks at Kubernetes clusters, through the connection that the service would use."""
