@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
 
@@ -42,6 +43,32 @@ class AwsRefusal(Exception):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+class Pace:
+    """Requests at a rate that AWS lets through: `burst` at once, then `per_s`; a bucket of tokens, as AWS counts them."""
+
+    def __init__(self, burst: int, per_s: float) -> None:
+        self._burst, self._per_s = burst, per_s
+        self._tokens, self._at = float(burst), time.monotonic()
+
+    async def take(self) -> None:
+        """One request; waits until it may be sent. Callers come one after the other."""
+        if (missing := 1 - self._filled()) > 0:
+            await asyncio.sleep(missing / self._per_s + max(0.0, self._at - time.monotonic()))
+            self._filled()
+        self._tokens -= 1
+
+    def slow_down(self, seconds: float) -> None:
+        """AWS counts more than we do: somebody else asks, too."""
+        self._tokens, self._at = 0.0, max(self._at, time.monotonic() + seconds)
+
+    def _filled(self) -> float:
+        now = time.monotonic()
+        if now > self._at:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+            self._at = now
+        return self._tokens
 
 
 class AwsSettings(msgspec.Struct, frozen=True, kw_only=True):

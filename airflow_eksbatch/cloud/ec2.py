@@ -11,7 +11,6 @@ instances learn whose they are only after they exist.
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal, Throttled
+from airflow_eksbatch.cloud.aws import Aws, AwsRefusal, Pace, Throttled
 from airflow_eksbatch.cloud.blueprint import Blueprint, instance_request, subnets_for
 from airflow_eksbatch.cloud.catalogue import Ec2Catalogue
 from airflow_eksbatch.cloud.checks import bid_percentage_of, draw_blueprint, find_network
@@ -30,6 +29,7 @@ from airflow_eksbatch.cloud.refusals import (
     NO_ADDRESSES,
     NO_INSTANCE,
     TOKEN_USED,
+    JustRefused,
     Meaning,
     meaning_of,
     sentence_of,
@@ -70,6 +70,11 @@ class Ec2Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often instances that are ending are looked at."""
     offerings_s: float = 600.0
     """How often prices are told again."""
+    launch_burst: int = 5
+    launches_per_s: float = 2.0
+    """EC2's own bounds of RunInstances in an account and region, unless AWS was asked for more."""
+    refused_s: float = 15.0
+    """How long a refusal also holds for launches that were in line when it came."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +121,9 @@ class Ec2Cloud:
         self._surplus: set[str] = set()
         self._told_gone: set[str] = set()
         self._feeds: set[asyncio.Queue[list[Fact]]] = set()
+        self._pace = Pace(self._settings.launch_burst, self._settings.launches_per_s)
+        self._turn = asyncio.Lock()
+        self._just_refused = JustRefused(self._settings.refused_s)
 
     # ---- the port
 
@@ -124,6 +132,7 @@ class Ec2Cloud:
 
     async def offerings(self, environment: ComputeEnvironment) -> tuple[Offering, ...]:
         self._environments[environment.name] = environment
+        self._just_refused.forget(environment.name)
         try:
             offerings, blueprint = await self._look_into(environment)
         except ValueError as error:
@@ -143,13 +152,10 @@ class Ec2Cloud:
             *(self._launch(effect, there.get(effect.node_id)) for effect in effects),
             return_exceptions=True,
         )
-        facts = [answer for answer in answers if isinstance(answer, Fact)]
         for answer in answers:
             if isinstance(answer, BaseException):
-                # The batch comes again; what is known already need not wait for it.
-                self._tell(facts)
-                raise answer
-        return facts
+                raise answer  # The batch comes again; what is known already has been told
+        return [answer for answer in answers if isinstance(answer, Fact)]
 
     async def terminate(self, effects: list[TerminateNode | TerminateStray]) -> list[Fact]:
         nodes = {e.instance_id: e.node_id for e in effects if isinstance(e, TerminateNode)}
@@ -242,6 +248,12 @@ class Ec2Cloud:
     # ---- launching
 
     async def _launch(self, effect: LaunchNode, seen: Seen | None) -> Fact:
+        """A batch may take a minute at EC2's pace: each answer is told as it comes."""
+        fact = await self._launch_one(effect, seen)
+        self._tell([fact])
+        return fact
+
+    async def _launch_one(self, effect: LaunchNode, seen: Seen | None) -> Fact:
         if seen is not None:
             return seen.gone if seen.has_ended else self._note(effect, seen.instance_id)
         blueprint = self._blueprints.get(effect.compute_environment)
@@ -251,7 +263,7 @@ class Ec2Cloud:
         refusal = AwsRefusal(NO_ADDRESSES, f"No subnet stands in {effect.offering.zone}.")
         for subnet in subnets_for(blueprint, effect):
             try:
-                told = await self._run(instance_request(blueprint, effect, subnet))
+                told = await self._run(effect, instance_request(blueprint, effect, subnet))
             except AwsRefusal as error:
                 refusal = error
                 if error.code == TOKEN_USED:
@@ -272,16 +284,26 @@ class Ec2Cloud:
         )
         return InstanceLaunched(node_id=effect.node_id, instance_id=instance_id, at=now_ms())
 
-    async def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """RunInstances; EC2 lets a few through at once, then about two a second."""
-        pause_s = PAUSE_FIRST_S
-        for _ in range(PAUSES_MAX):
+    async def _run(self, effect: LaunchNode, request: dict[str, Any]) -> dict[str, Any]:
+        """RunInstances in its turn, unless meanwhile EC2 has said no to another like it."""
+        pauses = 0
+        while True:
+            async with self._turn:
+                said = self._just_refused.about(effect)
+                if said is not None:
+                    raise AwsRefusal(*said)
+                await self._pace.take()
             try:
                 return await self._aws.call_once("ec2", "run_instances", **request)
             except Throttled:
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-                pause_s = min(PAUSE_MOST_S, pause_s * 2)
-        return await self._aws.call_once("ec2", "run_instances", **request)
+                if pauses == PAUSES_MAX:
+                    raise
+                self._pace.slow_down(min(PAUSE_MOST_S, PAUSE_FIRST_S * 2**pauses))
+                pauses += 1
+            except AwsRefusal as error:
+                if error.code not in (TOKEN_USED, NO_ADDRESSES):
+                    self._just_refused.note(effect, error.code, error.message)
+                raise
 
     # ---- ending
 
@@ -465,6 +487,7 @@ def _refused(effect: LaunchNode, refusal: AwsRefusal) -> LaunchRefused:
         code=refusal.code,
         message=sentence_of(refusal.code, refusal.message),
         at=now_ms(),
+        quota=meaning_of(refusal.code) is Meaning.QUOTA,
         for_good=meaning_of(refusal.code) is Meaning.NEVER,
     )
 

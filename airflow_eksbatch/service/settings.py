@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cloud: str = "auto"
     aws_endpoint: str = ""
     notices: str = ""
+    launches_per_s: float = 2.0
     idle_s: float = 60.0
     keep_days: float = 30.0
     lease_s: int = 10
@@ -180,6 +181,13 @@ SETTINGS: tuple[Setting, ...] = (
         "notices",
         "SQS queue, name or URL, into which EventBridge puts what EC2 says of instances: Spot interruptions, "
         "rebalance recommendations, state changes (empty: none are read).",
+    ),
+    _setting(
+        WHAT,
+        "launches_per_s",
+        "Instances asked of EC2 in a second, after the first five: more only where AWS has raised the account's "
+        "rate of RunInstances.",
+        least=0.1,
     ),
     _setting(
         WHAT,

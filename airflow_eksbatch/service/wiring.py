@@ -133,7 +133,9 @@ def _make_ec2(settings: Settings) -> Cloud:
     aws = make_aws(settings)
     from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
 
-    return Ec2Cloud(aws, Ec2Settings(notices=settings.notices))
+    return Ec2Cloud(
+        aws, Ec2Settings(notices=settings.notices, launches_per_s=settings.launches_per_s)
+    )
 
 
 def _make_no_cloud() -> Cloud:

@@ -85,6 +85,7 @@ class Account:
         """A service's way to this account; a second one is the service after a crash."""
         aws = Aws(AwsSettings(region=REGION, endpoint=self.door.url), self.door.session)
         defaults = {"look_s": 0.2, "settle_s": 0.0, "shown_s": 0.0, "endings_s": 0.1}
+        defaults |= {"launch_burst": 1_000, "launches_per_s": 1e6, "refused_s": 0.0}
         return Ec2Cloud(aws, Ec2Settings(**{**defaults, **settings}))
 
     def instances(self, *states: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import email
 from typing import Any
@@ -12,13 +13,18 @@ from airflow_eksbatch.cloud import ec2 as ec2_module
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import TerminateStray
-from airflow_eksbatch.core.engine.facts import InstanceGone, InstanceLaunched, LaunchRefused
+from airflow_eksbatch.core.engine.facts import (
+    InstanceGone,
+    InstanceLaunched,
+    InstancesListed,
+    LaunchRefused,
+)
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import Offering
 from tests.cloud.account import Account, launch, terminate
 from tests.cloud.door import Door
-from tests.cloud.watching import asynchronous
+from tests.cloud.watching import asynchronous, watching
 
 
 async def opened(account: Account, **resources: Any) -> tuple[Ec2Cloud, tuple[Offering, ...]]:
@@ -196,6 +202,7 @@ async def test_ec2s_no_is_understood(
     (fact,) = await cloud.launch([launch(offerings[0])])
     assert isinstance(fact, LaunchRefused)
     assert (fact.code, fact.for_good) == (code, for_good)
+    assert fact.quota == (code in ("MaxSpotInstanceCountExceeded", "VcpuLimitExceeded"))
     assert fact.message.startswith("So it is.")
     assert door.asked["RunInstances"] == 1, "a refusal is not asked for again"
     assert account.left() == {}
@@ -212,6 +219,67 @@ async def test_a_refusal_of_one_pool_is_not_the_others(account: Account, door: D
     )
     facts = await cloud.launch([launch(o, n) for n, o in enumerate(offerings)])
     assert [type(fact) for fact in facts] == [LaunchRefused] * 2 + [InstanceLaunched] * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"),
+    [
+        ("InsufficientInstanceCapacity", {"c5.large", "g4dn.xlarge"}),
+        ("VcpuLimitExceeded", {"c5.large", "g4dn.xlarge"}),
+        ("UnauthorizedOperation", {"c5.large"}),
+    ],
+)
+@asynchronous
+async def test_what_is_in_line_when_a_refusal_comes_is_not_asked_for(
+    account: Account, door: Door, code: str, asked: set[str]
+) -> None:
+    """A hundred launches in four pools, at EC2's pace: the first no speaks for all that it holds for."""
+    cloud = account.cloud(launch_burst=1, launches_per_s=8.0, refused_s=240.0)
+    environment = account.environment(instanceTypes=["c5.large", "g4dn.xlarge"])
+    offerings = await cloud.offerings(environment)
+    door.refuse("RunInstances", code)
+    pools = sorted(offerings, key=lambda offering: offering.pool) * 25
+    effects = [launch(o, n) for n, o in enumerate(sorted(pools, key=lambda o: o.pool))]
+    facts = await cloud.launch(effects)
+    assert [f.node_id for f in facts if isinstance(f, LaunchRefused)] == [
+        effect.node_id for effect in effects
+    ]
+    assert {f.code for f in facts if isinstance(f, LaunchRefused)} == {code}
+    requests = [form for action, form in door.requests if action == "RunInstances"]
+    assert {request["InstanceType"] for request in requests} == asked
+    # Few more than one for each: what was under way when the no came.
+    assert len(requests) < 40
+
+
+@asynchronous
+async def test_who_mends_an_environment_is_not_told_the_old_refusal(
+    account: Account, door: Door
+) -> None:
+    cloud = account.cloud(refused_s=240.0)
+    offerings = await cloud.offerings(account.environment())
+    door.refuse("RunInstances", "UnauthorizedOperation", times=1)
+    for number, kind in enumerate((LaunchRefused, LaunchRefused, InstanceLaunched)):
+        if kind is InstanceLaunched:
+            await cloud.offerings(account.environment())
+        (fact,) = await cloud.launch([launch(offerings[0], number)])
+        assert isinstance(fact, kind)
+    assert door.asked["RunInstances"] == 2
+
+
+@asynchronous
+async def test_answers_are_told_as_they_come(account: Account, door: Door) -> None:
+    """At EC2's pace a batch takes long, and the second of two that are in line must not hold up the first."""
+    cloud = account.cloud(launch_burst=1, launches_per_s=1e-3)
+    offerings = await cloud.offerings(account.environment())
+    async with watching(cloud) as watch:
+        await watch.until(InstancesListed)
+        batch = asyncio.create_task(cloud.launch([launch(offerings[0], n) for n in (1, 2)]))
+        told = await watch.until(InstanceLaunched)
+        assert [told.instance_id] == [i["InstanceId"] for i in account.instances()]
+        assert not batch.done()
+        batch.cancel()
+    await cloud.delete_environment("ce")
+    assert account.left() == {}
 
 
 @asynchronous

@@ -346,7 +346,9 @@ def test_a_refusal_is_remembered_for_a_while_and_then_forgotten() -> None:
     assert outcome.wake_at == NOW + limits.REFUSAL_S * 1000
     stage.wait(1)
     assert types_asked(stage) == ["m5.xlarge"]
-    assert stage.world.refused_until == {}
+    stage.now += 1
+    stage.join()
+    assert stage.world.refused_until == stage.world.refused_times == {}
 
 
 def test_a_refusal_that_only_a_person_can_mend_makes_the_environment_invalid() -> None:

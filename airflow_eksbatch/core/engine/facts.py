@@ -201,12 +201,14 @@ class InstanceLaunched(Fact, frozen=True, kw_only=True):
 
 
 class LaunchRefused(Fact, frozen=True, kw_only=True):
-    """The cloud's no. `code` as EC2 words it (InsufficientInstanceCapacity, ...); `retry_s` how long to remember."""
+    """The cloud's no. `code` as EC2 words it (InsufficientInstanceCapacity, ...)."""
 
     node_id: NodeId
     code: str
     message: str
     at: int
+    quota: bool = False
+    """It holds for all that counts against the same quota (VcpuLimitExceeded, ...), not for its pool only."""
     for_good: bool = False
     """Only a person can mend it (UnauthorizedOperation, wrong subnet): the environment goes INVALID."""
 

@@ -8,7 +8,7 @@ from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.on_cluster import give_up_node
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId, NodeStatus
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId, NodeStatus, Offering
 
 
 def on_offerings_listed(turn: Turn, fact: facts.OfferingsListed) -> None:
@@ -24,6 +24,7 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
         node.instance_id = fact.instance_id
         turn.world.note_node(node)
     turn.world.note_launched(node, fact.at)
+    forget_refusals(turn, node.offering)
     if node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "not needed any more")
     elif turn.world.move_node(node, NodeStatus.LAUNCHED):
@@ -31,11 +32,11 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
 
 
 def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
-    """The pool is left alone for a while; the planner turns to the next offering in this same beat."""
+    """Pool or quota is left alone for a while; the planner turns to the next offering in this same beat."""
     node = turn.world.nodes.get(fact.node_id)
     if node is None or node.launched_at is not None:
         return
-    refuse_pool(turn, node.offering.pool)
+    rest(turn, node.offering.quota if fact.quota else node.offering.pool)
     turn.world.totals.refused += 1
     turn.world.remove_node(node, turn.now, f"{fact.code}: {fact.message}")
     environment = turn.world.compute_environments.get(node.compute_environment)
@@ -46,10 +47,23 @@ def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
         )
 
 
-def refuse_pool(turn: Turn, pool: str) -> None:
-    """Remember a refusal for a while."""
-    turn.world.refused_until[pool] = turn.now + limits.REFUSAL_S * 1000
-    turn.wake_in(limits.REFUSAL_S, "refusal", pool)
+def rest(turn: Turn, where: str) -> None:
+    """Leave a pool or a quota alone for a while, and longer each time; what comes while it rests was on its way."""
+    until, times = turn.world.refused_until, turn.world.refused_times
+    since = turn.now - until.get(where, 0)
+    if since < 0:
+        return
+    times[where] = times.get(where, 0) + 1 if since <= limits.REFUSAL_S_MAX * 1000 else 1
+    rest_s = min(limits.REFUSAL_S << min(times[where] - 1, 10), limits.REFUSAL_S_MAX)
+    until[where] = turn.now + rest_s * 1000
+    turn.wake_in(rest_s, "refusal", where)
+
+
+def forget_refusals(turn: Turn, offering: Offering) -> None:
+    """It was granted; a grant that comes after a no was there before it."""
+    for where in (offering.pool, offering.quota):
+        if turn.world.refused_until.get(where, turn.now) < turn.now:
+            del turn.world.refused_until[where], turn.world.refused_times[where]
 
 
 def on_spot_interrupted(turn: Turn, fact: facts.SpotInterrupted) -> None:
@@ -57,7 +71,7 @@ def on_spot_interrupted(turn: Turn, fact: facts.SpotInterrupted) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is not None and node.closed != SPOT_NOTICE:
         turn.world.close_node(node, SPOT_NOTICE)
-        refuse_pool(turn, node.offering.pool)
+        rest(turn, node.offering.pool)
 
 
 def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:

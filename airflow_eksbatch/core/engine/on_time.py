@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
-from airflow_eksbatch.core.engine.on_cloud import refuse_pool
+from airflow_eksbatch.core.engine.on_cloud import rest
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobStatus, PodName
@@ -19,9 +19,7 @@ def on_time(turn: Turn) -> None:
     for kind, key in turn.world.due(turn.now):
         if kind in ("timeout", "unseen", "stopping"):
             on_pod_deadline(turn, kind, PodName(key))
-        elif kind == "refusal":
-            forget_refusal(turn, key)
-        else:
+        elif kind != "refusal":  # Of which only the time counts: the planner may buy there again
             on_node_deadline(turn, kind, NodeId(key))
 
 
@@ -46,7 +44,7 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
     if kind == "launch" and node.status is NodeStatus.REQUESTED:
         ask_launch(turn, node)
     elif kind == "join" and node.status is NodeStatus.LAUNCHED:
-        refuse_pool(turn, node.offering.pool)
+        rest(turn, node.offering.pool)
         turn.terminate_node(node, f"did not join within {limits.NODE_JOIN_S_MAX} s")
     elif kind == "ending" and node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "")
@@ -64,11 +62,6 @@ def ask_launch(turn: Turn, node: Node) -> None:
         )
     )
     turn.wake_in(limits.LAUNCH_ANSWER_S_MAX, "launch", node.node_id)
-
-
-def forget_refusal(turn: Turn, pool: str) -> None:
-    if turn.world.refused_until.get(pool, 0) <= turn.now:
-        turn.world.refused_until.pop(pool, None)
 
 
 def derive_deadlines(turn: Turn) -> None:

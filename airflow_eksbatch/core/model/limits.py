@@ -33,6 +33,8 @@ NODE_JOIN_S_MAX = 900
 LAUNCH_ANSWER_S_MAX = 120
 # Karpenter's figure for how long a (type, zone, market) stays out after a refusal.
 REFUSAL_S = 180
+# Refused again within so long after its rest, it rests twice as long, up to so long: Spot can be gone for hours.
+REFUSAL_S_MAX = 1_800
 # A node whose kubelet turned a pod away is left alone this long: its books and ours differ.
 REFUSED_POD_PAUSE_S = 30
 # A pod that the cluster has not shown this long after its creation is created again (same name: harmless).

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+import itertools
 from typing import NewType
 
 import msgspec
@@ -19,6 +21,16 @@ Load = tuple[tuple[Resources, int], ...]
 TURNED_AWAY = "turned a pod away"
 # Nothing but the end of the instance follows it.
 SPOT_NOTICE = "Spot interruption notice"
+
+# Classes of instance types that EC2 counts together (service quotas of EC2); other families' letters are their own class.
+STANDARD = ("a", "c", "d", "h", "i", "m", "r", "t", "z")
+QUOTA_CLASSES = {"gr": "g", "vt": "g"} | {name: name for name in ("dl", "hpc", "inf", "mac", "trn")}
+
+
+@functools.cache
+def quota_class(instance_type: str) -> str:
+    family = "".join(itertools.takewhile(str.isalpha, instance_type))
+    return QUOTA_CLASSES.get(family, "standard" if family[:1] in STANDARD else family)
 
 
 class Offering(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +53,11 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True):
     def pool(self) -> str:
         """Where capacity is had or refused: type/zone/market."""
         return f"{self.instance_type}/{self.zone}/{self.market.value}"
+
+    @property
+    def quota(self) -> str:
+        """Which of EC2's bounds on vCPUs counts it, in all zones and for all environments: classes of types/market."""
+        return f"{quota_class(self.instance_type)}/{self.market.value}"
 
 
 class NodeStatus(enum.StrEnum):

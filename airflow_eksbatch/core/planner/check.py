@@ -103,8 +103,8 @@ def check_offering(world: World, launch: Launch, now: int) -> None:
     require(launch.count > 0, f"{launch.count} instances are bought in {name}")
     offered = launch.offering in world.offerings.get(name, ())
     require(offered, f"{pool} is bought in {name}, which does not offer it")
-    refused = world.refused_until.get(pool, 0) > now
-    require(not refused, f"{pool} is bought, and it was refused a moment ago")
+    rests = world.rests_until(launch.offering) > now
+    require(not rests, f"{pool} is bought, and it was refused a moment ago")
 
 
 def check_retirements(world: World, plan: Plan) -> None:

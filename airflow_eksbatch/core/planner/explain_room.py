@@ -83,7 +83,9 @@ def explain_growth(
     """Why a valid, enabled environment buys no node for it."""
     name, offerings = environment.name, world.offerings.get(environment.name, ())
     able = [offering for offering in offerings if shape.fits(offering.allocatable)]
-    refused = [offering for offering in able if world.refused_until.get(offering.pool, 0) > now]
+    room = environment.max_vcpus - world.vcpus[name]
+    able = [offering for offering in able if offering.vcpus <= room] or able
+    refused = [offering for offering in able if world.rests_until(offering) > now]
     if not offerings:
         return f"The instance types of compute environment {name} are not known yet."
     if not able:
@@ -118,8 +120,8 @@ def explain_refusals(world: World, refused: list[Offering], now: int) -> str:
     return listed(
         [
             f"{offering.pool} was refused and is asked again in "
-            f"{span(world.refused_until[offering.pool] - now)}"
-            for offering in sorted(refused, key=lambda o: (world.refused_until[o.pool], o.pool))
+            f"{span(world.rests_until(offering) - now)}"
+            for offering in sorted(refused, key=lambda o: (world.rests_until(o), o.pool))
         ]
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.allocation import tiers_of
@@ -70,8 +70,11 @@ def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
         for choice, name in enumerate(queue.compute_environments):
             environment = world.compute_environments.get(name)
             if environment is not None and environment.may_grow:
+                sold = world.offerings.get(name, ())
                 for tier in tiers_of(environment, buyable(world, environment, now)):
-                    launches += Purchase(name, tier, shapes, budget, choice).launches
+                    launches += Purchase(
+                        name, tier, shapes, sold=sold, budget=budget, choice=choice
+                    ).launches
     launches += keep_minimum(world, budget, now)
     return launches
 
@@ -131,26 +134,31 @@ class Coming:
 
 def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Offering]:
     """Offerings of an environment that were not refused lately."""
-    return [
-        offering
-        for offering in world.offerings.get(environment.name, ())
-        if world.refused_until.get(offering.pool, 0) <= now
-    ]
+    offerings = world.offerings.get(environment.name, ())
+    if not world.refused_until:
+        return list(offerings)
+    return [offering for offering in offerings if world.rests_until(offering) <= now]
 
 
 class Purchase:
-    """Launches in one environment for these shapes, until they are served, or it is full or sold out."""
+    """Launches of some offerings of one environment for these shapes, until they are served, or it is full or sold out.
+
+    `sold` are all its offerings, also those of other tiers and those that were refused lately.
+    """
 
     def __init__(
         self,
         environment: str,
         offerings: list[Offering],
         shapes: Shapes,
+        *,
+        sold: Sequence[Offering],
         budget: Budget,
         choice: int,
     ) -> None:
         self.launches: list[Launch] = []
         self._environment = environment
+        self._sold = sold
         self._offerings = offerings
         self._shapes = shapes
         self._budget = budget
@@ -194,16 +202,27 @@ class Purchase:
             self._take(offering, load, max(1, min(count, affordable, budget.launches)))
 
     def _best_load(self) -> tuple[Offering, Shapes] | None:
-        """The offering whose load costs least for its worth; one past the maximum only if none stays within."""
-        room = self._budget.vcpus[self._environment]
+        """The offering whose load costs least for its worth, and stays within the maximum if it can."""
+        room, waiting = self._budget.vcpus[self._environment], self._waiting
         if all(offering.vcpus <= room for offering in self._kinds):
-            return self._cheapest(self._kinds)
+            return self._cheapest(self._kinds, waiting)
         within = not_outdone(offering for offering in self._offerings if offering.vcpus <= room)
-        return self._cheapest(within) or self._cheapest(self._kinds)
+        return self._cheapest(within, waiting) or self._least_past(room)
 
-    def _cheapest(self, offerings: list[Offering]) -> tuple[Offering, Shapes] | None:
+    def _least_past(self, room: int) -> tuple[Offering, Shapes] | None:
+        """Past the maximum goes only what no type within it can hold, refused lately or not, and no further than it must."""
+        within = [offering for offering in self._sold if offering.vcpus <= room]
+        large = [shape for shape in self._waiting if not fits_any(shape, within)]
+        able = [o for o in self._offerings if any(shape.fits(o.allocatable) for shape in large)]
+        least = min((offering.vcpus for offering in able), default=0)
+        others = [shape for shape in self._waiting if shape not in large]
+        return self._cheapest([o for o in able if o.vcpus == least], large + others)
+
+    def _cheapest(
+        self, offerings: list[Offering], shapes: list[Resources]
+    ) -> tuple[Offering, Shapes] | None:
         """By price for worth; then the smaller, then by name, so that plans repeat."""
-        wanted = [(shape, self._shapes[shape]) for shape in self._waiting[:SHAPES_AT_ONCE]]
+        wanted = [(shape, self._shapes[shape]) for shape in shapes[:SHAPES_AT_ONCE]]
         best: tuple[tuple[float, int, str], Offering, Shapes] | None = None
         for offering in offerings:
             load = load_of(offering.allocatable, wanted)
@@ -287,7 +306,7 @@ def keep_minimum(world: World, budget: Budget, now: int) -> list[Launch]:
         while missing > 0 and offerings and budget.launches > 0:
             best = min(
                 offerings,
-                key=lambda o: (o.vcpus > missing, o.price_usd_hour / o.vcpus, o.vcpus, o.pool),
+                key=lambda o: (max(0, o.vcpus - missing), o.price_usd_hour / o.vcpus, o.pool),
             )
             count = max(1, min(missing // best.vcpus, budget.launches))
             launches.append(Launch(compute_environment=name, offering=best, count=count))

@@ -55,6 +55,9 @@ class World:
         self.usages: dict[tuple[str, str], ShareUsage] = {}
         self.offerings: dict[str, tuple[Offering, ...]] = {}
         self.refused_until: dict[str, int] = {}
+        """Pools and quotas of offerings that were refused, and until when each is left alone."""
+        self.refused_times: dict[str, int] = {}
+        """How often in a row."""
         self.counters = Counters()
         self.totals = Totals()
 
@@ -72,7 +75,7 @@ class World:
         self.jobs_by_share: Counter[tuple[str, str]] = Counter()
         self.deadlines: list[tuple[int, str, str]] = []
 
-        self._books = books.Books()
+        self.books = books.Books()
         self._changes = Changes()
         self._dirty_jobs: dict[JobId, Job] = {}
         self._dirty_attempts: dict[PodName, Attempt] = {}
@@ -175,7 +178,7 @@ class World:
     def _charge(self, attempt: Attempt, job: Job, node: Node, now: int) -> None:
         """It pays from its placement to its own end, and the books of its node are brought to there."""
         until = min(attempt.stopped_at or now, now)
-        attempt.cost = self._books.charge(attempt, job.spec, node, until)
+        attempt.cost = self.books.charge(attempt, job.spec, node, until)
         job.bill = job.bill.plus(node.offering.market, attempt.cost)
         node.given -= attempt.part
         self.settle(node, until)
@@ -231,7 +234,7 @@ class World:
         """Bring the books of a node up to that moment."""
         span = books.span_of_node(node, until)
         if span is not None:
-            cost = self._books.pay(books.account_of_node(node), books.rate_of_node(node), span)
+            cost = self.books.pay(books.account_of_node(node), books.rate_of_node(node), span)
             name, totals = node.compute_environment, self.totals
             totals.instance_ms[name] = totals.instance_ms.get(name, 0) + cost.instance_ms
             totals.nano_usd[name] = totals.nano_usd.get(name, 0) + cost.nano_usd
@@ -253,6 +256,11 @@ class World:
         if node.launched_at is not None:
             self.instances -= 1
         self.note_node(node)
+
+    def rests_until(self, offering: Offering) -> int:
+        """When this may be asked for; in the past if nobody refused it lately."""
+        until = self.refused_until
+        return max(until.get(offering.pool, 0), until.get(offering.quota, 0))
 
     def note_node(self, node: Node) -> None:
         self._dirty_nodes[node.node_id] = node
@@ -323,7 +331,7 @@ class World:
         changes.attempts = list(self._dirty_attempts.values())
         changes.nodes = list(self._dirty_nodes.values())
         changes.usages = list(self._dirty_usages.values())
-        changes.costs = self._books.take()
+        changes.costs = self.books.take()
         for dirty in (
             self._dirty_jobs,
             self._dirty_attempts,

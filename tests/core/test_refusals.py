@@ -1,0 +1,175 @@
+"""What follows a cloud's no: where it holds, for how long, and what is bought instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.facts import InstanceLaunched, LaunchRefused
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.node import Offering
+from tests.build import a_node, a_queue, a_world, an_environment, an_offering
+from tests.core.stage import Stage
+
+HOUR_S = 3_600
+
+
+def no(effect: LaunchNode, at: int, **how: Any) -> LaunchRefused:
+    return LaunchRefused(
+        node_id=effect.node_id, code="InsufficientInstanceCapacity", message="No.", at=at, **how
+    )
+
+
+def types_asked(stage: Stage) -> list[str]:
+    return [effect.offering.instance_type for effect in stage.of(LaunchNode)]
+
+
+def refused(stage: Stage, **how: Any) -> list[str]:
+    """Refuse what was just asked for; what is asked for instead."""
+    stage.step(*(no(effect, stage.now, **how) for effect in stage.of(LaunchNode)))
+    return types_asked(stage)
+
+
+# ---- for how long
+
+
+def test_a_pool_rests_twice_as_long_each_time_it_is_refused_again() -> None:
+    stage = Stage(a_world(offerings=(an_offering(),)))
+    stage.submit("a")
+    for rest_s in (180, 360, 720, 1_440, 1_800, 1_800):
+        assert refused(stage) == []
+        stage.wait(rest_s - 1)
+        assert types_asked(stage) == []
+        stage.wait(1)
+        assert types_asked(stage) == ["m5.xlarge"]
+
+
+def test_refusals_that_were_on_their_way_count_once() -> None:
+    stage = Stage(a_world(offerings=(an_offering(),)))
+    stage.submit("a", vcpus=4, size=5)
+    assert len(stage.of(LaunchNode)) == 5
+    assert refused(stage) == []
+    assert stage.world.refused_times == {"m5.xlarge/us-east-1a/EC2": 1}
+
+
+def test_a_grant_ends_the_row_and_one_from_before_the_no_does_not() -> None:
+    stage = Stage(a_world(offerings=(an_offering(),)))
+    stage.submit("a", vcpus=4, size=2)
+    first, second = stage.of(LaunchNode)
+    stage.step(no(first, stage.now))
+    early = InstanceLaunched(node_id=second.node_id, instance_id="i", at=stage.now)
+    stage.step(early)
+    assert types_asked(stage) == []
+    stage.wait(limits.REFUSAL_S)
+    (third,) = stage.of(LaunchNode)
+    stage.wait(1, InstanceLaunched(node_id=third.node_id, instance_id="i", at=stage.now))
+    assert stage.world.refused_until == stage.world.refused_times == {}
+
+
+def test_a_refusal_of_long_ago_is_not_in_the_same_row() -> None:
+    stage = Stage(a_world(offerings=(an_offering(),)))
+    stage.submit("a")
+    refused(stage)
+    stage.terminate("a")
+    stage.wait(HOUR_S)
+    stage.submit("b")
+    refused(stage)
+    assert stage.world.refused_times == {"m5.xlarge/us-east-1a/EC2": 1}
+
+
+# ---- where
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "quota"),
+    [
+        ("m5.large", "standard"),
+        ("c6gn.16xlarge", "standard"),
+        ("im4gn.large", "standard"),
+        ("t3.micro", "standard"),
+        ("g4dn.xlarge", "g"),
+        ("gr6.4xlarge", "g"),
+        ("vt1.3xlarge", "g"),
+        ("p4d.24xlarge", "p"),
+        ("inf2.xlarge", "inf"),
+        ("trn1.2xlarge", "trn"),
+        ("dl1.24xlarge", "dl"),
+        ("hpc7a.96xlarge", "hpc"),
+        ("x2iedn.xlarge", "x"),
+        ("u-6tb1.metal", "u"),
+        ("f1.2xlarge", "f"),
+    ],
+)
+def test_ec2_counts_classes_of_types_together(instance_type: str, quota: str) -> None:
+    assert an_offering(instance_type).quota == f"{quota}/EC2"
+    assert an_offering(instance_type, market=Market.SPOT).quota == f"{quota}/SPOT"
+
+
+STANDARD = (
+    an_offering("c5.xlarge", price=0.17),
+    an_offering("m5.xlarge", price=0.19),
+    an_offering("m5.2xlarge", vcpus=8, memory_mib=32_768, zone="us-east-1b"),
+)
+WITH_GPU = an_offering("g4dn.xlarge", gpu=1, price=0.53)
+
+
+def test_a_quota_that_is_used_up_is_not_tried_type_by_type() -> None:
+    stage = Stage(a_world(offerings=(*STANDARD, WITH_GPU)))
+    stage.submit("a", vcpus=4)
+    assert types_asked(stage) == ["c5.xlarge"]
+    assert refused(stage, quota=True) == ["g4dn.xlarge"]
+    assert refused(stage, quota=True) == []
+    stage.wait(limits.REFUSAL_S)
+    assert types_asked(stage) == ["c5.xlarge"]
+
+
+def test_a_quota_of_spot_is_not_that_of_on_demand() -> None:
+    spot = an_offering("c5.xlarge", market=Market.SPOT, price=0.05)
+    environment, queue = an_environment("spot", market=Market.SPOT), a_queue("queue", "spot", "ce")
+    world = a_world(environment, queue, offerings=STANDARD)
+    stage = Stage(world.with_offerings("spot", spot))
+    stage.submit("a", vcpus=4)
+    assert [effect.compute_environment for effect in stage.of(LaunchNode)] == ["spot"]
+    refused(stage, quota=True)
+    assert [effect.compute_environment for effect in stage.of(LaunchNode)] == ["ce"]
+
+
+# ---- past the maximum
+
+SIZES = {"m5.xlarge": 4, "m5.8xlarge": 32, "m5.16xlarge": 64, "m5.metal": 128}
+
+
+def sizes(*refused_types: str) -> tuple[Offering, ...]:
+    return tuple(
+        an_offering(name, vcpus=vcpus, memory_mib=vcpus * 4_096, pods=234)
+        for name, vcpus in SIZES.items()
+        if name not in refused_types
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "vcpus", "rest", "bought"),
+    [
+        (32, 4, (), ["m5.xlarge"]),
+        (2, 4, (), ["m5.xlarge"]),  # None stays within: the least past it
+        (32, 40, (), ["m5.16xlarge"]),
+        (32, 4, ("m5.xlarge", "m5.8xlarge"), []),  # It waits for those, not for 128 vCPUs
+        (32, 40, ("m5.16xlarge",), ["m5.metal"]),
+        (0, 4, (), []),
+    ],
+)
+def test_the_maximum_is_passed_only_for_what_nothing_within_it_could_hold(
+    left: int, vcpus: int, rest: tuple[str, ...], bought: list[str]
+) -> None:
+    full = an_offering("m5.8xlarge", vcpus=32, memory_mib=1)
+    world = a_world(an_environment(max_vcpus=32 + left), a_node("n", offering=full))
+    stage = Stage(world.with_offerings("ce", *sizes()))
+    for offering in sizes():
+        if offering.instance_type in rest:
+            world.refused_until[offering.pool] = stage.now + 60_000
+            world.refused_times[offering.pool] = 1
+    stage.submit("a", vcpus=vcpus)
+    assert types_asked(stage) == bought
