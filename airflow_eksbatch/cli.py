@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
+from urllib.parse import urlencode
 
 from airflow_eksbatch.service.settings import BadSetting, add_settings, read_settings
+from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
 from airflow_eksbatch.store.port import Store, StoreError
 from airflow_eksbatch.terminal import (
     Client,
@@ -199,6 +201,7 @@ def tell_job(found: Json) -> None:
         "Airflow": " ".join(
             str(airflow[k]) for k in ("dag_id", "run_id", "task_id") if k in airflow
         ),
+        "cost": cost_words(found["cost"]),
     }
     for name, value in facts.items():
         if value:
@@ -256,6 +259,23 @@ def explain(given: argparse.Namespace) -> int:
         print(f"{found['jobId']} is {found['status']}.")
         for sentence in found["sentences"]:
             print(sentence)
+
+    return show(given, found, tell)
+
+
+def cost(given: argparse.Namespace) -> int:
+    asked = {"by": given.by, "limit": given.limit, "since": moment_of(given.since)}
+    if given.until:
+        asked["until"] = moment_of(given.until)
+    found = Client(given).get(f"/v1/eksbatch/costs?{urlencode(asked)}")
+    heads, rows = cost_rows(found)
+    if given.csv:
+        return as_csv(heads, rows)
+
+    def tell() -> None:
+        what = "jobs that ended or live" if given.by == "job" else "instances"
+        print(f"{what}, {when(found['since'])} to {when(found['until'])}\n")
+        table("|".join(heads), rows)
 
     return show(given, found, tell)
 
@@ -319,6 +339,22 @@ def _job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--attempt", type=int, help="output of this attempt [the last]")
 
 
+def _cost_options(command: argparse.ArgumentParser) -> None:
+    _client_options(command)
+    command.add_argument(
+        "--by", choices=COST_VIEWS, default="queue", help="one row for each of these [queue]"
+    )
+    command.add_argument(
+        "--since",
+        default="24h",
+        metavar="WHEN",
+        help="from then on, by the hour: 36h, 7d, 2026-05-01, 2026-05-01T06:00 [24h]",
+    )
+    command.add_argument("--until", metavar="WHEN", help="up to then [now]")
+    command.add_argument("--limit", type=int, default=50, help="with --by job: the dearest so many")
+    command.add_argument("--csv", action="store_true", help="the rows as CSV")
+
+
 def _keys_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("create", "list", "delete"))
     command.add_argument("access_key", nargs="?", help="key to delete")
@@ -363,6 +399,12 @@ COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
         _client_options,
     ),
     ("explain", explain, "Say why a job is not running.", _one_job_options),
+    (
+        "cost",
+        cost,
+        "Show what instances cost, and for whom; On-Demand and Spot apart.",
+        _cost_options,
+    ),
     (
         "doctor",
         doctor,

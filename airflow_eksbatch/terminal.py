@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -137,7 +138,7 @@ def table(heads: str, rows: Sequence[Sequence[object]]) -> None:
     """A table without frames; columns that are empty everywhere are left out."""
     titles = heads.split("|")
     kept = [i for i in range(len(titles)) if not rows or any(str(row[i]) for row in rows)]
-    numbers = {i for i in kept if rows and all(isinstance(row[i], int | float) for row in rows)}
+    numbers = {i for i in kept if rows and all(is_number(row[i]) for row in rows)}
     cells = [[str(row[i]) for i in kept] for row in rows]
     if sys.stdout.isatty():
         _table_for_eyes([titles[i] for i in kept], cells, [i in numbers for i in kept])
@@ -151,6 +152,11 @@ def table(heads: str, rows: Sequence[Sequence[object]]) -> None:
             for i, text, width in zip(kept, line, widths, strict=True)
         ]
         print("  ".join(parts).rstrip())
+
+
+def is_number(cell: object) -> bool:
+    """Or nothing, in a column of numbers; amounts of money come as text, with their digits."""
+    return isinstance(cell, int | float) or re.fullmatch(r"(-?\d+\.\d+)?", str(cell)) is not None
 
 
 def _table_for_eyes(titles: list[str], rows: list[list[str]], numbers: list[bool]) -> None:

@@ -198,6 +198,9 @@ class Api:
     async def summary(self, request: Request, body: bytes, access_key: str) -> Response:
         return json_response(await extension.get_summary(self._desk))
 
+    async def costs(self, request: Request, body: bytes, access_key: str) -> Response:
+        return json_response(await extension.read_costs(self._desk, request.query_params))
+
     async def cloud(self, request: Request, body: bytes, access_key: str) -> Response:
         return json_response(await self._desk.control_cloud(decode(body)))
 
@@ -232,6 +235,7 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route(f"{root}/jobs/{{job_id}}/log", on(api.output)),
         Route(f"{root}/jobs/{{job_id}}/explain", on(api.explain)),
         Route(f"{root}/summary", on(api.summary)),
+        Route(f"{root}/costs", on(api.costs)),
         Route(f"{root}/cloud", on(api.cloud), methods=["POST"]),
         Route("/v1/tags/{arn:path}", on(api.tags), methods=["GET", "POST", "DELETE"]),
     ]

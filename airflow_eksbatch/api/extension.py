@@ -9,10 +9,12 @@ from typing import Any
 
 import msgspec
 
+from airflow_eksbatch.api.costs import cost_of_attempt, cost_of_job, get_costs
 from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
 from airflow_eksbatch.api.port import Desk, now_ms
 from airflow_eksbatch.api.wire.names import split_job_id
 from airflow_eksbatch.api.wire.shapes import (
+    cost_wire,
     event_wire,
     job_detail,
     status_in,
@@ -26,6 +28,7 @@ from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.store.port import Store
 
 STORY_MAX = 1_000
+COSTLY_JOBS = 50
 LOG_BLOCK = 1 << 20
 # A whole output in one answer; what is longer is read on from x-eksbatch-next-offset.
 LOG_BYTES_MAX = 16 << 20
@@ -73,7 +76,8 @@ async def get_job(desk: Desk, job_id: str) -> dict[str, Any]:
         "job": job_detail(view, desk.settings),
         "airflow": msgspec.json.decode(job.spec.airflow) if job.spec.airflow else None,
         "story": [event_wire(event) for event in events],
-        "attempts": [attempt_wire(desk, attempt) for attempt in view.attempts],
+        "attempts": [attempt_wire(desk, job, attempt) for attempt in view.attempts],
+        "cost": cost_of_job(desk.world, view.job, None if index is None else view.attempts),
     }
 
 
@@ -95,7 +99,7 @@ async def story_of(desk: Desk, job: Job, index: int | None) -> list[JobEvent]:
     return story
 
 
-def attempt_wire(desk: Desk, attempt: Attempt) -> dict[str, Any]:
+def attempt_wire(desk: Desk, job: Job, attempt: Attempt) -> dict[str, Any]:
     """One placement, also those that cost the user nothing."""
     node, end = desk.world.nodes.get(attempt.node_id), attempt.end
     environment = environment_of(desk.world, attempt.node_id)
@@ -114,6 +118,7 @@ def attempt_wire(desk: Desk, attempt: Attempt) -> dict[str, Any]:
             "exitCode": end.exit_code if end is not None else None,
             "reason": end.reason if end is not None else None,
             "statusReason": end.status_reason if end is not None else None,
+            "cost": cost_wire(cost_of_attempt(desk.world, job, attempt, now_ms())),
         }
     )
 
@@ -130,6 +135,11 @@ async def explain_job(desk: Desk, job_id: str) -> dict[str, Any]:
         sentences = [f"It has ended as {status.value}{why}."]
     else:
         sentences = explain(desk.world, live, now_ms())
+        (view,) = await views_of(desk, [(job, index)])
+    cost = cost_of_job(desk.world, view.job, None if index is None else view.attempts)
+    if cost["total"]["instanceSeconds"]:
+        so_far = "" if status in TERMINAL else " so far"
+        sentences = [*sentences, f"It has cost {usd(cost['total'])}{so_far}."]
     return {"jobId": job_id, "status": status.value, "sentences": sentences}
 
 
@@ -202,7 +212,20 @@ async def follow_output(desk: Desk, job_id: str, query: Query) -> AsyncIterator[
 # ---- totals
 
 
+def usd(cost: Mapping[str, Any]) -> str:
+    """0.012345 USD (42 instance-seconds)."""
+    return f"{cost['usd']:.6f} USD ({cost['instanceSeconds']:g} instance-seconds)"
+
+
 async def get_summary(desk: Desk) -> dict[str, object]:
     """What the service has done since it was installed, and what it is doing."""
     await desk.settled()
     return views.summary(desk.world, now_ms())
+
+
+async def read_costs(desk: Desk, query: Query) -> dict[str, Any]:
+    """What the query string asks for: by, since, until, limit; the last 24 hours by job queue if nothing is said."""
+    moments = {name: number_in(query, name, -1) for name in ("since", "until")}
+    since, until = (None if at < 0 else at for at in moments.values())
+    limit = number_in(query, "limit", COSTLY_JOBS)
+    return await get_costs(desk, query.get("by") or "queue", since, until, limit)

@@ -22,7 +22,7 @@ from airflow_eksbatch.core.model.job import (
     JobStatus,
     pod_name,
 )
-from airflow_eksbatch.core.model.resources import NOTHING, Resources
+from airflow_eksbatch.core.model.resources import NOTHING, Bill, Cost, Resources
 from airflow_eksbatch.core.model.retry import EvaluateOnExit, RetryAction, RetryStrategy
 from airflow_eksbatch.core.world.world import World
 
@@ -374,6 +374,25 @@ def event_wire(event: JobEvent) -> Wire:
         "exitCode": event.exit_code,
         "attempt": event.attempt,
         "parent": event.parent,
+        **({"cost": cost_wire(event.cost)} if event.cost is not None else {}),
+    }
+
+
+def cost_wire(cost: Cost) -> Wire:
+    """Whole nano-dollars add up; dollars are for reading."""
+    return {
+        "nanoUsd": cost.nano_usd,
+        "usd": cost.nano_usd / 1e9,
+        "instanceSeconds": cost.instance_ms / 1_000,
+        "vcpuHours": round(cost.vcpu_ms / 3_600_000, 6),
+    }
+
+
+def bill_wire(bill: Bill) -> Wire:
+    return {
+        "onDemand": cost_wire(bill.on_demand),
+        "spot": cost_wire(bill.spot),
+        "total": cost_wire(bill.total),
     }
 
 

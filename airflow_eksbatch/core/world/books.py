@@ -84,11 +84,14 @@ class Books:
     """What is to be added to the accounts of the store; nothing of the past is held."""
 
     def __init__(self) -> None:
+        self.taken = 0
+        """How often there was something to take: whoever reads the accounts sees by it that they have changed."""
         self._entries: dict[tuple[int, Account], Cost] = {}
 
     def take(self) -> list[Entry]:
         """What was noted since the last call."""
         entries, self._entries = self._entries, {}
+        self.taken += bool(entries)
         return [
             Entry(hour=hour, account=account, cost=cost)
             for (hour, account), cost in entries.items()
@@ -155,15 +158,20 @@ def span_of_pod(attempt: Attempt, until: int) -> Span:
 
 
 def account_of_job(spec: JobSpec, node: Node) -> Account:
-    """A task's key begins with its DAG's id."""
     return Account(
         node.compute_environment,
         node.offering.market,
         Use.JOBS,
         spec.queue,
         spec.share,
-        (spec.task_key or "").partition("|")[0],
+        dag_of(spec),
     )
+
+
+def dag_of(spec: JobSpec) -> str:
+    """Of a task's key, which is dag|run|task|map index; other callers' keys are not taken apart."""
+    dag, *rest = (spec.task_key or "").split("|")
+    return dag if len(rest) >= 3 else ""
 
 
 # ---- nodes
@@ -229,9 +237,13 @@ def bill_of(lives: Lives, job: Job, now: int) -> Bill:
     bill = job.bill
     for index, number in job.running.items():
         attempt = lives.attempts.get(pod_name(job.job_id, index, number))
-        node = lives.nodes.get(attempt.node_id) if attempt is not None else None
-        if attempt is not None and node is not None:
-            span = span_of_pod(attempt, now)
-            cost = rate_of_pod(attempt, job.spec, node).cost_of(span.end - span.born)
-            bill = bill.plus(node.offering.market, cost)
+        if attempt is not None:
+            node = lives.nodes[attempt.node_id]
+            bill = bill.plus(node.offering.market, cost_of_pod(attempt, job.spec, node, now))
     return bill
+
+
+def cost_of_pod(attempt: Attempt, spec: JobSpec, node: Node, until: int) -> Cost:
+    """What a pod that lives has cost so far."""
+    span = span_of_pod(attempt, until)
+    return rate_of_pod(attempt, spec, node).cost_of(span.end - span.born)
