@@ -37,8 +37,8 @@ TRIES_MAX = 8
 RETRY_AFTER_S = 1.0
 CLOSE_S = 0.1
 JSON = "application/json"
-# Of what was written we know all but its metadata: the API server need not write the rest down once more.
-NO_BODY = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
+# For an answer of which nobody needs more than that it came: the object's metadata only.
+BRIEF = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 # The API server's clock is known by the dates of its last answers; the quickest of them knows best.
 DATES_MAX = 32
 AGREE_MS = 2500
@@ -67,6 +67,16 @@ class ApiError(Exception):
 
 class BadKubeconfig(Exception):
     """There is no way to the cluster; the message is a sentence for people."""
+
+
+class _Call(msgspec.Struct, frozen=True):
+    """What is asked of the API server."""
+
+    method: str
+    path: str
+    query: Query = {}
+    body: bytes | None = None
+    accept: str = JSON
 
 
 class _Details(msgspec.Struct, rename="camel"):
@@ -114,22 +124,23 @@ class Connection:
         await asyncio.sleep(CLOSE_S)
 
     async def get(self, path: str, query: Query | None = None) -> bytes:
-        answer, _ = await self._request("GET", path, query)
+        answer, _ = await self._request(_Call("GET", path, query or {}))
         return answer
 
     async def get_dated(self, path: str) -> tuple[bytes, str]:
         """With the API server's clock as its Date header has it; empty if it does not say."""
-        answer, headers = await self._request("GET", path, None)
+        answer, headers = await self._request(_Call("GET", path))
         return answer, headers.get("Date", "")
 
-    async def write(self, method: str, path: str, body: bytes) -> bytes:
+    async def write(self, method: str, path: str, body: bytes, *, accept: str = JSON) -> bytes:
         """A write takes its turn under the limit; "too many requests" is waited out."""
+        call = _Call(method, path, body=body, accept=accept)
         for _ in range(TRIES_MAX):
             async with self.limit.slot() as began:
                 if not self.may_write():
                     raise ClusterDown(f"{self.name}: this service may not lead any more")
                 try:
-                    answer, _ = await self._request(method, path, None, body)
+                    answer, _ = await self._request(call)
                 except ApiError as error:
                     if error.status != 429:
                         self.limit.answered(began)
@@ -146,7 +157,7 @@ class Connection:
         """The body of a GET as it comes: watches and logs. An empty part says that it has begun."""
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S_MAX, sock_read=silence_s)
         try:
-            async with await self._open("GET", path, query, None, timeout) as response:
+            async with await self._open(_Call("GET", path, query), timeout) as response:
                 if response.status >= 300:
                     raise _error_of(response, await response.read())
                 yield b""
@@ -155,12 +166,10 @@ class Connection:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._down(error) from error
 
-    async def _request(
-        self, method: str, path: str, query: Query | None, body: bytes | None = None
-    ) -> tuple[bytes, Mapping[str, str]]:
+    async def _request(self, call: _Call) -> tuple[bytes, Mapping[str, str]]:
         timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
         try:
-            async with await self._open(method, path, query, body, timeout) as response:
+            async with await self._open(call, timeout) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._down(error) from error
@@ -168,45 +177,31 @@ class Connection:
             return answer, response.headers
         raise _error_of(response, answer)
 
-    async def _open(
-        self,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: bytes | None,
-        patience: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
+    async def _open(self, call: _Call, patience: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         """Send it; once more with new credentials when the old ones are not taken any more."""
         if time.monotonic() - self._renewed_at >= REFRESH_S:
             await self._renew_credentials(afresh=False)
-        response = await self._send(method, path, query, body, patience)
+        response = await self._send(call, patience)
         if response.status == 401:
             response.release()
             await self._renew_credentials(afresh=True)
-            response = await self._send(method, path, query, body, patience)
+            response = await self._send(call, patience)
         return response
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: bytes | None,
-        patience: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
+    async def _send(self, call: _Call, patience: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         rest = self._client.rest_client
-        headers = {"Accept": JSON, "User-Agent": "eksbatch"}
-        if body is not None:
-            headers |= {"Accept": NO_BODY, "Content-Type": JSON}
+        headers = {"Accept": call.accept, "User-Agent": "eksbatch"}
+        if call.body is not None:
+            headers["Content-Type"] = JSON
         if self.acts_as:
             headers["Impersonate-User"] = self.acts_as
         await self._client.update_params_for_auth(headers, [], ["BearerToken"])
         options: dict[str, Any] = {"proxy": rest.proxy} if rest.proxy else {}
         if rest.server_hostname:
             options["server_hostname"] = rest.server_hostname
-        url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
+        url = f"{self._host}{call.path}" + (f"?{urlencode(call.query)}" if call.query else "")
         response = await rest.pool_manager.request(
-            method, url, data=body, headers=headers, timeout=patience, **options
+            call.method, url, data=call.body, headers=headers, timeout=patience, **options
         )
         self._note_date(response.headers.get("Date", ""))
         return response

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from airflow_eksbatch.cluster.containers import BadPod
-from airflow_eksbatch.cluster.kube.connection import ApiError, Connection
+from airflow_eksbatch.cluster.kube.connection import BRIEF, ApiError, Connection
 from airflow_eksbatch.cluster.kube.list_watch import ListWatch, Receiver
 from airflow_eksbatch.cluster.kube.live_logs import LiveLogs
 from airflow_eksbatch.cluster.kube.manifests import pod_from
@@ -193,7 +193,8 @@ class Site:
             self._created[pod] = namespace
         path = f"/api/v1/namespaces/{namespace}/pods"
         try:
-            await self.connection.write("POST", path, msgspec.json.encode(wanted))
+            body = msgspec.json.encode(wanted)
+            await self.connection.write("POST", path, body, accept=BRIEF)
         except ApiError as error:
             if error.status == 409 and error.reason == "AlreadyExists":
                 return await self._compare(effect, namespace)
@@ -284,7 +285,8 @@ class Site:
             options["preconditions"] = {"uid": uid}
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}"
         try:
-            await self.connection.write("DELETE", path, msgspec.json.encode(options))
+            body = msgspec.json.encode(options)
+            await self.connection.write("DELETE", path, body, accept=BRIEF)
         except ApiError as error:
             if error.status in (404, 409):
                 return True
