@@ -23,11 +23,11 @@ class Line(NamedTuple):
 
 
 def below(what: str, value: float, aim: float, unit: str) -> Line:
-    return Line(what, f"{value:,g} {unit}", f"< {aim:,g} {unit}", value < aim)
+    return Line(what, f"{value:,g} {unit}".strip(), f"< {aim:,g} {unit}".strip(), value < aim)
 
 
 def above(what: str, value: float, aim: float, unit: str) -> Line:
-    return Line(what, f"{value:,g} {unit}", f"> {aim:,g} {unit}", value > aim)
+    return Line(what, f"{value:,g} {unit}".strip(), f"> {aim:,g} {unit}".strip(), value > aim)
 
 
 # ---- each benchmark's own lines
@@ -104,11 +104,66 @@ def airflow_lines(result: Result) -> Iterator[Line]:
         )
 
 
+def start_lines(result: Result) -> Iterator[Line]:
+    for row in result["start"]:
+        if row["kind"] == "plain":
+            what = (
+                f"Start of a service that finds {row['live_jobs']:,} live jobs on {row['database']}"
+            )
+            yield below(what, row["total_s"], 15, "s")
+            yield Line("- memory of each", f"{row['bytes_per_job']:,} bytes")
+    for row in result["commit"]:
+        if row["batch"] == 1000:
+            what = f"Jobs through the store alone on {row['database']}, a thousand in a commit"
+            yield Line(what, f"{row['new_jobs_per_s']:,} a second")
+
+
+def cluster_lines(result: Result) -> Iterator[Line]:
+    about = result["conditions"]
+    pods, ours = f"{about['pods']:,} pods on {about['nodes']:,} KWOK nodes", result["ours"]
+    yield Line(f"Pods bound, from one SubmitJob: {pods}", f"{ours['bound_per_s']:,} a second")
+    for way, who, aim in (
+        ("bare", "an administrator's bare client that only creates", 0.85),
+        ("same", "a bare client with our rights and our pods", None),
+        ("scheduled", "plain pods through kube-scheduler", 2.0),
+    ):
+        if way in result:
+            times = round(ours["bound_per_s"] / result[way]["bound_per_s"], 2)
+            what = f"- over {who} ({result[way]['bound_per_s']:,} a second)"
+            yield above(what, times, aim, "times") if aim else Line(what, f"{times:g} times")
+    yield below("- API writes a pod until it is bound", ours["api_writes_per_pod"], 2, "")
+    for process, cpu_ms in ours["cpu_s_per_1000_pods"].items():
+        others = [
+            f"{result[w]['cpu_s_per_1000_pods'].get(process, 0):g}"
+            for w in result
+            if w in OTHER_WAYS
+        ]
+        what = f"- CPU of {process} for each (bare client's, kube-scheduler's pods)"
+        yield Line(what, f"{cpu_ms:g} ms ({', '.join(others)})")
+
+
+def capacity_lines(result: Result) -> Iterator[Line]:
+    for row in result["runs"]:
+        jobs = f"{row['jobs']:,} jobs, queue `{row['queue']}`, {row['market']}"
+        yield below(f"{jobs}: every instance chosen after", row["chosen_s"], 2, "s")
+        yield Line(
+            "- last one joined, every pod bound", f"{row['joined_s']:g} s, {row['bound_s']:g} s"
+        )
+        yield Line("- from the last end to zero instances", f"{row['zero_s']:g} s")
+        yield below("- price over the linear-programming bound", row["price"], 1.05, "times")
+        packed = max(row["packing_cpu"], row["packing_memory"])
+        yield above("- packing of cpu or memory, the fuller", packed, 0.9, "")
+
+
+OTHER_WAYS = ("bare", "scheduled")
 LINES: dict[str, Callable[[Result], Iterator[Line]]] = {
     "planner": planner_lines,
     "provision": provision_lines,
+    "start": start_lines,
     "submit": submit_lines,
     "airflow": airflow_lines,
+    "cluster": cluster_lines,
+    "capacity": capacity_lines,
 }
 
 
