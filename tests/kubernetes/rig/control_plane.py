@@ -131,7 +131,10 @@ class ControlPlane:
 
     def requests(self) -> list[dict[str, Any]]:
         """What was asked of an audited API server so far: verb, user, objectRef, responseStatus."""
-        return [json.loads(line) for line in self.audit_log.read_text().splitlines()]
+        whole, _, _ = self.audit_log.read_text().rpartition(
+            "\n"
+        )  # the last line may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for(self, what: str, look: Any, within_s: float = READY_WITHIN_S) -> Any:
         return wait_for(what, look, within_s=within_s, children=tuple(self.children.values()))
