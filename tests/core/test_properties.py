@@ -114,7 +114,9 @@ def test_no_job_is_charged_more_attempts_than_it_may_have(
         assert charged + 1 < strategy.attempts
     if end.cause in (Cause.TIMEOUT, Cause.STOPPED):
         assert not verdict.again
-    if not verdict.charged:
+    if end.cause is Cause.WAITING:
+        assert (verdict.again, verdict.charged) == (True, False)
+    elif not verdict.charged:
         assert end.cause is Cause.PLATFORM
         assert free_left
 

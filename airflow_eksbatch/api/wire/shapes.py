@@ -23,7 +23,7 @@ from airflow_eksbatch.core.model.job import (
     pod_name,
 )
 from airflow_eksbatch.core.model.resources import NOTHING, Bill, Cost, Resources
-from airflow_eksbatch.core.model.retry import EvaluateOnExit, RetryAction, RetryStrategy
+from airflow_eksbatch.core.model.retry import Cause, EvaluateOnExit, RetryAction, RetryStrategy
 from airflow_eksbatch.core.world.world import World
 
 Wire = dict[str, Any]
@@ -231,7 +231,9 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
         "status": view.status.value,
         "statusReason": status_reason(view, last),
         "attempts": [],
-        "eksAttempts": [eks_attempt(view, attempt) for attempt in view.attempts if attempt.end],
+        "eksAttempts": [
+            eks_attempt(view, attempt) for attempt in view.attempts if has_begun(attempt)
+        ],
         "createdAt": spec.created_at,
         "retryStrategy": retry_wire(spec.retry),
         "startedAt": last.started_at if last is not None else job.started_at,
@@ -274,6 +276,11 @@ def stopped_at(view: JobView, last: Attempt | None) -> int | None:
         return view.job.stopped_at
     ended = view.status in (JobStatus.SUCCEEDED, JobStatus.FAILED)
     return last.stopped_at if ended and last is not None else None
+
+
+def has_begun(attempt: Attempt) -> bool:
+    """Whether it ended, and was more than a wait for a quota."""
+    return attempt.end is not None and attempt.end.cause is not Cause.WAITING
 
 
 def eks_attempt(view: JobView, attempt: Attempt) -> Wire:

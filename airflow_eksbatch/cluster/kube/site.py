@@ -42,8 +42,10 @@ OTHERS = f"{labels.MANAGED_BY}!={labels.OURS}"
 ON_NODES = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
 # The pod itself cannot be right ...
 BAD_POD = (400, 413, 422)
-# ... or is against a rule of the cluster: Pod Security, admission webhooks and policies, accounts.
-AGAINST_RULES = ("violates PodSecurity", "denied", "service account")
+# ... or is against a rule of the cluster: Pod Security, admission webhooks and policies, accounts, LimitRanges.
+AGAINST_RULES = ("violates PodSecurity", "denied", "service account", "usage per", "failed quota")
+# Others use up what there is for all; it comes back as they end.
+NO_ROOM = "exceeded quota"
 NOT_THERE = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
 
 
@@ -205,6 +207,10 @@ class Site:
 
     def _refused(self, effect: CreatePod, namespace: str, error: ApiError) -> Fact:
         """What is the pod's own fault is final; what the cluster lacks now may come: then ClusterDown is raised."""
+        if NO_ROOM in error.message and namespace == effect.namespace:
+            # Of all pods that wait, so not by the name of this one.
+            reason = error.message[error.message.index(NO_ROOM) :]
+            return PodRefused(pod=effect.pod, at=now_ms(), reason=reason, quota=True)
         texts = AGAINST_RULES
         if namespace != effect.namespace:
             # It asked for this namespace itself.

@@ -118,6 +118,8 @@ class PodRefused(Fact, frozen=True, kw_only=True):
     at: int
     reason: str
     permanent: bool = False
+    quota: bool = False
+    """The namespace of its compute environment has no room under its ResourceQuota: it waits."""
 
 
 class PodStuck(Fact, frozen=True, kw_only=True):

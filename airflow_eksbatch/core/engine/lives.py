@@ -24,10 +24,11 @@ def start_attempt(turn: Turn, job: Job, index: int, node: Node) -> None:
         index=index,
         number=before.placed + 1,
         charged_before=before.charged,
+        waited_before=before.waited,
         node_id=node.node_id,
         created_at=turn.now,
     )
-    if before.placed:
+    if before.placed > before.waited:
         turn.world.totals.retries += 1
     turn.world.add_attempt(attempt, job.spec.resources, turn.now)
     turn.tell(job, JobStatus.STARTING, index=index, attempt=attempt)
@@ -66,7 +67,7 @@ def judge(attempt: Attempt, end: AttemptEnd, job: Job) -> Verdict:
     """Whether it runs again; nothing does that the caller has stopped."""
     if end.succeeded or job.stop_reason is not None:
         return Verdict(again=False, charged=True)
-    free = attempt.number - 1 - attempt.charged_before
+    free = attempt.number - 1 - attempt.charged_before - attempt.waited_before
     return decide_retry(
         job.spec.retry,
         end,
@@ -78,8 +79,10 @@ def judge(attempt: Attempt, end: AttemptEnd, job: Job) -> Verdict:
 def run_again(turn: Turn, job: Job, attempt: Attempt, verdict: Verdict) -> None:
     """Back to RUNNABLE, in its old place by age."""
     charged = attempt.charged_before + verdict.charged
-    job.tries[attempt.index] = Tries(placed=attempt.number, charged=charged)
-    turn.world.totals.free_retries += not verdict.charged
+    waits = attempt.end is not None and attempt.end.cause is Cause.WAITING
+    waited = attempt.waited_before + waits
+    job.tries[attempt.index] = Tries(placed=attempt.number, charged=charged, waited=waited)
+    turn.world.totals.free_retries += not (verdict.charged or waits)
     turn.world.make_runnable(job, ((attempt.index, attempt.index + 1),))
     reason = attempt.end.status_reason if attempt.end else None
     turn.tell(job, JobStatus.RUNNABLE, index=attempt.index, reason=reason, attempt=attempt)

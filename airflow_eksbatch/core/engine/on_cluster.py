@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.lives import end_attempt
+from airflow_eksbatch.core.engine.quotas import forget_rests, note_room, rest_namespace
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
@@ -32,6 +33,7 @@ def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
     if attempt.status is JobStatus.RUNNING:
         return
     job = turn.world.jobs[attempt.job_id]
+    forget_rests(turn, environment_of(turn, attempt))
     attempt.status = JobStatus.RUNNING
     attempt.seen_at = attempt.seen_at or fact.at
     attempt.started_at = fact.at
@@ -62,6 +64,7 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
     turn.effects.append(effects.ForgetPod(pod=fact.pod, compute_environment=environment))
     if attempt is None:
         return
+    note_room(turn, environment)
     end = fact.end
     if attempt.stopping is not None:
         end = AttemptEnd(
@@ -79,6 +82,11 @@ def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
     environment = environment_of(turn, attempt)
     turn.effects.append(effects.ForgetPod(pod=fact.pod, compute_environment=environment))
     if attempt is None:
+        return
+    if fact.quota:
+        waiting = AttemptEnd(cause=Cause.WAITING, status_reason=fact.reason)
+        end_attempt(turn, attempt, attempt.stopping or waiting, fact.at)
+        rest_namespace(turn, environment, fact.reason)
         return
     cause = Cause.STOPPED if fact.permanent else Cause.PLATFORM
     node = turn.world.nodes.get(attempt.node_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
 from airflow_eksbatch.core.engine.on_cloud import rest
+from airflow_eksbatch.core.engine.quotas import try_namespace
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobStatus, PodName
@@ -19,6 +20,8 @@ def on_time(turn: Turn) -> None:
     for kind, key in turn.world.due(turn.now):
         if kind in ("timeout", "unseen", "stopping"):
             on_pod_deadline(turn, kind, PodName(key))
+        elif kind == "quota":
+            try_namespace(turn, key)
         elif kind != "refusal":  # Of which only the time counts: the planner may buy there again
             on_node_deadline(turn, kind, NodeId(key))
 

@@ -14,6 +14,15 @@ class Market(enum.StrEnum):
     SPOT = "SPOT"
 
 
+class NamespaceFull(msgspec.Struct, kw_only=True):
+    """A ResourceQuota said no to a pod: nothing new is placed until then (epoch ms)."""
+
+    since: int
+    until: int
+    reason: str
+    """The API server's words."""
+
+
 class ComputeEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     """Managed ones buy nodes between min and max vCPUs; unmanaged ones use nodes that others own."""
 

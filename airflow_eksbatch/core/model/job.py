@@ -100,6 +100,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """1, 2, ...: counts placements, also those that cost the user nothing."""
     charged_before: int
     """How many attempts were counted against the retry strategy before this one."""
+    waited_before: int = 0
+    """How many before this one met a quota that was used up, and did not begin."""
     node_id: NodeId
     status: JobStatus = JobStatus.STARTING
     created_at: int
@@ -137,6 +139,7 @@ class Tries(msgspec.Struct, frozen=True, kw_only=True):
 
     placed: int = 0
     charged: int = 0
+    waited: int = 0
 
 
 class Job(msgspec.Struct, kw_only=True):

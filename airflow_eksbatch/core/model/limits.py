@@ -35,6 +35,11 @@ LAUNCH_ANSWER_S_MAX = 120
 REFUSAL_S = 180
 # Refused again within so long after its rest, it rests twice as long, up to so long: Spot can be gone for hours.
 REFUSAL_S_MAX = 1_800
+# A namespace whose quota is used up is left alone this long, then twice as long, up to so long ...
+QUOTA_REST_S = 10
+QUOTA_REST_S_MAX = 300
+# ... or until a pod there has ended; the quota controller counts that within a second or two.
+QUOTA_FREED_S = 2
 # A node whose kubelet turned a pod away is left alone this long: its books and ours differ.
 REFUSED_POD_PAUSE_S = 30
 # A pod that the cluster has not shown this long after its creation is created again (same name: harmless).

@@ -33,6 +33,8 @@ class Cause(enum.StrEnum):
     PLATFORM = "PLATFORM"
     TIMEOUT = "TIMEOUT"
     STOPPED = "STOPPED"
+    WAITING = "WAITING"
+    """A quota has no room for it: it has not begun, and is no attempt as users count them."""
 
 
 class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,8 @@ def decide_retry(
     Cancelled, terminated and timed-out jobs never run again (AWS). What the platform did costs no attempt, unless
     a rule that names the status reason says EXIT; a catch-all `onReason: *` written for exit codes does not.
     """
+    if end.cause is Cause.WAITING:
+        return Verdict(again=True, charged=False)
     if end.cause in (Cause.TIMEOUT, Cause.STOPPED):
         return Verdict(again=False, charged=True)
     if end.cause is Cause.PLATFORM and free_left:

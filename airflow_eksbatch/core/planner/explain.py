@@ -144,9 +144,9 @@ def explain_waiting(job: Job, now: int) -> list[str]:
     what = f"{ranges.count(job.runnable)} of its children have" if job.is_array else "It has"
     since = job.runnable_at if job.runnable_at is not None else job.spec.created_at
     tries = None if job.is_array else job.tries.get(0)
-    if tries is None:
+    if tries is None or tries.placed == tries.waited:
         return [f"{what} been RUNNABLE for {span(now - since)}."]
     return [
-        f"It is RUNNABLE again after {number_of(tries.placed, 'attempt')}, of which {tries.charged} "
+        f"It is RUNNABLE again after {number_of(tries.placed - tries.waited, 'attempt')}, of which {tries.charged} "
         f"count against the {job.spec.retry.attempts} of its retry strategy."
     ]

@@ -65,6 +65,12 @@ def explain_environment(world: World, name: str, shape: Resources, now: int) -> 
         return f"Compute environment {name} does not exist."
     if environment.state != "ENABLED":
         return f"Compute environment {name} is {environment.state}: nothing new is placed there."
+    full = world.full.get(name)
+    if full is not None:
+        return (
+            f"Namespace {environment.namespace} of compute environment {name} has no room under its quota "
+            f"({full.reason.rstrip('.')}): it is tried again in {span(full.until - now)}, or when a pod there has ended."
+        )
     if not environment.managed:
         return (
             f"Compute environment {name} is unmanaged: none of its nodes has {amount(shape)} free."

@@ -22,7 +22,8 @@ Demand = dict[JobClass, int]
 def takes_work(world: World, name: str) -> bool:
     """Whether new work may be placed on the nodes of an environment."""
     environment = world.compute_environments.get(name)
-    return environment is not None and environment.state == "ENABLED"
+    is_enabled = environment is not None and environment.state == "ENABLED"
+    return is_enabled and name not in world.full
 
 
 def floors_of_ready_nodes(world: World, waiting: Set[Resources]) -> dict[str, Floor]:

@@ -69,7 +69,7 @@ def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
         coming.take(queue.compute_environments, shapes)
         for choice, name in enumerate(queue.compute_environments):
             environment = world.compute_environments.get(name)
-            if environment is not None and environment.may_grow:
+            if environment is not None and environment.may_grow and name not in world.full:
                 sold = world.offerings.get(name, ())
                 for tier in tiers_of(environment, buyable(world, environment, now)):
                     launches += Purchase(

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import TypeVar
 
 from airflow_eksbatch.core.model import limits, ranges
-from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, NamespaceFull
 from airflow_eksbatch.core.model.job import (
     Attempt,
     Job,
@@ -57,6 +57,10 @@ class World:
         self.refused_until: dict[str, int] = {}
         """Pools and quotas of offerings that were refused, and until when each is left alone."""
         self.refused_times: dict[str, int] = {}
+        """How often in a row."""
+        self.full: dict[str, NamespaceFull] = {}
+        """Compute environments whose namespace has no room under its quota; nothing new goes there now."""
+        self.full_times: Counter[str] = Counter()
         """How often in a row."""
         self.counters = Counters()
         self.totals = Totals()
