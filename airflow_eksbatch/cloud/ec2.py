@@ -42,6 +42,7 @@ from airflow_eksbatch.core.engine.facts import (
     InstancesListed,
     LaunchRefused,
     OfferingsListed,
+    RebalanceRecommended,
     SpotInterrupted,
 )
 from airflow_eksbatch.core.model import labels
@@ -54,6 +55,7 @@ IDS_MAX = 100
 # Throttled launches wait half a second, then twice as long each time: about a minute in all.
 PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
 RECLAIMED = ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown")
+NEWS = {Kind.INTERRUPTION: SpotInterrupted, Kind.REBALANCE: RebalanceRecommended}
 INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
 
@@ -440,7 +442,6 @@ class Ec2Cloud:
             self._tell(await self._facts_of(notices))
 
     async def _facts_of(self, notices: Iterable[Notice]) -> list[Fact]:
-        """A rebalance recommendation closes the node as a notice does: what runs there may finish, nothing new begins."""
         at = now_ms()
         by_id: dict[str, list[Notice]] = {}
         for notice in notices:
@@ -449,8 +450,9 @@ class Ec2Cloud:
         stopped: list[str] = []
         for seen in await self._find_by("instance-id", sorted(by_id)):
             for notice in by_id[seen.instance_id]:
-                if notice.kind is not Kind.STATE and not seen.has_ended:
-                    facts.append(SpotInterrupted(node_id=seen.node_id, at=at))
+                if notice.kind in NEWS and not seen.has_ended:
+                    told = NEWS[notice.kind]
+                    facts.append(told(node_id=seen.node_id, at=min(at, notice.at or at)))
                 elif notice.state == "stopped":
                     stopped.append(seen.instance_id)
             if seen.has_ended:

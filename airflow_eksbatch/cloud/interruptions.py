@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: str
     state: str = ""
     """Of a state change: what it is now."""
+    at: int = 0
+    """When it was given, epoch milliseconds; 0 if it does not say."""
 
 
 def notice_from(body: str) -> Notice | None:
@@ -35,10 +38,21 @@ def notice_from(body: str) -> Notice | None:
         told: Any = json.loads(body)
         kind, detail = Kind(told["detail-type"]), told["detail"]
         return Notice(
-            kind=kind, instance_id=str(detail["instance-id"]), state=str(detail.get("state", ""))
+            kind=kind,
+            instance_id=str(detail["instance-id"]),
+            state=str(detail.get("state", "")),
+            at=time_of(told),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def time_of(told: Any) -> int:
+    """Of the two minutes some may be over when a notice is read."""
+    try:
+        return int(datetime.fromisoformat(told["time"]).timestamp() * 1000)
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 class NoticeQueue:

@@ -193,6 +193,7 @@ class SimCloud:
             self._end(instance, "Server.SpotInstanceTermination", reclaimed=True)
             return
         instance.interrupted_at = self._timeline.now
+        self.bill.reclaimed += 1
         self._watch(SpotInterrupted(node_id=instance.node_id, at=instance.interrupted_at))
         self._timeline.after(
             round(NOTICE_S * 1000),
@@ -213,7 +214,7 @@ class SimCloud:
         instance.gone = InstanceGone(
             node_id=instance.node_id, at=now, reason=reason, reclaimed=reclaimed
         )
-        self.bill.reclaimed += reclaimed
+        self.bill.reclaimed += reclaimed and instance.interrupted_at is None
         self._watch(instance.gone)
 
     def _launched(self, instance: Instance) -> InstanceLaunched:

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 
 from airflow_eksbatch.cloud.ec2 import seen_from
-from airflow_eksbatch.cloud.interruptions import Kind, notice_from
+from airflow_eksbatch.cloud.interruptions import Kind, Notice, notice_from
 from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
     OfferingsListed,
+    RebalanceRecommended,
     SpotInterrupted,
 )
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import Market
+from airflow_eksbatch.core.model.node import NodeId
 from tests.cloud.account import Account, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.test_ec2 import opened
@@ -148,6 +150,9 @@ async def test_prices_are_told_again(account: Account) -> None:
 # ---- notices
 
 
+GIVEN_AT = int(datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp() * 1000)
+
+
 def event(kind: Kind, instance_id: str, **detail: Any) -> str:
     """As EventBridge words it."""
     return json.dumps(
@@ -155,6 +160,7 @@ def event(kind: Kind, instance_id: str, **detail: Any) -> str:
             "version": "0",
             "source": "aws.ec2",
             "detail-type": kind.value,
+            "time": "2026-11-25T12:00:00Z",
             "detail": {"instance-id": instance_id, **detail},
         }
     )
@@ -163,9 +169,10 @@ def event(kind: Kind, instance_id: str, **detail: Any) -> str:
 @pytest.mark.parametrize(
     ("kind", "detail"),
     [(Kind.INTERRUPTION, {"instance-action": "terminate"}), (Kind.REBALANCE, {})],
+    ids=["interruption", "rebalance recommendation"],
 )
 @asynchronous
-async def test_a_notice_closes_the_node(
+async def test_a_notice_is_told_with_the_time_at_which_it_was_given(
     account: Account, door: Door, kind: Kind, detail: dict[str, Any]
 ) -> None:
     sqs = door.client("sqs")
@@ -179,8 +186,9 @@ async def test_a_notice_closes_the_node(
             sqs.send_message(QueueUrl=queue, MessageBody=body)
         sqs.send_message(QueueUrl=queue, MessageBody=event(kind, "i-0123456789abcdef0", **detail))
         sqs.send_message(QueueUrl=queue, MessageBody=event(kind, fact.instance_id, **detail))
-        assert (await watch.until(SpotInterrupted)).node_id == NODE
-        assert [f.node_id for f in watch.all(SpotInterrupted)] == [NODE]
+        told = SpotInterrupted if kind is Kind.INTERRUPTION else RebalanceRecommended
+        assert await watch.until(told) == told(node_id=NodeId(NODE), at=GIVEN_AT)
+        assert len(watch.all(SpotInterrupted) + watch.all(RebalanceRecommended)) == 1
 
 
 @asynchronous
@@ -223,6 +231,13 @@ def test_a_reclaimed_instance_is_told_as_reclaimed() -> None:
     gone = seen_from(told).gone
     assert (gone.node_id, gone.reclaimed) == (NODE, True)
     assert gone.reason == "Spot instance was reclaimed"
+
+
+def test_a_notice_without_a_time_counts_from_when_it_is_read() -> None:
+    for time in ({}, {"time": 7}, {"time": "soon"}):
+        body = {"detail-type": Kind.REBALANCE.value, "detail": {"instance-id": "i-1"}, **time}
+        notice = notice_from(json.dumps(body))
+        assert notice == Notice(kind=Kind.REBALANCE, instance_id="i-1")
 
 
 def test_what_is_no_notice_is_passed_over() -> None:

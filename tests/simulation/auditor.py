@@ -140,7 +140,10 @@ class Auditor:
         assert attempt.created_at <= over_at, f"{where} is placed after its job was told to stop"
         for other in self.pods[job, index]:
             assert other.end is not None, f"{where} begins while {other.name} runs"
+            host = self.simulator.cloud.instances.get(other.node_id)
+            is_reclaimed = host is not None and host.interrupted_at is not None
             is_ended_by_us = other.end.end.exit_code == SIGTERM_EXIT_CODE and not other.is_stuck
+            is_ended_by_us = is_ended_by_us and not is_reclaimed
             assert not is_ended_by_us, f"{where} begins after {other.name} was ended on purpose"
         assert pod.name not in self.ran, f"{where} runs a second time"
         self.pods[job, index].append(pod)

@@ -216,7 +216,14 @@ class LaunchRefused(Fact, frozen=True, kw_only=True):
 
 
 class SpotInterrupted(Fact, frozen=True, kw_only=True):
-    """Two-minute notice: the node takes no new work and a replacement may be bought."""
+    """Two-minute notice, given at `at`: the node takes no new work, is emptied in time, and is replaced at once."""
+
+    node_id: NodeId
+    at: int
+
+
+class RebalanceRecommended(Fact, frozen=True, kw_only=True):
+    """EC2 finds an interruption more likely than usual: the node takes no new work, and keeps what it has."""
 
     node_id: NodeId
     at: int

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from airflow_eksbatch.core.engine import effects, facts
-from airflow_eksbatch.core.engine.on_cluster import give_up_node
+from airflow_eksbatch.core.engine.lives import stop_attempt
+from airflow_eksbatch.core.engine.on_cluster import give_up_node, host_ended
+from airflow_eksbatch.core.engine.setbacks import (
+    distrust,
+    forget_refusals,
+    invalidate,
+    rest,
+)
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId, NodeStatus, Offering
+from airflow_eksbatch.core.model.job import JobStatus
+from airflow_eksbatch.core.model.node import REBALANCE, SPOT_NOTICE, NodeId, NodeStatus
+from airflow_eksbatch.core.model.retry import Cause
 
 
 def on_offerings_listed(turn: Turn, fact: facts.OfferingsListed) -> None:
@@ -28,7 +35,7 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
     if node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "not needed any more")
     elif turn.world.move_node(node, NodeStatus.LAUNCHED):
-        turn.wake_in(limits.NODE_JOIN_S_MAX, "join", node.node_id)
+        turn.watch_youth(node)
 
 
 def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
@@ -41,36 +48,29 @@ def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
     turn.world.remove_node(node, turn.now, f"{fact.code}: {fact.message}")
     environment = turn.world.compute_environments.get(node.compute_environment)
     if fact.for_good and environment is not None and environment.status == "VALID":
-        reason = f"CLIENT_ERROR - {fact.code}: {fact.message}"
-        turn.world.put_compute_environment(
-            msgspec.structs.replace(environment, status="INVALID", status_reason=reason)
-        )
-
-
-def rest(turn: Turn, where: str) -> None:
-    """Leave a pool or a quota alone for a while, and longer each time; what comes while it rests was on its way."""
-    until, times = turn.world.refused_until, turn.world.refused_times
-    since = turn.now - until.get(where, 0)
-    if since < 0:
-        return
-    times[where] = times.get(where, 0) + 1 if since <= limits.REFUSAL_S_MAX * 1000 else 1
-    rest_s = min(limits.REFUSAL_S << min(times[where] - 1, 10), limits.REFUSAL_S_MAX)
-    until[where] = turn.now + rest_s * 1000
-    turn.wake_in(rest_s, "refusal", where)
-
-
-def forget_refusals(turn: Turn, offering: Offering) -> None:
-    """It was granted; a grant that comes after a no was there before it."""
-    for where in (offering.pool, offering.quota):
-        if turn.world.refused_until.get(where, turn.now) < turn.now:
-            del turn.world.refused_until[where], turn.world.refused_times[where]
+        invalidate(turn, environment, f"CLIENT_ERROR - {fact.code}: {fact.message}")
 
 
 def on_spot_interrupted(turn: Turn, fact: facts.SpotInterrupted) -> None:
-    """Two minutes are left: no new work; what runs may still finish."""
+    """Two minutes are left: no new work, what runs gets half of them to finish, and the planner replaces the node now."""
     node = turn.world.nodes.get(fact.node_id)
-    if node is not None and node.closed != SPOT_NOTICE:
-        turn.world.close_node(node, SPOT_NOTICE)
+    if node is None or node.closed == SPOT_NOTICE:
+        return
+    turn.world.close_node(node, SPOT_NOTICE)
+    turn.world.totals.reclaims += 1
+    rest(turn, node.offering.pool)
+    for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
+        attempt = turn.world.attempts[pod]
+        if attempt.status is JobStatus.STARTING:
+            stop_attempt(turn, attempt, Cause.PLATFORM, host_ended(node))
+    turn.world.wake_at(fact.at + limits.SPOT_STOP_S * 1000, "reclaim", node.node_id)
+
+
+def on_rebalance_recommended(turn: Turn, fact: facts.RebalanceRecommended) -> None:
+    """More likely than others to be taken back: no new work there, and none of what runs is touched."""
+    node = turn.world.nodes.get(fact.node_id)
+    if node is not None and not node.is_leaving:
+        turn.world.close_node(node, REBALANCE)
         rest(turn, node.offering.pool)
 
 
@@ -78,8 +78,10 @@ def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is None:
         return
-    if fact.reclaimed:
+    if fact.reclaimed and node.closed != SPOT_NOTICE:
         turn.world.totals.reclaims += 1
+    if node.status is NodeStatus.LAUNCHED and not fact.reclaimed:
+        distrust(turn, node, f"ended before it joined: {fact.reason.rstrip('.')}")
     give_up_node(turn, node, fact.at, fact.reason)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.lives import end_attempt
 from airflow_eksbatch.core.engine.quotas import forget_rests, note_room, rest_namespace
+from airflow_eksbatch.core.engine.setbacks import fail_to_join
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
-from airflow_eksbatch.core.model.node import SPOT_NOTICE, TURNED_AWAY, Node, NodeStatus
+from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 
 WAIT_BUCKETS = 40
@@ -137,6 +138,7 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
     node.node_name, node.ready_at, node.idle_since = fact.node_name, fact.at, turn.now
     turn.world.set_allocatable(node, fact.allocatable)
     turn.world.move_node(node, NodeStatus.READY)
+    turn.world.never_joined.pop(node.compute_environment, None)
     turn.wake_in(turn.idle_s(node), "idle", node.node_id)
 
 
@@ -169,10 +171,20 @@ def on_node_found(turn: Turn, fact: facts.NodeFound) -> None:
 def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:
     """A node that is still coming is not closed: being not ready is how it begins."""
     node = turn.world.nodes.get(fact.node_id)
-    if node is None or node.status is not NodeStatus.READY:
-        return
-    if node.closed not in (fact.reason, SPOT_NOTICE):
-        turn.world.close_node(node, fact.reason)
+    if node is not None and node.status is NodeStatus.READY:
+        if node.closed != fact.reason and not node.is_leaving:
+            turn.world.close_node(node, fact.reason)
+    elif node is not None and node.status is not NodeStatus.TERMINATING and fact.reason:
+        note_joined(turn, node, fact)
+
+
+def note_joined(turn: Turn, node: Node, fact: facts.NodeClosed) -> None:
+    """It is in the cluster, and the next step of its youth has a time of its own."""
+    if node.joined_at is None:
+        node.joined_at = turn.now
+        turn.watch_youth(node)
+    node.lacks = fact.reason
+    turn.world.note_node(node)
 
 
 def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
@@ -183,6 +195,8 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
     environment = turn.world.compute_environments.get(node.compute_environment)
     if environment is not None and not environment.managed:
         give_up_node(turn, node, fact.at, fact.reason)
+    elif node.is_coming:
+        fail_to_join(turn, node, fact.reason)
     elif node.status is not NodeStatus.TERMINATING:
         turn.terminate_node(node, fact.reason)
 
@@ -203,12 +217,16 @@ def on_nodes_listed(turn: Turn, fact: facts.NodesListed) -> None:
 
 def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
     """The machine is gone: its attempts ended with it, at no cost to the user."""
-    name = node.instance_id or node.node_name or node.node_id
-    end = AttemptEnd(cause=Cause.PLATFORM, status_reason=f"Host EC2 (instance {name}) terminated.")
+    end = AttemptEnd(cause=Cause.PLATFORM, status_reason=host_ended(node))
     for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
         attempt = turn.world.attempts[pod]
         end_attempt(turn, attempt, attempt.stopping or end, at)
     turn.world.remove_node(node, turn.now, reason, at=at)
+
+
+def host_ended(node: Node) -> str:
+    """In the words that users' retry rules look for."""
+    return f"Host EC2 (instance {node.instance_id or node.node_name or node.node_id}) terminated."
 
 
 def delete_stray(turn: Turn, pod: PodName, environment: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.effects import CheckEnvironment, LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
-from airflow_eksbatch.core.engine.on_cloud import rest
+from airflow_eksbatch.core.engine.on_cluster import host_ended
 from airflow_eksbatch.core.engine.quotas import try_namespace
+from airflow_eksbatch.core.engine.setbacks import fail_to_join, is_to_be_tried
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobStatus, PodName
-from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import Cause
 
 TIMED_OUT = "Job attempt duration exceeded timeout"
@@ -22,6 +23,8 @@ def on_time(turn: Turn) -> None:
             on_pod_deadline(turn, kind, PodName(key))
         elif kind == "quota":
             try_namespace(turn, key)
+        elif kind == "trial":
+            try_environment(turn, key)
         elif kind != "refusal":  # Of which only the time counts: the planner may buy there again
             on_node_deadline(turn, kind, NodeId(key))
 
@@ -46,13 +49,38 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
         return
     if kind == "launch" and node.status is NodeStatus.REQUESTED:
         ask_launch(turn, node)
-    elif kind == "join" and node.status is NodeStatus.LAUNCHED:
-        rest(turn, node.offering.pool)
-        turn.terminate_node(node, f"did not join within {limits.NODE_JOIN_S_MAX} s")
+    elif kind == "join" and node.is_coming:
+        look_at_youth(turn, node)
+    elif kind == "reclaim":
+        empty_reclaimed(turn, node)
     elif kind == "ending" and node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "")
     elif kind == "reopen" and node.is_paused:
         turn.world.close_node(node, None)
+
+
+def look_at_youth(turn: Turn, node: Node) -> None:
+    """Each step has its own time: until it joins, and from then until it is ready with its DaemonSets."""
+    if turn.now < node.join_by:
+        return
+    if node.joined_at is None:
+        fail_to_join(turn, node, f"did not join within {limits.NODE_JOIN_S_MAX} s")
+    else:
+        reason = f"joined, and was not ready within {limits.NODE_READY_S_MAX} s: {node.lacks}"
+        fail_to_join(turn, node, reason)
+
+
+def empty_reclaimed(turn: Turn, node: Node) -> None:
+    """SIGTERM while there is time for it: in the end EC2 asks nobody."""
+    for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
+        stop_attempt(turn, turn.world.attempts[pod], Cause.PLATFORM, host_ended(node))
+
+
+def try_environment(turn: Turn, name: str) -> None:
+    """What kept its nodes from joining may be over; the planner buys it one instance."""
+    environment = turn.world.compute_environments.get(name)
+    if environment is not None and is_to_be_tried(environment):
+        turn.effects.append(CheckEnvironment(name=name))
 
 
 def ask_launch(turn: Turn, node: Node) -> None:
@@ -68,7 +96,10 @@ def ask_launch(turn: Turn, node: Node) -> None:
 
 
 def derive_deadlines(turn: Turn) -> None:
-    """After a load: what the heap held."""
+    """After a load: what the heap held, and which environments are tried with one instance."""
+    for environment in turn.world.compute_environments.values():
+        if is_to_be_tried(environment):
+            turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
     for attempt in turn.world.attempts.values():
         job = turn.world.jobs[attempt.job_id]
         if attempt.started_at is not None and job.spec.timeout_s is not None:
@@ -78,6 +109,8 @@ def derive_deadlines(turn: Turn) -> None:
         if node.idle_since is not None:
             turn.wake_in(turn.idle_s(node), "idle", node.node_id)
         if node.status is NodeStatus.LAUNCHED:
-            turn.wake_in(limits.NODE_JOIN_S_MAX, "join", node.node_id)
+            turn.watch_youth(node)
+        if node.closed == SPOT_NOTICE:
+            turn.wake_in(0, "reclaim", node.node_id)
         if node.is_paused:
             turn.wake_in(limits.REFUSED_POD_PAUSE_S, "reopen", node.node_id)

@@ -49,6 +49,7 @@ REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.InstanceLaunched: on_cloud.on_instance_launched,
     facts.LaunchRefused: on_cloud.on_launch_refused,
     facts.SpotInterrupted: on_cloud.on_spot_interrupted,
+    facts.RebalanceRecommended: on_cloud.on_rebalance_recommended,
     facts.InstanceGone: on_cloud.on_instance_gone,
     facts.InstancesListed: on_cloud.on_instances_listed,
     facts.ClockTicked: lambda turn, fact: None,

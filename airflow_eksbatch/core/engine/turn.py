@@ -124,6 +124,10 @@ class Turn(msgspec.Struct, kw_only=True):
         )
         self.wake_in(limits.LAUNCH_ANSWER_S_MAX, "ending", node.node_id)
 
+    def watch_youth(self, node: Node) -> None:
+        """Look again when the step of its youth that it is in must be over."""
+        self.world.wake_at(node.join_by, "join", node.node_id)
+
     def idle_s(self, node: Node) -> float:
         """How long this node is kept when it is empty."""
         environment = self.world.compute_environments.get(node.compute_environment)

@@ -29,6 +29,14 @@ SHARE_DECAY_S_MIN = 600
 FREE_RETRIES_MAX = 100
 # Karpenter waits 15 minutes for a node to register; EKS nodes that take longer never came in its reports.
 NODE_JOIN_S_MAX = 900
+# From then on only the node's network and its DaemonSets' images are missing.
+NODE_READY_S_MAX = 600
+# So many instances in a row that never became nodes, none ready: it is not the machines.
+NEVER_JOINED_MAX = 3
+# Then one instance is tried so often: two an hour cost little, and nobody has to come back for a failure that passed.
+NONE_JOINED_S = 1_800
+# Of the two minutes of a Spot notice: so long for what is nearly done, then SIGTERM, GRACE_S, and 15 s in reserve.
+SPOT_STOP_S = 75
 # A launch request without any answer is asked again; it is idempotent by its token.
 LAUNCH_ANSWER_S_MAX = 120
 # Karpenter's figure for how long a (type, zone, market) stays out after a refusal.

@@ -9,6 +9,7 @@ from typing import NewType
 
 import msgspec
 
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.resources import NOTHING, Resources
 
@@ -19,8 +20,9 @@ Load = tuple[tuple[Resources, int], ...]
 
 # How the reason begins why a node is closed that will be tried again after a pause.
 TURNED_AWAY = "turned a pod away"
-# Nothing but the end of the instance follows it.
+# Nothing but the end of the instance follows these.
 SPOT_NOTICE = "Spot interruption notice"
+REBALANCE = "Spot rebalance recommendation"
 
 # Classes of instance types that EC2 counts together (service quotas of EC2); other families' letters are their own class.
 STANDARD = ("a", "c", "d", "h", "i", "m", "r", "t", "z")
@@ -95,6 +97,10 @@ class Node(msgspec.Struct, kw_only=True):
     """What the plan that bought it put on it; counts until it has its first pod."""
     requested_at: int = 0
     launched_at: int | None = None
+    joined_at: int | None = None
+    """When its cluster first told of it, while it was not ready yet."""
+    lacks: str | None = None
+    """Why it was not ready then."""
     ready_at: int | None = None
     paid_until: int | None = None
     """Up to when its cost is in the books."""
@@ -129,6 +135,18 @@ class Node(msgspec.Struct, kw_only=True):
     def is_paused(self) -> bool:
         """Closed for a moment only."""
         return self.closed is not None and self.closed.startswith(TURNED_AWAY)
+
+    @property
+    def join_by(self) -> int:
+        """When the step of its youth that it is in must be over: to join, then to be ready with its DaemonSets."""
+        if self.joined_at is not None:
+            return self.joined_at + limits.NODE_READY_S_MAX * 1000
+        return (self.launched_at or self.requested_at) + limits.NODE_JOIN_S_MAX * 1000
+
+    @property
+    def is_leaving(self) -> bool:
+        """Closed for good."""
+        return self.closed in (SPOT_NOTICE, REBALANCE)
 
     @property
     def is_coming(self) -> bool:

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
-from airflow_eksbatch.core.planner.pack import Floor
+from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Placement
 from airflow_eksbatch.core.planner.reservation import Headroom, headroom_of
-from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
 from airflow_eksbatch.core.world.world import World
 
 Demand = dict[JobClass, int]
@@ -69,6 +69,10 @@ class Fit:
         self._world = world
         self._now = now
         self._on_their_way = places_on_their_way(world)
+        self.doomed: dict[str, Demand] = {}
+        """What runs on nodes that are being taken back and has no other room yet, by queue."""
+        self.kept_back: set[NodeId] = set()
+        """Nodes with room for what does."""
         self._free_cpu_m = free_cpu_m(world)
         self._roomiest: Roomiest | None = None
         self._held: set[NodeId] = set()
@@ -78,15 +82,32 @@ class Fit:
         for queue in queues_in_order(world):
             if queue.name in lines:
                 self._serve(queue, lines[queue.name])
+        for (name, job_class), count in sorted_doomed(world):
+            self._find_refuge(name, job_class, count)
 
     def buyable_demand(self) -> dict[str, Demand]:
         """What capacity may be bought for; what nobody sells must not use up what a queue may still take."""
-        return {
+        demands = {
             name: self.headrooms[name].permitted(sold_of(self._world, name, demand))
             if name in self.headrooms
             else demand
             for name, demand in self.left.items()
         }
+        for name, doomed in self.doomed.items():
+            demand = demands[name] = dict(demands.get(name, {}))
+            for job_class, count in doomed.items():
+                demand[job_class] = demand.get(job_class, 0) + count
+        return demands
+
+    def _find_refuge(self, name: str, job_class: JobClass, count: int) -> None:
+        """Room that is left over stays; for the rest a replacement is bought before it is needed."""
+        for environment in self._world.queues[name].compute_environments:
+            if count and environment in self._floors:
+                placed = self._floors[environment].fit(job_class.shape, count)
+                self.kept_back.update(node_id for node_id, _ in placed)
+                count -= total(placed)
+        if count:
+            self.doomed.setdefault(name, {})[job_class] = count
 
     def _serve(self, queue: JobQueue, lines: list[ClassLine]) -> None:
         """One queue's turns, until nothing more fits."""
@@ -151,6 +172,18 @@ def sold_of(world: World, queue: str, demand: Demand) -> Demand:
         for job_class, count in demand.items()
         if any(job_class.shape.fits(room) for room in offered)
     }
+
+
+def sorted_doomed(world: World) -> list[tuple[tuple[str, JobClass], int]]:
+    """What runs on nodes with a Spot notice and will run again elsewhere, by queue and class."""
+    doomed: Counter[tuple[str, JobClass]] = Counter()
+    for node in world.nodes.values():
+        if node.closed == SPOT_NOTICE:
+            for pod in world.pods_by_node.get(node.node_id, ()):
+                job = world.jobs[world.attempts[pod].job_id]
+                if job.stop_reason is None and job.spec.queue in world.queues:
+                    doomed[job.spec.queue, class_of(job.spec)] += 1
+    return sorted(doomed.items(), key=lambda item: repr(item[0]))
 
 
 def free_cpu_m(world: World) -> dict[str, int]:

@@ -18,7 +18,7 @@ def make_plan(world: World, now: int, idle_s: float) -> Plan:
     return Plan(
         placements=fit.placements,
         launches=provision(world, fit.buyable_demand(), now),
-        retirements=retire_nodes(world, fit.placements, now, idle_s),
+        retirements=retire_nodes(world, fit.placements, now, idle_s, kept_back=fit.kept_back),
         unplaced={
             job_class: count for demand in fit.left.values() for job_class, count in demand.items()
         },

@@ -45,6 +45,11 @@ class Budget:
             name: environment.max_vcpus - world.vcpus[name]
             for name, environment in world.compute_environments.items()
         }
+        for name, number in world.never_joined.items():
+            if number >= limits.NEVER_JOINED_MAX and name in self.vcpus:
+                # On trial: one instance, and no other before it has joined.
+                coming = any(key[0] == name for key in world.coming)
+                self.vcpus[name] = min(self.vcpus[name], 0 if coming else 1)
         self.zones: Counter[str] = Counter(node.offering.pool for node in world.nodes.values())
 
     def allows(self, environment: str) -> bool:

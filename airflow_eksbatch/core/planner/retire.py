@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.planner.plan import Placement, Retirement
@@ -11,10 +11,18 @@ from airflow_eksbatch.core.world.world import World
 
 
 def retire_nodes(
-    world: World, placements: Iterable[Placement], now: int, idle_s: float
+    world: World,
+    placements: Iterable[Placement],
+    now: int,
+    idle_s: float,
+    *,
+    kept_back: Set[NodeId] = frozenset(),
 ) -> list[Retirement]:
-    """Empty nodes whose time has come; `idle_s` counts where an environment does not say."""
-    busy = {placement.node_id for placement in placements}
+    """Empty nodes whose time has come; `idle_s` counts where an environment does not say.
+
+    `kept_back` wait for jobs of nodes that are being taken back.
+    """
+    busy = {placement.node_id for placement in placements} | kept_back
     going = [
         (node, reason)
         for node in world.nodes.values()

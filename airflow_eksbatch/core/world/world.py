@@ -62,6 +62,8 @@ class World:
         """Compute environments whose namespace has no room under its quota; nothing new goes there now."""
         self.full_times: Counter[str] = Counter()
         """How often in a row."""
+        self.never_joined: Counter[str] = Counter()
+        """Instances in a row that did not become nodes, by compute environment."""
         self.counters = Counters()
         self.totals = Totals()
 

@@ -1,0 +1,86 @@
+"""What is left alone after it went wrong: pools and quotas for a while, compute environments whose nodes never join."""
+
+from __future__ import annotations
+
+import msgspec
+
+from airflow_eksbatch.core.engine.turn import Turn
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.node import Node, NodeStatus, Offering
+
+# AWS Batch's own words as far as they are known: clients look for them.
+NONE_JOINED = (
+    "CLIENT_ERROR - Your compute environment has been INVALIDATED and scaled down because none of the nodes joined the "
+    "underlying EKS Cluster."
+)
+
+
+def rest(turn: Turn, where: str) -> None:
+    """Leave a pool or a quota alone for a while, and longer each time; what comes while it rests was on its way."""
+    until, times = turn.world.refused_until, turn.world.refused_times
+    since = turn.now - until.get(where, 0)
+    if since < 0:
+        return
+    times[where] = times.get(where, 0) + 1 if since <= limits.REFUSAL_S_MAX * 1000 else 1
+    rest_s = min(limits.REFUSAL_S << min(times[where] - 1, 10), limits.REFUSAL_S_MAX)
+    until[where] = turn.now + rest_s * 1000
+    turn.wake_in(rest_s, "refusal", where)
+
+
+def forget_refusals(turn: Turn, offering: Offering) -> None:
+    """It was granted; a grant that comes after a no was there before it."""
+    for where in (offering.pool, offering.quota):
+        if turn.world.refused_until.get(where, turn.now) < turn.now:
+            del turn.world.refused_until[where], turn.world.refused_times[where]
+
+
+def fail_to_join(turn: Turn, node: Node, reason: str) -> None:
+    """Its time is over: its instance is ended."""
+    turn.terminate_node(node, reason)
+    distrust(turn, node, reason)
+
+
+def distrust(turn: Turn, node: Node, reason: str) -> None:
+    """An instance became no node: its pool rests, and its compute environment is trusted less.
+
+    So many in a row, and none that is ready: then no instance of it would join, and each costs money.
+    """
+    rest(turn, node.offering.pool)
+    world, name = turn.world, node.compute_environment
+    world.never_joined[name] += 1
+    environment = world.compute_environments.get(name)
+    if (
+        environment is not None
+        and environment.status == "VALID"
+        and world.never_joined[name] >= limits.NEVER_JOINED_MAX
+        and not any(n.compute_environment == name and n.ready_at for n in world.nodes.values())
+    ):
+        invalidate(turn, environment, f"{NONE_JOINED} {why_none(node, reason)}")
+        turn.wake_in(limits.NONE_JOINED_S, "trial", name)
+        for other in list(world.nodes.values()):
+            if other.compute_environment == name and other.status is not NodeStatus.TERMINATING:
+                turn.terminate_node(other, "none of its compute environment's nodes joined")
+
+
+def why_none(node: Node, reason: str) -> str:
+    offering, minutes = node.offering, limits.NONE_JOINED_S // 60
+    return (
+        f"The last one, {node.instance_id or node.node_id} ({offering.instance_type} in {offering.zone}), {reason}. "
+        "Common causes: subnets or security groups without a way to the cluster's endpoint, an instance role that the "
+        "cluster does not let in, an image or user data of a launch template. Mend it and call "
+        f"UpdateComputeEnvironment; else one instance is tried again every {minutes} minutes."
+    )
+
+
+def invalidate(turn: Turn, environment: ComputeEnvironment, reason: str) -> None:
+    """It buys nothing until a person changes it, or its trial is due."""
+    reason = reason[: limits.REASON_LENGTH_MAX]
+    turn.world.put_compute_environment(
+        msgspec.structs.replace(environment, status="INVALID", status_reason=reason)
+    )
+
+
+def is_to_be_tried(environment: ComputeEnvironment) -> bool:
+    """Whether only its nodes' not joining made it invalid: then time may have mended it."""
+    return environment.status == "INVALID" and environment.status_reason.startswith(NONE_JOINED)
