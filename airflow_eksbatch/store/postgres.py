@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
-from sqlalchemy import create_engine, event, make_url
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError
 
@@ -15,8 +13,13 @@ from airflow_eksbatch.store.sql import SqlStore
 CONNECT_S = 10
 # Two services that start at once must not both bring the schema forward.
 MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(4243211501)"
-# A service that was stopped within a transaction must not keep others from the lease for ever.
-IDLE = "SET idle_in_transaction_session_timeout = '10s'"
+# A service that was stopped within a transaction keeps the lease's row, though its lease has run out. (The server's own
+# timeout for idle transactions does not count within a pipeline, which is how many rows are written.)
+EVICT = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity JOIN pg_locks USING (pid)
+WHERE datname = current_database() AND relation = 'eksbatch_leases'::regclass AND pid <> pg_backend_pid()
+AND wait_event_type = 'Client' AND state_change < clock_timestamp() - interval '5 seconds'
+"""
 # All queries of a load see the same moment.
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
@@ -39,7 +42,6 @@ def postgres_store(url: str) -> SqlStore:
             f"PostgreSQL needs a package that is not here ({error.name}): "
             "pip install 'airflow-eksbatch[postgres]'."
         ) from error
-    event.listen(engine, "connect", _bound)
     place = f"PostgreSQL at {parsed.host or 'the local socket'}, database {parsed.database},"
     return SqlStore(
         engine,
@@ -47,13 +49,8 @@ def postgres_store(url: str) -> SqlStore:
         lambda error: _explain(error, place),
         lock=MIGRATION_LOCK,
         snapshot=SNAPSHOT,
+        evict=EVICT,
     )
-
-
-def _bound(connection: Any, _: object) -> None:
-    """A new connection of the driver's."""
-    connection.execute(IDLE)
-    connection.commit()
 
 
 def _explain(error: Exception, place: str) -> str:

@@ -45,7 +45,8 @@ T = TypeVar("T")
 class SqlStore:
     """One connection, used by one thread; `insert` makes the dialect's insert, which knows upserts.
 
-    `lock` is said before migrations, `snapshot` before a load, where the database does not see to it by itself.
+    `lock` is said before migrations, `snapshot` before a load, `evict` before the lease of another is taken, where the
+    database does not see to it by itself.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class SqlStore:
         *,
         lock: str | None = None,
         snapshot: str | None = None,
+        evict: str | None = None,
     ) -> None:
         self._engine = engine
         self._insert = insert
         self._explain = explain
         self._lock = lock
         self._snapshot = snapshot
+        self._evict = evict
         self._upserts = {table: _upsert(insert, table) for table in schema.metadata.sorted_tables}
         self._add_costs = costs.adding(insert)
         self._connection: Connection | None = None
@@ -346,13 +349,17 @@ class SqlStore:
 
     def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
         nobody = {"name": LEASE, "owner": "", "fence": 0, "until": 0}
+        the_lease = select(schema.leases).where(schema.leases.c.name == LEASE)
         with self._transaction(writes=True) as connection:
             # There must be a row to lock, or two that begin at once would both be the first.
             connection.execute(self._insert(schema.leases).on_conflict_do_nothing(), nobody)
-            held = connection.execute(
-                select(schema.leases).where(schema.leases.c.name == LEASE).with_for_update()
-            ).one()
-            if held.owner != owner and held.until > now:
+            held = connection.execute(the_lease).one()
+            is_others = held.owner != owner
+            if is_others and held.until <= now and self._evict is not None:
+                connection.execute(text(self._evict))
+            # Somebody may be quicker, or have it within a commit yet: then it is tried again.
+            held = connection.execute(the_lease.with_for_update(skip_locked=is_others)).first()
+            if held is None or (held.owner != owner and held.until > now):
                 return None
             fence = held.fence + (held.owner != owner)
             until = now + seconds * 1000
