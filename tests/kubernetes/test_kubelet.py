@@ -263,6 +263,25 @@ async def test_a_pod_without_a_word_has_an_empty_output(
 
 
 @asynchronous
+async def test_output_is_whole_for_whoever_reads_it_while_it_is_put_away(
+    plane: ControlPlane, node: RealNode, tmp_path: Path
+) -> None:
+    """As Airflow does when a job has ended: in the moment in which its pod is forgotten."""
+    pods = [f"parting-0-{number}" for number in range(1, 9)]
+    async with on(plane, tmp_path) as (cluster, watch):
+        for pod in pods:
+            await cluster.create_pod(a_pod(pod, node=NODE, containers=[shell("echo words")]))
+        for pod in pods:
+            await watch.until(PodEnded, pod)
+        # Some ask a moment before, some a moment after.
+        reads = [asyncio.create_task(output(cluster, pod)) for pod in pods[::2]]
+        forgets = [asyncio.create_task(forgotten(cluster, pod)) for pod in pods]
+        reads += [asyncio.create_task(output(cluster, pod)) for pod in pods[1::2]]
+        await asyncio.gather(*forgets)
+        assert await asyncio.gather(*reads) == [b"words\n"] * len(pods)
+
+
+@asynchronous
 async def test_a_log_outlives_its_node_and_a_killed_machine_is_lost(
     plane: ControlPlane, node: RealNode, network: Network, tmp_path: Path
 ) -> None:

@@ -105,7 +105,13 @@ class LiveLogs:
         else:
             await _within(FIRST_PART_S_MAX, follower.has_part)
         file = follower.file
-        return await self._on_thread(lambda: read_part(file, offset, limit))
+
+        def look() -> tuple[bytes, int] | None:
+            # What was put away in the meantime took the follower's file with it.
+            kept = self._outputs.read(pod, offset, limit)
+            return read_part(file, offset, limit) if kept is None else kept
+
+        return await self._on_thread(look)
 
     async def hold(self, pod: Pod) -> None:
         """The pod is about to be ended: take what it has said and will say until then."""
