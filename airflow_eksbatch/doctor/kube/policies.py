@@ -16,6 +16,7 @@ from airflow_eksbatch.doctor.kube.look import (
     find,
     is_forbidden,
 )
+from airflow_eksbatch.doctor.kube.trial import CAUTIOUS, PLAIN
 
 ROOT = "/apis/admissionregistration.k8s.io/v1"
 POLICIES = {
@@ -59,12 +60,12 @@ def judge_policy(
 
 
 async def _try_as_stranger(group: Group, look: Look, namespace: str) -> None:
-    """The proof: whoever looks is not the service, so its pods are refused where jobs run."""
+    """The proof: whoever looks is not the service, so its pods are refused where jobs run, whatever they are."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": STRANGER, "namespace": namespace},
-        "spec": {"containers": [{"name": "stranger", "image": "busybox"}]},
+        "spec": {"containers": [{**PLAIN, "name": "stranger", "securityContext": CAUTIOUS}]},
     }
     path = f"/api/v1/namespaces/{namespace}/pods?dryRun=All"
     try:
