@@ -27,6 +27,7 @@ REQUEST_S_MAX = 60.0
 CONNECT_S_MAX = 10.0
 # Bookmarks come about every minute; a watch that is silent for longer has lost its server.
 SILENCE_S_MAX = 150.0
+READ_BYTES = 2**21
 # Followed logs and watches each hold one connection for long.
 CONNECTIONS_MAX = 512
 # How often credentials are looked at; tokens live for minutes at least.
@@ -109,6 +110,7 @@ class Connection:
         self._renewed_at = time.monotonic()
         self._renewing = asyncio.Lock()
         self._client = client.ApiClient(configuration=configuration)
+        self._http = self._make_session()
         self._host: str = configuration.host
         self._apart_ms: deque[int] = deque(maxlen=DATES_MAX)
 
@@ -118,7 +120,27 @@ class Connection:
         apart_ms = min(self._apart_ms, default=0)
         return apart_ms if abs(apart_ms) >= AGREE_MS else 0
 
+    def _make_session(self) -> aiohttp.ClientSession:
+        """Over the client's own connections. A new one takes a while, so it is asked before each write as late as can be:
+        nothing of it was sent yet.
+        """
+
+        async def look(_: object, __: object, about: aiohttp.TraceRequestHeadersSentParams) -> None:
+            if about.method != "GET" and not self.may_write():
+                raise ClusterDown(f"{self.name}: this service may not lead any more")
+
+        traces = aiohttp.TraceConfig()
+        traces.on_request_headers_sent.append(look)
+        return aiohttp.ClientSession(
+            connector=self._client.rest_client.pool_manager.connector,
+            connector_owner=False,
+            trust_env=True,
+            read_bufsize=READ_BYTES,
+            trace_configs=[traces],
+        )
+
     async def close(self) -> None:
+        await self._http.close()
         await self._client.close()
         # TLS connections end in the loop's next turns (aiohttp's own advice).
         await asyncio.sleep(CLOSE_S)
@@ -137,8 +159,6 @@ class Connection:
         call = _Call(method, path, body=body, accept=accept)
         for _ in range(TRIES_MAX):
             async with self.limit.slot() as began:
-                if not self.may_write():
-                    raise ClusterDown(f"{self.name}: this service may not lead any more")
                 try:
                     answer, _ = await self._request(call)
                 except ApiError as error:
@@ -200,7 +220,7 @@ class Connection:
         if rest.server_hostname:
             options["server_hostname"] = rest.server_hostname
         url = f"{self._host}{call.path}" + (f"?{urlencode(call.query)}" if call.query else "")
-        response = await rest.pool_manager.request(
+        response = await self._http.request(
             call.method, url, data=call.body, headers=headers, timeout=patience, **options
         )
         self._note_date(response.headers.get("Date", ""))
