@@ -123,6 +123,8 @@ async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOu
     """Wait until the job has ended, saying what happens; the outcome is from its last event only."""
     with feed.waiting_for(job_id) as waiter:
         last = await _hear_the_end(waiter, say)
+        if last.cost_usd:
+            say(f"Job {job_id} cost {last.cost_usd:.6f} USD")
         outcome = JobOutcome(
             job_id=job_id,
             status=last.status,

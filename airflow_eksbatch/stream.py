@@ -57,6 +57,8 @@ class JobNews(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     attempt: int = 0
     is_array: bool = False
+    cost_usd: float | None = None
+    """Told with the end of the job, if it was heard on the stream."""
     failed_child: str = ""
     trouble: str = ""
     broken: bool = False
@@ -187,6 +189,7 @@ class JobFeed:
                 exit_code=event.get("exitCode"),
                 attempt=event.get("attempt") or 0,
                 is_array=bool(event.get("parent")),
+                cost_usd=(event.get("cost") or {}).get("usd"),
             )
             for waiter in waiters:
                 waiter.tell(news)

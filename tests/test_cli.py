@@ -139,6 +139,43 @@ def test_queues_and_environments_are_shown_with_their_totals(
         assert words in ended.stdout
 
 
+# ---- money
+
+
+def test_costs_are_a_table_that_ends_with_their_sum(cli: Cli, jobs: dict[str, str]) -> None:
+    ended = cli("cost")
+    assert ended.returncode == 0, ended.stderr
+    head, _, titles, *rows = ended.stdout.splitlines()
+    assert head.startswith("instances, ")
+    assert titles.split()[:2] == ["job", "queue"]
+    assert rows[0].split()[:2] == ["default", "jobs"]
+    assert {row.split()[1] for row in rows[1:-1]} <= {"idle", "boot"}
+    usd = [float(row.split()[-4]) for row in rows]
+    assert rows[-1].startswith("total ")
+    assert sum(usd[:-1]) == pytest.approx(usd[-1], abs=1e-6 * len(rows))
+
+
+@pytest.mark.parametrize("by", ["share", "dag", "environment", "market", "hour", "job"])
+def test_costs_are_told_by_whatever_one_asks(cli: Cli, jobs: dict[str, str], by: str) -> None:
+    found = json.loads(cli("cost", "--by", by, "--json").stdout)
+    assert found["by"] == by
+    assert found["total"]["total"]["nanoUsd"] > 0
+    lines = cli("cost", "--by", by, "--csv", "--since", "2d").stdout.splitlines()
+    assert len(lines) == len(found["rows"]) + 1
+    assert lines[0].endswith("On-Demand USD,Spot USD,USD,% of all,instance s,vCPU h")
+
+
+def test_a_job_says_what_it_cost(cli: Cli, jobs: dict[str, str]) -> None:
+    (line,) = [x for x in cli("job", jobs["good"]).stdout.splitlines() if x.startswith("cost ")]
+    assert " USD for " in line
+    assert line.endswith((", On-Demand", ", Spot"))
+
+
+def test_a_time_that_is_none_is_refused_with_an_example(cli: Cli) -> None:
+    assert "2026-05-01T06:00" in said(cli("cost", "--since", "yesterday"))
+    assert "must be before" in said(cli("cost", "--since", "2026-05-02", "--until", "2026-05-01"))
+
+
 # ---- one job
 
 

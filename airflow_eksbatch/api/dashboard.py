@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from airflow_eksbatch.api.extension import explain_job, get_job, read_output
+from airflow_eksbatch.api.extension import explain_job, get_job, read_costs, read_output
 from airflow_eksbatch.api.job_reads import ended_jobs, find_jobs, live_jobs, views_of
 from airflow_eksbatch.api.port import Desk, now_ms
 from airflow_eksbatch.api.wire.names import name_of
@@ -110,6 +110,10 @@ def telling(array: Job) -> list[int]:
     return failed + sorted(array.running)[: CHILDREN_SHOWN - len(failed)]
 
 
+async def costs(desk: Desk, asked: Asked) -> dict[str, Any]:
+    return await read_costs(desk, asked)
+
+
 VIEWS: dict[str, View] = {
     "summary": summary,
     "queues": queues,
@@ -117,6 +121,7 @@ VIEWS: dict[str, View] = {
     "classes": classes,
     "jobs": jobs,
     "job": job,
+    "costs": costs,
 }
 
 

@@ -33,6 +33,7 @@ _FACT_LINES: dict[type[Fact], str] = {
     LaunchRefused: "launch refused",
     PodRefused: "pod refused",
 }
+MARKETS = {Market.ON_DEMAND: "on-demand", Market.SPOT: "spot"}
 _NODE_LINES: dict[NodeStatus, str] = {
     NodeStatus.REQUESTED: "instance requested",
     NodeStatus.LAUNCHED: "instance launched",
@@ -101,6 +102,24 @@ class Telemetry:
         self._ended = Counter(
             "eksbatch_jobs_ended", "Jobs that ended.", ["queue", "status"], registry=registry
         )
+        self._paid = Counter(
+            "eksbatch_instance_cost_usd",
+            "What instances cost, as far as it is in the books.",
+            ["compute_environment", "market"],
+            registry=registry,
+        )
+        self._paid_by_jobs = Counter(
+            "eksbatch_job_cost_usd",
+            "What of it ended attempts of jobs paid; the rest is idle and boot time.",
+            ["queue", "compute_environment", "market"],
+            registry=registry,
+        )
+        self._price = Gauge(
+            "eksbatch_price_usd_per_hour",
+            "What the instances that live cost an hour.",
+            ["compute_environment", "market"],
+            registry=registry,
+        )
         self._inbox = Gauge(
             "eksbatch_inbox_facts", "Facts that wait for a beat.", registry=registry
         )
@@ -137,10 +156,23 @@ class Telemetry:
                 status=environment.status,
                 reason=environment.status_reason,
             )
+        self._count_costs(outcome.changes.costs)
         for node in outcome.changes.nodes:
             self._tell_node(node)
         for event in outcome.changes.events:
             self._tell_event(event)
+
+    def _count_costs(self, entries: Sequence[Entry]) -> None:
+        """Jobs take from IDLE what they pay, so all entries of a beat together are what its instances cost."""
+        paid: Counts[tuple[str, str]] = Counts()
+        for entry in entries:
+            account = entry.account
+            place = (account.compute_environment, MARKETS[account.market])
+            paid[place] += entry.cost.nano_usd
+            if account.use is Use.JOBS:
+                self._paid_by_jobs.labels(account.queue, *place).inc(entry.cost.nano_usd / 1e9)
+        for place, nano_usd in paid.items():
+            self._paid.labels(*place).inc(nano_usd / 1e9)
 
     def _tell_node(self, node: Node) -> None:
         """Nodes are kept at every booking; a line is due only when one moves on in its life."""
@@ -233,8 +265,12 @@ class Telemetry:
         return generate_latest(self.registry)
 
     def _look_at(self, world: World, now: int) -> None:
-        for gauge in (self._jobs, self._vcpus, self._nodes):
+        for gauge in (self._jobs, self._vcpus, self._nodes, self._price):
             gauge.clear()
+        for node in world.nodes.values():
+            if node.launched_at is not None:
+                place = (node.compute_environment, MARKETS[node.offering.market])
+                self._price.labels(*place).inc(node.offering.price_usd_hour)
         for queue, counts in jobs_by_status(world).items():
             for status in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING):
                 self._jobs.labels(queue, status.value).set(counts[status])

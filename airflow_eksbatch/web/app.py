@@ -17,8 +17,8 @@ from starlette.staticfiles import StaticFiles
 from airflow_eksbatch.web import pages
 
 Fetch = Callable[..., Awaitable[Any]]
-"""fetch("summary" | "queues" | "nodes" | "classes" | "jobs" | "job", queue=, status=, job_id=): rows, or None for what
-does not exist."""
+"""fetch("summary" | "queues" | "nodes" | "classes" | "jobs" | "job" | "costs", queue=, status=, job_id=, by=, since=):
+rows, or None for what does not exist."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("airflow_eksbatch.web"),
@@ -31,7 +31,7 @@ for _filter in (pages.ago, pages.clock, pages.money, pages.mib, pages.span):
 
 
 def make_web_app(fetch: Fetch) -> Starlette:
-    """Five pages; every number on them is also in the API."""
+    """Six pages; every number on them is also in the API."""
 
     async def overview(request: Request) -> HTMLResponse:
         now = now_ms()
@@ -68,6 +68,14 @@ def make_web_app(fetch: Fetch) -> Starlette:
         now = now_ms()
         return page("job", now, pages.job(view, now))
 
+    async def cost(request: Request) -> HTMLResponse:
+        now, query = now_ms(), request.query_params
+        by = query["by"] if query.get("by") in pages.COST_VIEWS else "queue"
+        days = query["days"] if query.get("days") in pages.COST_DAYS else "1"
+        since = {"since": str(now - int(days) * pages.DAY_MS)}
+        rows, hours = await fetch("costs", by=by, **since), await fetch("costs", by="hour", **since)
+        return page("cost", now, {**pages.costs(rows, hours), "by": by, "days": days})
+
     async def nowhere(request: Request, error: Exception) -> HTMLResponse:
         return missing(f"There is no page {request.url.path}.")
 
@@ -76,6 +84,7 @@ def make_web_app(fetch: Fetch) -> Starlette:
             Route("/", overview),
             Route("/nodes", nodes),
             Route("/plan", plan),
+            Route("/cost", cost),
             Route("/queue/{name}", queue),
             Route("/job/{job_id}", job),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),

@@ -11,6 +11,25 @@ Rows = Sequence[Row]
 STATUSES = ("PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 MARKETS = {"EC2": "On-Demand", "SPOT": "Spot"}
 JOBS_ON_OVERVIEW = 15
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+COST_VIEWS = {
+    "queue": "job queue",
+    "share": "share",
+    "dag": "DAG",
+    "environment": "compute environment",
+    "market": "market",
+    "job": "job",
+}
+COST_DAYS = {"1": "24 hours", "7": "7 days", "30": "30 days"}
+# What a bar is made of, from below: use and market, class of its colour, words.
+COST_PARTS = (
+    ("JOBS", "onDemand", "paid-on-demand", "jobs, On-Demand"),
+    ("JOBS", "spot", "paid-spot", "jobs, Spot"),
+    ("IDLE", "total", "paid-idle", "idle"),
+    ("BOOT", "total", "paid-boot", "boot"),
+)
+CHART_WIDTH, CHART_HEIGHT = 960, 160
 UNITS = ((120, "s", 1), (7_200, "min", 60), (172_800, "h", 3_600))
 
 
@@ -44,7 +63,9 @@ def clock(ms: int | None) -> str:
 
 def money(usd: float) -> str:
     """US dollars, small ones to the digit that matters."""
-    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"
+    if usd >= 1:
+        return f"${usd:,.2f}"
+    return f"${usd:.4f}" if usd >= 0.001 or not usd else f"${usd:.6f}"
 
 
 def mib(number: int) -> str:
@@ -168,6 +189,82 @@ def facts(view: Row) -> dict[str, Any]:
         "Airflow": " / ".join(
             str(airflow[key]) for key in ("dag_id", "run_id", "task_id") if airflow.get(key)
         ),
+        "cost": cost_words(view["cost"]),
+    }
+
+
+def cost_words(cost: Row) -> str:
+    """Of a job, with the markets it ran in; empty before it cost anything."""
+    total, markets = cost["total"], {"onDemand": "On-Demand", "spot": "Spot"}
+    if not total["instanceSeconds"]:
+        return ""
+    where = [words for name, words in markets.items() if cost.get(name, {}).get("instanceSeconds")]
+    on = f" on {' and '.join(where)}" if where else ""
+    return f"{money(total['usd'])} for {span(total['instanceSeconds'])} of an instance{on}"
+
+
+def costs(found: Row, hours: Row) -> dict[str, Any]:
+    """A bill, what of it went to jobs, and its hours as bars."""
+    whole = found["total"]["total"]["nanoUsd"]
+    used = {"JOBS": 0, "IDLE": 0, "BOOT": 0}
+    for row in hours["rows"]:
+        used[row["use"]] += row["total"]["nanoUsd"]
+    paid = sum(used.values())
+    return {
+        "rows": [
+            {**row, "percent": percent_of(row["total"]["nanoUsd"], whole)} for row in found["rows"]
+        ],
+        "total": found["total"],
+        "paid": hours["total"],
+        "jobs_percent": percent_of(used["JOBS"], paid),
+        "chart": cost_chart(hours),
+        "views": COST_VIEWS,
+        "spans": COST_DAYS,
+        "parts": [(css, words) for _, _, css, words in COST_PARTS],
+        "width": CHART_WIDTH,
+        "height": CHART_HEIGHT,
+        "is_over": True,  # It is not read anew: an hour's sum is not worth a look every 3 seconds.
+    }
+
+
+def percent_of(part: int, whole: int) -> float:
+    return round(100 * part / whole, 1) if whole else 0.0
+
+
+def cost_chart(hours: Row) -> dict[str, Any]:
+    """Bars as wide as hours, each part a rectangle on the one below; what idle time is below zero is not drawn."""
+    first, last = hours["since"] // HOUR_MS, -(-hours["until"] // HOUR_MS)
+    amounts: dict[int, dict[str, float]] = {}
+    for row in hours["rows"]:
+        bar = amounts.setdefault(row["hour"] // HOUR_MS, {})
+        for use, market, css, _ in COST_PARTS:
+            if use == row["use"]:
+                bar[css] = bar.get(css, 0.0) + max(0.0, row[market]["usd"])
+    top = max((sum(bar.values()) for bar in amounts.values()), default=0.0)
+    step = CHART_WIDTH / max(1, last - first)
+    rectangles: list[dict[str, Any]] = []
+    for hour, bar in sorted(amounts.items()):
+        y = float(CHART_HEIGHT)
+        for _, _, css, words in COST_PARTS:
+            height = CHART_HEIGHT * bar.get(css, 0.0) / top if top else 0.0
+            y -= height
+            if height > 0:
+                told = f"{clock(hour * HOUR_MS)}: {money(bar[css])} {words}"
+                rectangles.append(
+                    {
+                        "x": round((hour - first) * step, 2),
+                        "y": round(y, 2),
+                        "width": round(max(1.0, step - 1), 2),
+                        "height": round(height, 2),
+                        "css": css,
+                        "told": told,
+                    }
+                )
+    return {
+        "bars": rectangles,
+        "top": money(top),
+        "from": clock(first * HOUR_MS),
+        "to": clock(hours["until"]),
     }
 
 

@@ -95,3 +95,19 @@ def test_nothing_accepted_is_lost_and_nothing_runs_twice(
     assert summary["free_retries"] == 0
     assert summary["jobs"]["SUCCEEDED"] == len(lines(marks / "ended"))
     assert pod_pids(service.home) == []
+    check_money(service, accepted)
+
+
+def check_money(service: RunningService, accepted: set[str]) -> None:
+    """All that instances cost is in the accounts, and jobs have of it what they say, to the nano-dollar."""
+    earlier = service.get("/v1/eksbatch/summary")["price_usd"]
+    found = service.get("/v1/eksbatch/costs?by=market")
+    later = service.get("/v1/eksbatch/summary")["price_usd"]
+    # Instances may still live, and told is what both agree on to the micro-dollar.
+    assert earlier - 1e-6 <= found["total"]["total"]["usd"] <= later + 1e-6
+    by_use: Counter[str] = Counter()
+    for row in found["rows"]:
+        by_use[row["use"]] += row["total"]["nanoUsd"]
+    told = [service.get(f"/v1/eksbatch/jobs/{job_id}")["cost"]["total"] for job_id in accepted]
+    assert by_use["JOBS"] == sum(cost["nanoUsd"] for cost in told) > 0
+    assert by_use["IDLE"] > 0

@@ -14,8 +14,8 @@ import pytest
 from tests.api.asking import Raw
 from tests.service.running import RunningService, a_definition, submit
 
-PAGES = ("/", "/nodes", "/plan", "/queue/default")
-VOID = frozenset({"meta", "link", "br", "rect", "path"})
+PAGES = ("/", "/nodes", "/plan", "/cost", "/queue/default")
+VOID = frozenset({"meta", "link", "br", "path"})
 
 
 class Checked(HTMLParser):
@@ -74,6 +74,7 @@ def test_an_empty_world_says_what_to_do_first(empty: RunningService) -> None:
     assert "No job has been submitted yet" in look(empty, "/").text
     assert "nothing to pay for" in look(empty, "/nodes").text
     assert "Nothing waits" in look(empty, "/plan").text
+    assert "Nothing was paid for" in look(empty, "/cost").text
     assert "first in" not in look(empty, "/queue/default").text
 
 
@@ -129,6 +130,16 @@ def test_every_page_of_a_working_world_shows_its_jobs(busy: RunningService) -> N
     assert "failed-job" in only
     assert "running-job" not in only
     assert look(busy, "/queue/default?status=NONSENSE").text
+
+    assert "of an instance on On-Demand" in look(busy, f"/job/{failed}").text
+    bill = look(busy, "/cost").text
+    for words in ("of it for jobs", "jobs, On-Demand", "default", "idle", "boot", "total"):
+        assert words in bill
+    for by in ("share", "dag", "environment", "market", "NONSENSE"):
+        assert "total" in look(busy, f"/cost?by={by}&days=7").text
+    dearest = look(busy, "/cost?by=job&days=NONSENSE")
+    assert "running-job" in dearest.text
+    assert f"job/{failed}" in dearest.links
 
 
 def test_every_link_of_every_page_leads_somewhere(busy: RunningService) -> None:

@@ -57,3 +57,27 @@ def test_a_node_is_as_full_as_the_fuller_of_its_two_resources() -> None:
     }
     assert pages.fill_percent(row) == 90
     assert pages.fill_percent({**row, "allocatable_vcpus": 0, "allocatable_memory_mib": 0}) == 0
+
+
+def a_cost(nano_usd: int) -> dict[str, float]:
+    return {"nanoUsd": nano_usd, "usd": nano_usd / 1e9, "instanceSeconds": 1.0, "vcpuHours": 1.0}
+
+
+def test_an_hour_is_a_bar_of_what_it_was_paid_for() -> None:
+    """Two hours of three: one for Spot jobs and idle time, one half as dear."""
+    hour, free = pages.HOUR_MS, a_cost(0)
+    spot, idle, boot = a_cost(60), a_cost(40), a_cost(50)
+    rows = [
+        {"hour": 0, "use": "JOBS", "onDemand": free, "spot": spot, "total": spot},
+        {"hour": 0, "use": "IDLE", "onDemand": idle, "spot": free, "total": idle},
+        {"hour": 2 * hour, "use": "BOOT", "onDemand": boot, "spot": free, "total": boot},
+    ]
+    chart = pages.cost_chart({"since": 0, "until": 2 * hour + 1, "rows": rows})
+    shown = [(bar["css"], bar["x"], bar["y"], bar["height"]) for bar in chart["bars"]]
+    third = pages.CHART_WIDTH / 3
+    assert shown == [
+        ("paid-spot", 0, 64, 96),
+        ("paid-idle", 0, 0, 64),
+        ("paid-boot", 2 * third, 80, 80),
+    ]
+    assert pages.cost_chart({"since": 0, "until": hour, "rows": []})["bars"] == []

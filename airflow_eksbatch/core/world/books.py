@@ -56,6 +56,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost
 
 
+Amounts = tuple[int, int, int]
+"""The members of a Cost; a hundred thousand pods make too many of those."""
+
+
 class Rate(NamedTuple):
     """What time costs."""
 
@@ -64,10 +68,11 @@ class Rate(NamedTuple):
     """Billionths of an instance."""
     cpu_m: int
 
-    def cost_of(self, ms: int) -> Cost:
-        return Cost(
-            self.nano_usd_hour * self.part * ms // (HOUR_MS * WHOLE),
-            self.part * ms // WHOLE,
+    def amounts(self, ms: int) -> Amounts:
+        part_ms = self.part * ms
+        return (
+            self.nano_usd_hour * part_ms // (HOUR_MS * WHOLE),
+            part_ms // WHOLE,
             self.cpu_m * ms // 1_000,
         )
 
@@ -86,49 +91,49 @@ class Books:
     def __init__(self) -> None:
         self.taken = 0
         """How often there was something to take: whoever reads the accounts sees by it that they have changed."""
-        self._entries: dict[tuple[int, Account], Cost] = {}
+        self._entries: dict[tuple[int, Account], Amounts] = {}
 
     def take(self) -> list[Entry]:
         """What was noted since the last call."""
         entries, self._entries = self._entries, {}
         self.taken += bool(entries)
         return [
-            Entry(hour=hour, account=account, cost=cost)
-            for (hour, account), cost in entries.items()
-            if cost != FREE
+            Entry(hour=hour, account=account, cost=Cost(*amounts))
+            for (hour, account), amounts in entries.items()
+            if any(amounts)
         ]
 
-    def pay(self, account: Account, rate: Rate, span: Span) -> Cost:
-        """Note what a span costs; how much that is."""
-        whole = FREE
-        for hour, cost in by_hour(rate, span):
-            self._add(hour, account, cost)
-            whole = whole.plus(cost)
-        return whole
+    def pay(self, account: Account, rate: Rate, span: Span, source: Account | None = None) -> Cost:
+        """Note what a span costs, taken out of another account if one is named; how much that is."""
+        usd = ms = vcpu_ms = 0
+        for hour, (more_usd, more_ms, more_vcpu_ms) in by_hour(rate, span):
+            self._add(hour, account, (more_usd, more_ms, more_vcpu_ms))
+            if source is not None:
+                self._add(hour, source, (-more_usd, -more_ms, -more_vcpu_ms))
+            usd, ms, vcpu_ms = usd + more_usd, ms + more_ms, vcpu_ms + more_vcpu_ms
+        return Cost(usd, ms, vcpu_ms)
 
     def charge(self, attempt: Attempt, spec: JobSpec, node: Node, until: int) -> Cost:
         """A pod pays; what it pays is not IDLE. Returns its cost."""
-        whole, idle = FREE, account_of_node(node, Use.IDLE)
-        account = account_of_job(spec, node)
-        for hour, cost in by_hour(rate_of_pod(attempt, spec, node), span_of_pod(attempt, until)):
-            self._add(hour, account, cost)
-            self._add(hour, idle, FREE.minus(cost))
-            whole = whole.plus(cost)
-        return whole
+        rate, span = rate_of_pod(attempt, spec, node), span_of_pod(attempt, until)
+        return self.pay(account_of_job(spec, node), rate, span, account_of_node(node, Use.IDLE))
 
-    def _add(self, hour: int, account: Account, cost: Cost) -> None:
-        key = (hour, account)
-        self._entries[key] = self._entries.get(key, FREE).plus(cost)
+    def _add(self, hour: int, account: Account, more: Amounts) -> None:
+        entries, key = self._entries, (hour, account)
+        has = entries.get(key)
+        entries[key] = (
+            more if has is None else (has[0] + more[0], has[1] + more[1], has[2] + more[2])
+        )
 
 
-def by_hour(rate: Rate, span: Span) -> Iterator[tuple[int, Cost]]:
+def by_hour(rate: Rate, span: Span) -> Iterator[tuple[int, Amounts]]:
     """What each hour of a span costs; the sum of spans that meet is what both together cost."""
-    at, before = span.begin, rate.cost_of(span.begin - span.born)
+    at, before = span.begin, rate.amounts(span.begin - span.born)
     while at < span.end:
         hour = at // HOUR_MS
         at = min(span.end, (hour + 1) * HOUR_MS)
-        after = rate.cost_of(at - span.born)
-        yield hour, after.minus(before)
+        after = rate.amounts(at - span.born)
+        yield hour, (after[0] - before[0], after[1] - before[1], after[2] - before[2])
         before = after
 
 
@@ -205,7 +210,8 @@ def cost_of_node(node: Node, now: int) -> Cost:
     if span is None:
         return FREE
     rate = rate_of_node(node)
-    return rate.cost_of(span.end - span.born).minus(rate.cost_of(span.begin - span.born))
+    whole, paid = rate.amounts(span.end - span.born), rate.amounts(span.begin - span.born)
+    return Cost(*whole).minus(Cost(*paid))
 
 
 # ---- what goes on
@@ -246,4 +252,4 @@ def bill_of(lives: Lives, job: Job, now: int) -> Bill:
 def cost_of_pod(attempt: Attempt, spec: JobSpec, node: Node, until: int) -> Cost:
     """What a pod that lives has cost so far."""
     span = span_of_pod(attempt, until)
-    return rate_of_pod(attempt, spec, node).cost_of(span.end - span.born)
+    return Cost(*rate_of_pod(attempt, spec, node).amounts(span.end - span.born))
