@@ -21,8 +21,10 @@ from airflow_eksbatch.core.engine.effects import Effect
 from airflow_eksbatch.core.engine.facts import Fact, LaunchRefused, PodRefused, SpotInterrupted
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.views import environments, jobs_by_status
+from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
+from airflow_eksbatch.core.world.books import Entry, Use
 from airflow_eksbatch.core.world.world import World
 
 # A beat of tens of milliseconds is the aim; the last bucket is where people should look.
