@@ -110,8 +110,15 @@ class AirflowRest:
 
     # -- the wire --
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Json:
-        answer = self._ask(method, path, json=None if body is None else dict(body))
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        allow: tuple[int, ...] = (),
+    ) -> Json:
+        answer = self._ask(method, path, json=None if body is None else dict(body), allow=allow)
         return answer.json() if answer.content else {}
 
     def pages(self, path: str, rows: str, **wanted: Any) -> Iterator[Json]:

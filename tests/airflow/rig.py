@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.airflow.metadata import Metadata
 from tests.airflow.processes import Child, Gone, stop_children, wait_for
@@ -165,6 +166,25 @@ class Airflow:
         children = tuple(self.children.values())
         what = f"run {run_id} of {dag_id}"
         return wait_for(what, look, within_s=within_s, children=children, poll_s=0.25)
+
+    def wait_for_task(
+        self, dag_id: str, run_id: str, task_id: str, *states: str, within_s: float = 120.0
+    ) -> dict[str, Any]:
+        """Its task instance once it is in one of these states."""
+
+        def look() -> dict[str, Any] | None:
+            rows = self.rest.task_instances(dag_id, run_id)
+            return next((r for r in rows if r["task_id"] == task_id and r["state"] in states), None)
+
+        children = tuple(self.children.values())
+        what = f"{dag_id}.{task_id} to be {' or '.join(states)}"
+        return wait_for(what, look, within_s=within_s, children=children, poll_s=0.25)
+
+    def connect(self, conn_id: str, url: str) -> None:
+        """A connection to a service of ours; one of that name goes."""
+        self.rest.call("DELETE", f"connections/{conn_id}", allow=(404,))
+        wanted = {"connection_id": conn_id, "conn_type": "eksbatch", "host": url}
+        self.rest.call("POST", "connections", wanted)
 
     def cli(self, *arguments: str) -> str:
         """One `airflow` command against this installation; its output."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.airflow.rig import Airflow
+from tests.kubernetes.dag_runs import an_airflow
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.network import Network
@@ -49,3 +51,10 @@ def real_node(plane: ControlPlane, network: Network) -> Iterator[RealNode]:
     """Shared as well; its name is `real`."""
     with RealNode(plane, network, "real") as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def airflow() -> Iterator[Airflow]:
+    """Which service is meant is said by connections, made by tests."""
+    with an_airflow() as airflow:
+        yield airflow

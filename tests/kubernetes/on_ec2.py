@@ -109,5 +109,6 @@ def wait_for_nothing(plane: ControlPlane, account: Account, service: RunningServ
 
     try:
         plane.wait_for("nothing to be left", look, within_s=60)
-    except Gone as gone:
-        raise AssertionError(f"left: {what_is_left(plane, account, service)}") from gone
+    except Gone:
+        left = what_is_left(plane, account, service)
+        raise AssertionError(f"left: {left}") from None

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from airflow_eksbatch.cloud.user_data import ClusterAddress, node_config, user_data
+from tests.airflow.rig import Airflow
 from tests.cloud.account import PROFILE, Account
 from tests.kubernetes.bed import a_plane
+from tests.kubernetes.dag_runs import job_of, pod_of, register_until_told, start_run
 from tests.kubernetes.on_ec2 import (
     a_service,
     an_account,
@@ -22,8 +24,9 @@ from tests.kubernetes.on_ec2 import (
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.identities import Identities
+from tests.kubernetes.rig.images import BUSYBOX
 from tests.kubernetes.rig.joiner import Joiner
-from tests.kubernetes.rig.machines import KwokMachines
+from tests.kubernetes.rig.machines import KwokMachines, RealMachines
 from tests.kubernetes.rig.network import Network
 from tests.service.running import RunningService
 
@@ -50,15 +53,50 @@ def service(plane: ControlPlane, account: Account, tmp_path: Path) -> Iterator[R
         yield service
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def joiner(plane: ControlPlane, account: Account) -> Iterator[Joiner]:
+    """Machines that KWOK plays."""
     with Joiner(account.door.url, plane, KwokMachines(plane, account.ec2)) as joiner:
         yield joiner
 
 
+@pytest.fixture
+def builder(plane: ControlPlane, account: Account, network: Network) -> Iterator[Joiner]:
+    """Real machines."""
+    with Joiner(account.door.url, plane, RealMachines(plane, network)) as joiner:
+        yield joiner
+
+
+@pytest.fixture
+def daemons(plane: ControlPlane) -> Iterator[str]:
+    """A DaemonSet for every node, which takes a moment to come up; its label."""
+    container = {"name": "main", "image": BUSYBOX, "command": ["sleep", "1000d"]}
+    first = {"name": "first", "image": BUSYBOX, "command": ["sleep", "2"]}
+    pod = {
+        "tolerations": [{"operator": "Exists"}],
+        "initContainers": [first],
+        "containers": [container],
+        "hostNetwork": True,
+        "terminationGracePeriodSeconds": 0,
+    }
+    marked = {"app": "daemon"}
+    daemon_set = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "daemon", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": marked},
+            "template": {"metadata": {"labels": marked}, "spec": pod},
+        },
+    }
+    plane.apply(daemon_set)
+    yield "app=daemon"
+    plane.admin.delete(plane.admin.path_of(daemon_set), propagationPolicy="Foreground")
+
+
 def register(service: RunningService, name: str, cpu: str, memory: str, **notes: str) -> str:
     container = {
-        "image": "eksbatch.test/busybox:1",
+        "image": BUSYBOX,
         "command": ["true"],
         "resources": {"requests": {"cpu": cpu, "memory": memory}},
     }
@@ -117,7 +155,13 @@ def never_joins(plane: ControlPlane, account: Account, joiner: Joiner, document:
         MinCount=1,
         MaxCount=1,
         UserData=document,
-        SubnetId=account.subnets["us-east-1a"],
+        NetworkInterfaces=[
+            {
+                "DeviceIndex": 0,
+                "SubnetId": account.subnets["us-east-1a"],
+                "DeleteOnTermination": True,
+            }
+        ],
         IamInstanceProfile={"Name": PROFILE},
     )
     instance_id = made["Instances"][0]["InstanceId"]
@@ -186,3 +230,44 @@ def test_a_burst_of_jobs_of_several_shapes_gets_its_instances_and_leaves_nothing
     summary = service.get("/v1/eksbatch/summary")
     assert summary["jobs"]["SUCCEEDED"] == 201
     assert summary["instances"]["launched"] == len(joiner.nodes)
+
+
+def test_a_task_of_airflow_buys_a_machine_whose_kubelet_runs_its_container(
+    plane: ControlPlane,
+    account: Account,
+    service: RunningService,
+    builder: Joiner,
+    daemons: str,
+    airflow: Airflow,
+    tmp_path: Path,
+) -> None:
+    """
+    1. at zero, a task submits a job; an instance is bought, and a kubelet boots from its user data
+    2. the DaemonSet's pod runs first, then the job's container
+    3. its output is in the task's log, and of the machine nothing is left
+    """
+    create_environment(service, account)
+    create_queue(service, "ce")
+    register_until_told(service, tmp_path)
+    run = start_run(airflow, service, "bought", "ec2")
+    pod = pod_of(plane, job_of(airflow, "bought", run, "bought"))
+    node = plane.admin.get(f"/api/v1/nodes/{pod['spec']['nodeName']}")
+    (instance,) = account.instances("running")
+    assert node["spec"]["providerID"] == f"aws:///us-east-1a/{instance['InstanceId']}"
+    assert node["metadata"]["labels"]["node.kubernetes.io/instance-type"] == "m5.large"
+    assert pod["metadata"]["creationTimestamp"] >= daemon_ready_at(plane, daemons, node)
+    (tmp_path / "go").touch()
+    assert airflow.wait_for_run("bought", run) == "success"
+    assert "] told" in airflow.rest.task_log("bought", run, "bought")
+    wait_for_nothing(plane, account, service)
+    assert builder.machine_of(instance["InstanceId"]) is None
+    assert service.get("/v1/eksbatch/summary")["instances"]["launched"] == 1
+
+
+def daemon_ready_at(plane: ControlPlane, label: str, node: Json) -> str:
+    """When the DaemonSet's pod on this node was ready, to the second."""
+    pods = plane.admin.list("/api/v1/namespaces/kube-system/pods", labelSelector=label)
+    (pod,) = [pod for pod in pods if pod["spec"].get("nodeName") == node["metadata"]["name"]]
+    (ready,) = [one for one in pod["status"]["conditions"] if one["type"] == "Ready"]
+    assert ready["status"] == "True"
+    return ready["lastTransitionTime"]

@@ -42,7 +42,7 @@ Json = dict[str, Any]
 
 def size_of(vcpus: int, memory_mib: int, addresses: int, max_pods: int | None = None) -> Size:
     """What nodeadm's reservations leave; they go by how many pods the type has addresses for, whatever is allowed."""
-    shares_m = [60, 10, 5, 5] + [2.5] * (vcpus - 4)
+    shares_m = [60, 10, 5, 5] + [2.5] * max(0, vcpus - 4)
     kept_m = sum(shares_m[:vcpus])
     there_kib = int(memory_mib * 1024 * (1 - MEMORY_LOST))
     left_kib = there_kib - (255 + 11 * addresses + 100) * 1024

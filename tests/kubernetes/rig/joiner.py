@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -84,7 +85,7 @@ class Joiner:
         self._machines = machines
         self._cluster = cluster
         self._look_s = look_s
-        self._ec2 = boto3.Session("joiner", "joiner", region_name=REGION).client(
+        self._ec2 = _session().client(
             "ec2",
             endpoint_url=endpoint,
             config=Config(retries={"total_max_attempts": 1}, max_pool_connections=AT_ONCE + 1),
@@ -219,6 +220,12 @@ class Joiner:
         except SaidNo as no:
             if no.status != 404:
                 raise
+
+
+@functools.cache
+def _session() -> boto3.Session:
+    """It reads the models of AWS's services, which takes longer than most tests."""
+    return boto3.Session("joiner", "joiner", region_name=REGION)
 
 
 def machine_from(instance: Json) -> Machine:
