@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_eksbatch.cluster.kube.connection import Kubeconfig
 from airflow_eksbatch.core.engine.facts import PodRefused
 from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.doctor.clocks import lease_patience
+from airflow_eksbatch.doctor.findings import Mark, Report
+from airflow_eksbatch.doctor.kube.look import ACCOUNT
+from airflow_eksbatch.doctor.kube.visit import Wanted, look_at_clusters
 from tests.contracts.test_cluster import asynchronous
-from tests.kubernetes.bed import NAMESPACE, a_cluster, a_plane, a_pod, add_nodes, path_of
+from tests.kubernetes.bed import MANAGED, NAMESPACE, a_cluster, a_plane, a_pod, add_nodes, path_of
 from tests.kubernetes.load import set_up, submit
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
@@ -119,6 +125,20 @@ async def test_a_pod_beyond_the_quota_waits_and_one_that_the_quota_cannot_count_
         reasons = [f.reason for f in found if isinstance(f, PodRefused)]
         assert reasons[0].startswith("exceeded quota: jobs, requested: requests.cpu=2")
         assert "must specify requests.cpu for: default" in reasons[1]
+
+
+def test_the_doctor_says_what_the_options_ask_of_job_definitions(
+    plane: ControlPlane, nodes: FakeNodes
+) -> None:
+    def found() -> list[tuple[str, Mark]]:
+        report = Report()
+        wanted = Wanted(acts_as=ACCOUNT, patience=lease_patience(10))
+        ways = Kubeconfig(str(plane.kubeconfig()))
+        asyncio.run(look_at_clusters(report, ways, [MANAGED], wanted))
+        every = [f for group in report.groups for f in group.findings]
+        return [(f.check, f.mark) for f in every if f.mark is not Mark.OK]
+
+    plane.wait_for("its word", lambda: found() == [("plain pods", Mark.WARNING)])
 
 
 def with_cpu(cpu: str) -> Json:
