@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections.abc import Iterator
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.bed import a_plane
+from airflow_eksbatch.core.engine.facts import NodeClosed, NodeReady, PodEnded
+from tests.contracts.test_cluster import WAIT_S, asynchronous
+from tests.kubernetes.bed import MANAGED, a_fake_pod, a_plane, add_nodes, forgotten
 from tests.kubernetes.load import Load, a_load
 from tests.kubernetes.rig import history
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.proxy import BUSY, CUTS, Answer, Asked, Faults, Proxy
+from tests.kubernetes.test_adapter import a_cluster_at
+from tests.kubernetes.test_gaps import created
 from tests.service.running import RunningService
 
 # 40 submits are 10 arrays of 20 and 30 jobs.
@@ -161,6 +166,36 @@ def test_the_api_server_has_too_much_to_do(load: Load, proxy: Proxy) -> None:
     for _ in range(50):
         assert refused.acquire(timeout=120)
     check(load, proxy, writes_a_pod=4)
+
+
+@asynchronous
+async def test_the_limit_on_writes_goes_down_in_a_storm_and_comes_back_while_reads_go_on(
+    plane: ControlPlane, nodes: FakeNodes, proxy: Proxy, tmp_path: Path
+) -> None:
+    add_nodes(nodes, "stormy", instance_type="m6i.16xlarge")
+    async with a_cluster_at(proxy.kubeconfig("eksbatch"), tmp_path) as (cluster, watch):
+        assert await cluster.check(MANAGED) is None
+        await watch.until(NodeReady)
+        [site] = cluster._sites.values()
+        limit, names = site.connection.limit, [f"storm-{number}-1" for number in range(60)]
+        proxy.faults = Faults(instead=lambda asked: BUSY if is_write_of_pods(asked) else None)
+        effects = [a_fake_pod(name, node="stormy") for name in names]
+        creating = [asyncio.create_task(created(cluster, effect)) for effect in effects]
+        async with asyncio.timeout(WAIT_S):
+            while limit.allowed > 2:
+                await asyncio.sleep(0.05)
+        plane.admin.patch("/api/v1/nodes/stormy", {"spec": {"unschedulable": True}})
+        assert (await watch.until(NodeClosed)).node_id == "stormy"
+        asked = proxy.count("POST", "pods")
+        proxy.faults = Faults()
+        await asyncio.gather(*creating)
+        for name in names:
+            await watch.until(PodEnded, name)
+            await forgotten(cluster, name)
+        assert limit.allowed > 8
+        # Some were under way when the storm ended; each of the others is asked once.
+        assert proxy.count("POST", "pods") - asked <= 2 * len(names)
+    nodes.remove("stormy")
 
 
 # ---- clocks

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 import yaml
@@ -26,7 +27,7 @@ from yarl import URL
 from tests.airflow.rig import free_port
 from tests.kubernetes.rig.control_plane import LOOPBACK, ControlPlane
 
-START_S = 30.0
+START_S, CLOSE_S = 30.0, 0.1
 # Of one connection (RFC 9110, 7.6.1); the next one writes its own.
 OF_THE_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding", "host"})
 CUTS = ("ended", "broken", "torn")
@@ -94,6 +95,7 @@ class Proxy:
         """Watches that were cut, by the way it was done."""
         self._plane = plane
         self._port = free_port()
+        self._transports: WeakSet[asyncio.Transport] = WeakSet()
         self._ways = itertools.cycle(CUTS)
         self._stopping: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,9 +152,15 @@ class Proxy:
             self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
             self._ready.set()
             await self._stopping.wait()
+            # Also those that nobody answers any more; TLS ends in the loop's next turns.
+            for transport in self._transports:
+                transport.abort()
             await runner.cleanup()
+        await asyncio.sleep(CLOSE_S)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.transport is not None:
+            self._transports.add(request.transport)
         asked = _read(request)
         self.asked[asked] += 1
         faults = self.faults
@@ -186,9 +194,8 @@ class Proxy:
         here = web.StreamResponse(status=there.status, headers=_headers(there.headers))
         await here.prepare(request)
         passed = 0
-        async for event in _lines(there):
+        async for event in _late(_lines(there), lambda: self.faults):
             faults = self.faults
-            await _pass_time(faults)
             if faults.cut_every and passed >= faults.cut_every:
                 return await self._cut(request, here, event)
             await here.write(event)
@@ -244,6 +251,36 @@ async def _lines(there: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         yield rest
 
 
+async def _late(events: AsyncIterator[bytes], faults: Callable[[], Faults]) -> AsyncIterator[bytes]:
+    """Each some time after it came, in order; those behind it are on their way meanwhile."""
+    clock = asyncio.get_running_loop().time
+    on_the_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            async for event in events:
+                on_the_way.put_nowait((clock() + _latency_s(faults()), event))
+        finally:
+            on_the_way.put_nowait((0.0, None))
+
+    reading = asyncio.create_task(read())
+    try:
+        while True:
+            due, event = await on_the_way.get()
+            await asyncio.sleep(max(0.0, due - clock()))
+            if event is None:
+                await reading
+                return
+            yield event
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def _latency_s(faults: Faults) -> float:
+    return random.uniform(*faults.latency_s)
+
+
 async def _pass_time(faults: Faults) -> None:
     if faults.latency_s[1]:
-        await asyncio.sleep(random.uniform(*faults.latency_s))
+        await asyncio.sleep(_latency_s(faults))
