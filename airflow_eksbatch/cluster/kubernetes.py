@@ -11,10 +11,9 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol
 
 from airflow_eksbatch.cluster.kube.access import find_trouble
-from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, Connection
+from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, Ways
 from airflow_eksbatch.cluster.kube.site import NOT_THERE, Site, now_ms
 from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
@@ -22,18 +21,6 @@ from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
 from airflow_eksbatch.core.engine.facts import Fact, PodEnded
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
-
-
-class Ways(Protocol):
-    """How clusters are reached: by a kubeconfig file, or from within."""
-
-    def place_of(self, cluster_arn: str) -> str:
-        """Where the cluster of that ARN is; two ARNs may be at one place. Raises BadKubeconfig."""
-        ...
-
-    async def connect(self, place: str) -> Connection:
-        """Raises BadKubeconfig."""
-        ...
 
 
 class KubernetesCluster:

@@ -21,7 +21,7 @@ from airflow_eksbatch.store.port import StoreView
 
 if TYPE_CHECKING:  # What needs a package that is not always there
     from airflow_eksbatch.cloud.aws import Aws
-    from airflow_eksbatch.cluster.kubernetes import Ways
+    from airflow_eksbatch.cluster.kube.connection import Ways
 
 # As docker/kubernetes.yaml names it.
 NAMESPACE = "batch-jobs"

@@ -40,7 +40,7 @@ from airflow_eksbatch.web.app import make_web_app
 
 if TYPE_CHECKING:  # What needs a package that is not always there
     from airflow_eksbatch.cloud.aws import Aws
-    from airflow_eksbatch.cluster.kubernetes import Ways
+    from airflow_eksbatch.cluster.kube.connection import Ways
 
 
 def make_store(settings: Settings) -> Store:

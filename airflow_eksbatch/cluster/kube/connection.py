@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 import aiohttp
@@ -264,6 +264,18 @@ def _error_of(response: aiohttp.ClientResponse, body: bytes) -> ApiError:
 
 
 # ---- ways to a cluster
+
+
+class Ways(Protocol):
+    """How clusters are reached: by a kubeconfig file, or from within."""
+
+    def place_of(self, cluster_arn: str) -> str:
+        """Where the cluster of that ARN is; two ARNs may be at one place. Raises BadKubeconfig."""
+        ...
+
+    async def connect(self, place: str) -> Connection:
+        """Raises BadKubeconfig."""
+        ...
 
 
 class Kubeconfig:

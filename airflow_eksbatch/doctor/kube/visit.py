@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from airflow_eksbatch.cluster.kube.connection import ApiError, BadKubeconfig, Connection
-from airflow_eksbatch.cluster.kubernetes import Ways
+from airflow_eksbatch.cluster.kube.connection import ApiError, BadKubeconfig, Connection, Ways
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.doctor.clocks import Patience
