@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_eksbatch.core.engine.facts import InstanceGone, InstanceLaunched, NodeFound
@@ -242,6 +242,7 @@ def test_a_job_that_ran_on_spot_and_on_demand_has_them_apart() -> None:
 # ---- it adds up
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(1, 7_000), st.integers(1, 15_001), st.integers(0, 9_999_999)), max_size=12),
     st.integers(0, 9_999_999),
