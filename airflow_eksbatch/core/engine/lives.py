@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from airflow_eksbatch.core.engine.setbacks import watch_spot
 from airflow_eksbatch.core.engine.turn import News, Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, Tries
@@ -83,6 +84,7 @@ def run_again(turn: Turn, job: Job, attempt: Attempt, verdict: Verdict) -> None:
     waited = attempt.waited_before + waits
     job.tries[attempt.index] = Tries(placed=attempt.number, charged=charged, waited=waited)
     turn.world.totals.free_retries += not (verdict.charged or waits)
+    watch_spot(turn, job)
     turn.world.make_runnable(job, ((attempt.index, attempt.index + 1),))
     reason = attempt.end.status_reason if attempt.end else None
     turn.tell(job, JobStatus.RUNNABLE, index=attempt.index, reason=reason, attempt=attempt)

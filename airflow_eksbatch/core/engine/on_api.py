@@ -14,6 +14,7 @@ from airflow_eksbatch.core.engine.lives import (
     settle,
     stop_attempt,
 )
+from airflow_eksbatch.core.engine.setbacks import watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -24,6 +25,7 @@ from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import Cause
 from airflow_eksbatch.core.planner.reservation import active_shares
+from airflow_eksbatch.core.world import where
 
 QUEUE_DELETED = "JobQueue deleted"
 SCALING_FIELDS = frozenset({"min_vcpus", "max_vcpus", "state", "idle_s", "tags", "wire"})
@@ -37,6 +39,7 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
         return known
     queue = check_queue_takes_jobs(world.queues.get(spec.queue), spec.queue)
     check_share_count(turn, queue, spec.share)
+    check_where(turn, queue, spec)
     ends = turn.ended | fact.dependency_ends
     waits_for, matched = resolve_dependencies(turn, spec, ends)
     supersede(turn, spec)
@@ -48,6 +51,7 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
         matched=matched,
     )
     world.add_job(job)
+    watch_spot(turn, job)
     world.totals.jobs += spec.size
     if any(ends.get(entry.job_id) is False for entry in spec.depends_on):
         members, job.pending = job.pending, ranges.EMPTY
@@ -95,6 +99,28 @@ def check_share_count(turn: Turn, queue: JobQueue, share: str) -> None:
         raise Rejected(
             f"Job queue {queue.name} has {len(active)} active shares already, the most there may be. "
             "Use one of them, or wait until a share has had no jobs for its decay time."
+        )
+
+
+def check_where(turn: Turn, queue: JobQueue, spec: JobSpec) -> None:
+    """Tags that say where a job may run mean something, and there is such a place."""
+    if where.TAGS.isdisjoint(spec.tags):
+        return
+    where.check_tags(spec.tags)
+    for_ever = {where.ON_DEMAND_AFTER, where.ON_DEMAND_BY}.isdisjoint(spec.tags)
+    wanted = where.where_of(spec.tags, on_demand=not for_ever)
+    environments = [
+        environment
+        for name in queue.compute_environments
+        if (environment := turn.world.compute_environments.get(name)) is not None
+    ]
+    # Nodes of others are not known before they come, nor what may be bought before the cloud was asked.
+    sold = [turn.world.offerings.get(environment.name, ()) for environment in environments]
+    unknown = any(not e.managed or not s for e, s in zip(environments, sold, strict=True))
+    if wanted is not None and not unknown and not any(where.allowed(wanted, s) for s in sold):
+        raise Rejected(
+            f"No compute environment of job queue {queue.name} has nodes that are {wanted}, as the job's tags ask for. "
+            "Add one, use another job queue, or leave out the tags."
         )
 
 

@@ -6,10 +6,10 @@ from airflow_eksbatch.core.engine.effects import CheckEnvironment, LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
 from airflow_eksbatch.core.engine.on_cluster import host_ended
 from airflow_eksbatch.core.engine.quotas import try_namespace
-from airflow_eksbatch.core.engine.setbacks import fail_to_join, is_to_be_tried
+from airflow_eksbatch.core.engine.setbacks import fail_to_join, is_to_be_tried, watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.job import JobStatus, PodName
+from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import Cause
 
@@ -23,6 +23,9 @@ def on_time(turn: Turn) -> None:
             on_pod_deadline(turn, kind, PodName(key))
         elif kind == "quota":
             try_namespace(turn, key)
+        elif kind == "on-demand":
+            if (job := turn.world.jobs.get(JobId(key))) is not None:
+                watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
         elif kind != "refusal":  # Of which only the time counts: the planner may buy there again
@@ -100,6 +103,8 @@ def derive_deadlines(turn: Turn) -> None:
     for environment in turn.world.compute_environments.values():
         if is_to_be_tried(environment):
             turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
+    for job in list(turn.world.jobs.values()):
+        watch_spot(turn, job)
     for attempt in turn.world.attempts.values():
         job = turn.world.jobs[attempt.job_id]
         if attempt.started_at is not None and job.spec.timeout_s is not None:

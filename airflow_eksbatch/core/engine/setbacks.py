@@ -7,7 +7,9 @@ import msgspec
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import Job
 from airflow_eksbatch.core.model.node import Node, NodeStatus, Offering
+from airflow_eksbatch.core.world import where
 
 # AWS Batch's own words as far as they are known: clients look for them.
 NONE_JOINED = (
@@ -30,9 +32,9 @@ def rest(turn: Turn, where: str) -> None:
 
 def forget_refusals(turn: Turn, offering: Offering) -> None:
     """It was granted; a grant that comes after a no was there before it."""
-    for where in (offering.pool, offering.quota):
-        if turn.world.refused_until.get(where, turn.now) < turn.now:
-            del turn.world.refused_until[where], turn.world.refused_times[where]
+    for place in (offering.pool, offering.quota):
+        if turn.world.refused_until.get(place, turn.now) < turn.now:
+            del turn.world.refused_until[place], turn.world.refused_times[place]
 
 
 def fail_to_join(turn: Turn, node: Node, reason: str) -> None:
@@ -71,6 +73,19 @@ def why_none(node: Node, reason: str) -> str:
         "cluster does not let in, an image or user data of a launch template. Mend it and call "
         f"UpdateComputeEnvironment; else one instance is tried again every {minutes} minutes."
     )
+
+
+def watch_spot(turn: Turn, job: Job) -> None:
+    """Off Spot when its time has come, or one of its indices was lost with its node as often as its tags allow."""
+    tags = job.spec.tags
+    if where.TAGS.isdisjoint(tags):
+        return
+    by, most = where.on_demand_by(tags), where.losses_allowed(tags)
+    lost = max((tries.lost for tries in job.tries.values()), default=0)
+    if (most is not None and lost >= most) or (by is not None and by <= turn.now):
+        turn.world.keep_off_spot(job)
+    elif by is not None:
+        turn.world.wake_at(by, "on-demand", job.job_id)
 
 
 def invalidate(turn: Turn, environment: ComputeEnvironment, reason: str) -> None:

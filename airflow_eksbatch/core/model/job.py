@@ -141,6 +141,11 @@ class Tries(msgspec.Struct, frozen=True, kw_only=True):
     charged: int = 0
     waited: int = 0
 
+    @property
+    def lost(self) -> int:
+        """How often the platform took it, mostly with its node."""
+        return self.placed - self.charged - self.waited
+
 
 class Job(msgspec.Struct, kw_only=True):
     """A live job: every index is in exactly one of the four sets or has a live attempt.

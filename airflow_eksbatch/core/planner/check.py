@@ -36,6 +36,11 @@ def check_placements(world: World, plan: Plan) -> None:
         require(placement.count > 0, f"{placement.count} jobs are placed on {placement.node_id}")
         require(node is not None, f"jobs are placed on {placement.node_id}, which is not here")
         assert node is not None
+        where = job_class.where
+        require(
+            where is None or where.allows(node.offering),
+            f"jobs that must be on {where} are placed on {node.node_id}, {node.offering.pool}",
+        )
         require(node.is_open, f"jobs are placed on {node.node_id}, which takes no new work")
         queue = world.queues.get(job_class.queue)
         name = node.compute_environment

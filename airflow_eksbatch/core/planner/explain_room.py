@@ -12,7 +12,7 @@ from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
 from airflow_eksbatch.core.planner.order import lines_by_queue
 from airflow_eksbatch.core.planner.reservation import active_shares, headroom_of, held_back_cpu_m
 from airflow_eksbatch.core.planner.words import amount, listed, number_of, span
-from airflow_eksbatch.core.world.job_class import class_of
+from airflow_eksbatch.core.world.where import ON_DEMAND_AFTER, ON_DEMAND_BY, Where, allowed
 from airflow_eksbatch.core.world.world import World
 
 
@@ -22,14 +22,15 @@ def explain_room(world: World, job: Job, now: int) -> list[str]:
     if queue is None:
         return [f"Its job queue {job.spec.queue} does not exist any more."]
     shape = job.spec.resources
-    sentences = explain_queue(queue)
-    free = [node for node in able_nodes(world, queue, shape) if shape.fits(node.free)]
+    where = world.class_of(job).where
+    sentences = explain_queue(queue) + explain_where(world, job, where)
+    free = [node for node in able_nodes(world, queue, shape, where) if shape.fits(node.free)]
     if free:
         sentences += explain_free_room(world, job, free, now)
     else:
         for name in queue.compute_environments:
-            sentences.append(explain_environment(world, name, shape, now))
-        sentences += explain_coming(world, queue, shape, now)
+            sentences.append(explain_environment(world, name, shape, where, now))
+        sentences += explain_coming(world, queue, shape, where, now)
         sentences += explain_hold(world, job, queue, now)
     return sentences + explain_reservation(world, job, queue, now)
 
@@ -43,7 +44,21 @@ def explain_queue(queue: JobQueue) -> list[str]:
     ]
 
 
-def able_nodes(world: World, queue: JobQueue, shape: Resources) -> list[Node]:
+def explain_where(world: World, job: Job, where: Where | None) -> list[str]:
+    if where is None:
+        return []
+    why = "as its tags say"
+    if job.job_id in world.on_demand_only:
+        lost = max((tries.lost for tries in job.tries.values()), default=0)
+        after, by = job.spec.tags.get(ON_DEMAND_AFTER), job.spec.tags.get(ON_DEMAND_BY)
+        if after is not None and lost >= int(after):
+            why = f"since it was lost with its node {number_of(lost, 'time')} ({ON_DEMAND_AFTER}: {after})"
+        else:
+            why = f"since {by} ({ON_DEMAND_BY})"
+    return [f"It runs only on nodes that are {where}, {why}."]
+
+
+def able_nodes(world: World, queue: JobQueue, shape: Resources, where: Where | None) -> list[Node]:
     """Open nodes that could hold the job when empty."""
     return [
         node
@@ -52,13 +67,16 @@ def able_nodes(world: World, queue: JobQueue, shape: Resources) -> list[Node]:
         and node.compute_environment in queue.compute_environments
         and takes_work(world, node.compute_environment)
         and shape.fits(node.allocatable)
+        and (where is None or where.allows(node.offering))
     ]
 
 
 # ---- one environment
 
 
-def explain_environment(world: World, name: str, shape: Resources, now: int) -> str:
+def explain_environment(
+    world: World, name: str, shape: Resources, where: Where | None, now: int
+) -> str:
     """Why this environment has no room for it now."""
     environment = world.compute_environments.get(name)
     if environment is None:
@@ -80,14 +98,17 @@ def explain_environment(world: World, name: str, shape: Resources, now: int) -> 
             f"Compute environment {name} is {environment.status} and launches no nodes: "
             f"{environment.status_reason}"
         )
-    return explain_growth(world, environment, shape, now)
+    return explain_growth(world, environment, shape, where, now)
 
 
 def explain_growth(
-    world: World, environment: ComputeEnvironment, shape: Resources, now: int
+    world: World, environment: ComputeEnvironment, shape: Resources, where: Where | None, now: int
 ) -> str:
     """Why a valid, enabled environment buys no node for it."""
-    name, offerings = environment.name, world.offerings.get(environment.name, ())
+    name, every = environment.name, world.offerings.get(environment.name, ())
+    offerings = tuple(allowed(where, every))
+    if every and not offerings:
+        return f"Compute environment {name} has no nodes that are {where}."
     able = [offering for offering in offerings if shape.fits(offering.allocatable)]
     room = environment.max_vcpus - world.vcpus[name]
     able = [offering for offering in able if offering.vcpus <= room] or able
@@ -132,14 +153,19 @@ def explain_refusals(world: World, refused: list[Offering], now: int) -> str:
     )
 
 
-def explain_coming(world: World, queue: JobQueue, shape: Resources, now: int) -> list[str]:
+def explain_coming(
+    world: World, queue: JobQueue, shape: Resources, where: Where | None, now: int
+) -> list[str]:
     """Nodes on their way that could hold it, by environment."""
     sentences: list[str] = []
     for name in queue.compute_environments:
         coming = [
             node
             for node in world.nodes.values()
-            if node.is_coming and node.compute_environment == name and shape.fits(node.allocatable)
+            if node.is_coming
+            and node.compute_environment == name
+            and shape.fits(node.allocatable)
+            and (where is None or where.allows(node.offering))
         ]
         if coming:
             since = span(now - min(node.requested_at for node in coming))
@@ -179,11 +205,11 @@ def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
         for line in lines if queue is not None else ():
             assert queue is not None
             keeper = line.head(world.jobs)
-            if keeper is None or line.job_class == class_of(job.spec):
+            if keeper is None or line.job_class == world.class_of(job):
                 continue
             shape = line.job_class.shape
             if has_waited_long(world, line, now) and not fits_anywhere(world, queue, shape):
-                node = roomiest.node_for(shape, queue.compute_environments)
+                node = roomiest.node_for(shape, queue.compute_environments, line.job_class.where)
                 if node is not None:
                     held.setdefault(node.node_id, keeper)
     return held
@@ -197,7 +223,7 @@ def fits_anywhere(world: World, queue: JobQueue, shape: Resources) -> bool:
 
 def explain_hold(world: World, job: Job, queue: JobQueue, now: int) -> list[str]:
     """A node kept for this job's class."""
-    line = world.lines.get(class_of(job.spec))
+    line = world.lines.get(world.class_of(job))
     if line is None or not has_waited_long(world, line, now):
         return []
     node = Roomiest(world).node_for(job.spec.resources, queue.compute_environments)
@@ -213,7 +239,7 @@ def explain_reservation(world: World, job: Job, queue: JobQueue, now: int) -> li
     """computeReservation leaves too little for it."""
     policy = world.policies.get(queue.policy) if queue.policy else None
     headroom = headroom_of(world, queue, now)
-    if policy is None or headroom is None or headroom.count_of(class_of(job.spec), 1):
+    if policy is None or headroom is None or headroom.count_of(world.class_of(job), 1):
         return []
     held_back = held_back_cpu_m(world, queue, policy, now) / 1000
     active = number_of(len(active_shares(world, queue, now)), "share")

@@ -13,7 +13,8 @@ from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in
 from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Placement
 from airflow_eksbatch.core.planner.reservation import Headroom, headroom_of
-from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.world.where import allowed
 from airflow_eksbatch.core.world.world import World
 
 Demand = dict[JobClass, int]
@@ -103,7 +104,7 @@ class Fit:
         """Room that is left over stays; for the rest a replacement is bought before it is needed."""
         for environment in self._world.queues[name].compute_environments:
             if count and environment in self._floors:
-                placed = self._floors[environment].fit(job_class.shape, count)
+                placed = self._fit(self._floors[environment], job_class, count)
                 self.kept_back.update(node_id for node_id, _ in placed)
                 count -= total(placed)
         if count:
@@ -142,10 +143,20 @@ class Fit:
         for floor in floors:
             if not missing:
                 break
-            for node_id, count in floor.fit(shape, missing, min(patient, missing)):
+            for node_id, count in self._fit(floor, job_class, missing, min(patient, missing)):
                 self.placements.append(Placement(job_class=job_class, node_id=node_id, count=count))
                 missing -= count
         return wanted - missing
+
+    def _fit(
+        self, floor: Floor, job_class: JobClass, wanted: int, patient: int = 0
+    ) -> list[tuple[NodeId, int]]:
+        where, nodes = job_class.where, self._world.nodes
+        if where is None:
+            return floor.fit(job_class.shape, wanted, patient)
+        return floor.fit_where(
+            job_class.shape, wanted, lambda node_id: where.allows(nodes[node_id].offering)
+        )
 
     def _hold_node(self, queue: JobQueue, line: ClassLine, floors: list[Floor]) -> None:
         """Back-fill could keep a large job waiting for ever: a node is kept for one that has waited long."""
@@ -153,7 +164,8 @@ class Fit:
             return
         if self._roomiest is None:
             self._roomiest = Roomiest(self._world)
-        node = self._roomiest.node_for(line.job_class.shape, queue.compute_environments)
+        job_class = line.job_class
+        node = self._roomiest.node_for(job_class.shape, queue.compute_environments, job_class.where)
         if node is not None and node.node_id not in self._held:
             self._held.add(node.node_id)
             for floor in floors:
@@ -162,15 +174,19 @@ class Fit:
 
 def sold_of(world: World, queue: str, demand: Demand) -> Demand:
     """What an empty node of some offering of the queue's environments could hold."""
-    offered = {
-        offering.allocatable
+    offered = [
+        offering
         for name in world.queues[queue].compute_environments
         for offering in world.offerings.get(name, ())
+    ]
+    rooms = {
+        where: {offering.allocatable for offering in allowed(where, offered)}
+        for where in {job_class.where for job_class in demand}
     }
     return {
         job_class: count
         for job_class, count in demand.items()
-        if any(job_class.shape.fits(room) for room in offered)
+        if any(job_class.shape.fits(room) for room in rooms[job_class.where])
     }
 
 
@@ -182,7 +198,7 @@ def sorted_doomed(world: World) -> list[tuple[tuple[str, JobClass], int]]:
             for pod in world.pods_by_node.get(node.node_id, ()):
                 job = world.jobs[world.attempts[pod].job_id]
                 if job.stop_reason is None and job.spec.queue in world.queues:
-                    doomed[job.spec.queue, class_of(job.spec)] += 1
+                    doomed[job.spec.queue, world.class_of(job)] += 1
     return sorted(doomed.items(), key=lambda item: repr(item[0]))
 
 

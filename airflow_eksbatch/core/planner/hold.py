@@ -8,6 +8,7 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.world.job_class import ClassLine
+from airflow_eksbatch.core.world.where import Where
 from airflow_eksbatch.core.world.world import World
 
 
@@ -26,20 +27,24 @@ class Roomiest:
     """
 
     def __init__(self, world: World) -> None:
-        self._best: dict[tuple[str, Resources], Node] = {}
+        self._best: dict[tuple[str, Resources, str], Node] = {}
         for node in world.nodes.values():
             if node.is_open:
-                kind = (node.compute_environment, node.allocatable)
+                kind = (node.compute_environment, node.allocatable, node.offering.pool)
                 best = self._best.get(kind)
                 if best is None or rank(node) > rank(best):
                     self._best[kind] = node
 
-    def node_for(self, shape: Resources, environments: Collection[str]) -> Node | None:
+    def node_for(
+        self, shape: Resources, environments: Collection[str], where: Where | None = None
+    ) -> Node | None:
         """The node to keep for this shape, or None where no node could ever hold it."""
         able = (
             node
-            for (name, allocatable), node in self._best.items()
-            if name in environments and shape.fits(allocatable)
+            for (name, allocatable, _), node in self._best.items()
+            if name in environments
+            and shape.fits(allocatable)
+            and (where is None or where.allows(node.offering))
         )
         return max(able, key=rank, default=None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
@@ -110,6 +110,40 @@ class Floor:
         if total(placed) < wanted - patient or (total(placed) < wanted and not self._kept):
             self._failed = [failed for failed in self._failed if not shape.fits(failed)]
             self._failed.append(shape)
+        return placed
+
+    def fit_where(
+        self, shape: Resources, wanted: int, allows: Callable[[NodeId], bool]
+    ) -> list[tuple[NodeId, int]]:
+        """The same on some nodes only: they are looked at one by one, first those kept for it, then the tightest."""
+        placed: list[tuple[NodeId, int]] = []
+        for node in [n for n in self._kept.values() if shape in n.missing and allows(n.node_id)]:
+            if count := min(wanted - total(placed), node.missing[shape]):
+                placed.append((node.node_id, node.place(shape, count)))
+                if not node.missing:
+                    self._open(node)
+        placed += self._fit_rooms_where(shape, wanted - total(placed), allows)
+        for node in list(self._kept.values()):
+            missing = wanted - total(placed)
+            if missing and shape.fits(node.whole()) and allows(node.node_id):
+                self._open(node)
+                placed += self._fit_rooms_where(shape, missing, allows)
+        return placed
+
+    def _fit_rooms_where(
+        self, shape: Resources, wanted: int, allows: Callable[[NodeId], bool]
+    ) -> list[tuple[NodeId, int]]:
+        placed: list[tuple[NodeId, int]] = []
+        for key in sorted(self._nodes, key=lambda key: (key[2] > 0, key)):
+            free = Resources(cpu_m=key[0], memory_mib=key[1], gpu=key[2], pods=key[3])
+            each = shape.count_in(free)
+            for node_id in [n for n in self._nodes[key] if allows(n)] if each else []:
+                if count := min(each, wanted):
+                    wanted -= count
+                    placed.append((node_id, count))
+                    self._nodes[key].remove(node_id)
+                    self.add(free.minus(shape.times(count)), [node_id])
+            self._drop_if_empty(key)
         return placed
 
     def fit_kept(self, shape: Resources, wanted: int) -> list[tuple[NodeId, int]]:

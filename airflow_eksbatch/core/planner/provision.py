@@ -21,9 +21,12 @@ from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_ou
 from airflow_eksbatch.core.planner.order import queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Launch
+from airflow_eksbatch.core.world.where import Where, allowed
 from airflow_eksbatch.core.world.world import World
 
 Shapes = dict[Resources, int]
+Site = tuple[str, Offering | None]
+"""Compute environment, and an offering where that matters."""
 
 # What a resource is about worth before a mix says better: its On-Demand price (us-east-1, general purpose).
 WORTH_USD_VCPU_HOUR = 0.04
@@ -66,17 +69,17 @@ def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
     budget = Budget(world)
     launches: list[Launch] = []
     wanted = {queue: shapes_of(demand) for queue, demand in left.items() if demand}
-    coming = Coming(world, sum_of(wanted.values())) if wanted else None
+    coming = Coming(world, wanted.values()) if wanted else None
     for queue in queues_in_order(world):
-        shapes = wanted.get(queue.name)
-        if not shapes or coming is None:
-            continue
-        coming.take(queue.compute_environments, shapes)
-        for choice, name in enumerate(queue.compute_environments):
-            environment = world.compute_environments.get(name)
-            if environment is not None and environment.may_grow and name not in world.full:
-                sold = world.offerings.get(name, ())
-                for tier in tiers_of(environment, buyable(world, environment, now)):
+        for where, shapes in wanted.get(queue.name, {}).items():
+            assert coming is not None
+            coming.take(queue.compute_environments, shapes, where)
+            for choice, name in enumerate(queue.compute_environments):
+                environment = world.compute_environments.get(name)
+                if environment is None or not environment.may_grow or name in world.full:
+                    continue
+                sold = allowed(where, world.offerings.get(name, ()))
+                for tier in tiers_of(environment, allowed(where, buyable(world, environment, now))):
                     launches += Purchase(
                         name, tier, shapes, sold=sold, budget=budget, choice=choice
                     ).launches
@@ -84,8 +87,13 @@ def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
     return launches
 
 
-def shapes_of(demand: Demand) -> Shapes:
-    return sum_of({job_class.shape: count} for job_class, count in demand.items())
+def shapes_of(demand: Demand) -> dict[Where | None, Shapes]:
+    """By where they may run, the choosiest first: the others can take what those leave."""
+    by_where: dict[Where | None, Shapes] = {}
+    for where in sorted({x.where for x in demand}, key=lambda w: (w is None, str(w))):
+        some = ({x.shape: count} for x, count in demand.items() if x.where == where)
+        by_where[where] = sum_of(some)
+    return by_where
 
 
 def sum_of(several: Iterable[Shapes]) -> Shapes:
@@ -97,20 +105,30 @@ def sum_of(several: Iterable[Shapes]) -> Shapes:
 
 
 class Coming:
-    """Nodes on their way: whose places they bring, and what room is left on them. `wanted` is by all queues."""
+    """Nodes on their way: whose places they bring, and what room is left on them. `wanted` is by all queues.
 
-    def __init__(self, world: World, wanted: Shapes) -> None:
-        self._places: dict[str, Counter[Resources]] = {}
-        self._floors: dict[str, Floor] = {}
-        self._wanted = dict(wanted)
+    Where somebody is choosy they are told apart by their offering.
+    """
+
+    def __init__(self, world: World, wanted: Iterable[dict[Where | None, Shapes]]) -> None:
+        wanted = list(wanted)
+        self._places: dict[Site, Counter[Resources]] = {}
+        self._floors: dict[Site, Floor] = {}
+        self._wanted = sum_of(shapes for by_where in wanted for shapes in by_where.values())
+        choosy = any(where is not None for by_where in wanted for where in by_where)
         for (name, room, load), nodes in world.coming.items():
             if takes_work(world, name):
-                self._add(name, room, load, list(nodes))
+                sites: dict[Site, list[NodeId]] = {}
+                for node_id in nodes:
+                    offering = world.nodes[node_id].offering if choosy else None
+                    sites.setdefault((name, offering), []).append(node_id)
+                for site, some in sites.items():
+                    self._add(site, room, load, some)
 
-    def _add(self, name: str, room: Resources, load: Load, nodes: list[NodeId]) -> None:
+    def _add(self, site: Site, room: Resources, load: Load, nodes: list[NodeId]) -> None:
         """Each holds of its load what is still wanted; those of a kind are counted at once."""
-        places = self._places.setdefault(name, Counter())
-        floor = self._floors.setdefault(name, Floor())
+        places = self._places.setdefault(site, Counter())
+        floor = self._floors.setdefault(site, Floor())
         while nodes:
             held = {s: min(n, self._wanted[s]) for s, n in load if self._wanted.get(s)}
             alike = min((self._wanted[s] // n for s, n in held.items()), default=len(nodes))
@@ -123,18 +141,23 @@ class Coming:
             floor.add(rest, nodes[:alike])
             nodes = nodes[alike:]
 
-    def take(self, environments: Iterable[str], shapes: Shapes) -> None:
+    def take(self, environments: Iterable[str], shapes: Shapes, where: Where | None) -> None:
         """Leave out what will have room: what the nodes were bought for, then what fits beside it."""
-        names = [name for name in environments if name in self._floors]
-        for name in names:
-            places = self._places[name]
+        sites = [
+            (name, offering)
+            for wanted in environments
+            for name, offering in self._floors
+            if name == wanted and (where is None or offering is None or where.allows(offering))
+        ]
+        for site in sites:
+            places = self._places[site]
             for shape in shapes:
                 count = min(shapes[shape], places[shape])
                 shapes[shape] -= count
                 places[shape] -= count
-        for name in names:
+        for site in sites:
             for shape in largest_first(shapes):
-                shapes[shape] -= total(self._floors[name].fit(shape, shapes[shape]))
+                shapes[shape] -= total(self._floors[site].fit(shape, shapes[shape]))
 
 
 def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Offering]:
@@ -154,7 +177,7 @@ class Purchase:
     def __init__(
         self,
         environment: str,
-        offerings: list[Offering],
+        offerings: Sequence[Offering],
         shapes: Shapes,
         *,
         sold: Sequence[Offering],
@@ -280,7 +303,7 @@ def load_of(room: Resources, wanted: Iterable[tuple[Resources, int]]) -> Shapes:
 
 
 def over_zones(
-    offerings: list[Offering], chosen: Offering, count: int, budget: Budget, environment: str
+    offerings: Sequence[Offering], chosen: Offering, count: int, budget: Budget, environment: str
 ) -> list[tuple[Offering, int]]:
     """Spread equal offerings over their zones, fewest nodes first: one reclaim then hits fewer."""
     alike = [

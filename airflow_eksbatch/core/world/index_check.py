@@ -12,7 +12,6 @@ from airflow_eksbatch.core.model.node import NodeId, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.resources import NOTHING, Resources
 from airflow_eksbatch.core.world.books import WHOLE
-from airflow_eksbatch.core.world.job_class import class_of
 
 if TYPE_CHECKING:
     from airflow_eksbatch.core.world.world import World
@@ -179,7 +178,7 @@ def check_lines(world: World) -> None:
     }
     for job in world.jobs.values():
         if job.runnable:
-            job_class = class_of(job.spec)
+            job_class = world.class_of(job)
             counts[job_class] += ranges.count(job.runnable)
             require(
                 job.job_id in standing.get(job_class, ()),

@@ -10,6 +10,7 @@ import msgspec
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec
 from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.world.where import Where, where_of
 
 
 class JobClass(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,12 +20,18 @@ class JobClass(msgspec.Struct, frozen=True, kw_only=True):
     share: str
     priority: int
     shape: Resources
+    where: Where | None = None
+    """Which nodes it may run on; None for any."""
 
 
-def class_of(spec: JobSpec) -> JobClass:
+def class_of(spec: JobSpec, *, on_demand: bool) -> JobClass:
     """The class of a job."""
     return JobClass(
-        queue=spec.queue, share=spec.share, priority=spec.priority, shape=spec.resources
+        queue=spec.queue,
+        share=spec.share,
+        priority=spec.priority,
+        shape=spec.resources,
+        where=where_of(spec.tags, on_demand=on_demand),
     )
 
 

@@ -62,6 +62,8 @@ class World:
         """Compute environments whose namespace has no room under its quota; nothing new goes there now."""
         self.full_times: Counter[str] = Counter()
         """How often in a row."""
+        self.on_demand_only: set[JobId] = set()
+        """Jobs that Spot has taken often enough."""
         self.never_joined: Counter[str] = Counter()
         """Instances in a row that did not become nodes, by compute environment."""
         self.counters = Counters()
@@ -130,9 +132,24 @@ class World:
         self.note_job(job)
         self._unindex_job(job)
 
+    def class_of(self, job: Job) -> JobClass:
+        return class_of(job.spec, on_demand=job.job_id in self.on_demand_only)
+
+    def keep_off_spot(self, job: Job) -> None:
+        """From now on it is placed on On-Demand nodes only; what runs goes on. It changes lines at its place by age."""
+        if job.job_id in self.on_demand_only:
+            return
+        waiting = ranges.count(job.runnable)
+        self._shorten_line(job, waiting)
+        self.on_demand_only.add(job.job_id)
+        if waiting:
+            line = self.line_of(job)
+            line.count += waiting
+            line.enter(job)
+
     def line_of(self, job: Job) -> ClassLine:
         """The line its runnable indices stand in."""
-        job_class = class_of(job.spec)
+        job_class = self.class_of(job)
         line = self.lines.get(job_class)
         if line is None:
             line = self.lines[job_class] = ClassLine(job_class)
@@ -394,6 +411,7 @@ class World:
     def _unindex_job(self, job: Job) -> None:
         spec = job.spec
         del self.jobs[job.job_id]
+        self.on_demand_only.discard(job.job_id)
         self.jobs_by_queue[spec.queue].discard(job.job_id)
         self.jobs_by_share[spec.queue, spec.share] -= 1
         if not self.jobs_by_share[spec.queue, spec.share]:
