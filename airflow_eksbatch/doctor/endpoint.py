@@ -7,11 +7,12 @@ import json
 import urllib.error
 import urllib.request
 from email.message import Message
+from urllib.parse import urlsplit
 
 import airflow_eksbatch
 from airflow_eksbatch.doctor.clocks import Stopwatch, judge_clock, lease_patience
 from airflow_eksbatch.doctor.findings import Group
-from airflow_eksbatch.service.settings import Settings
+from airflow_eksbatch.service.settings import Settings, is_loopback
 
 ANSWER_S = 5.0
 
@@ -23,14 +24,7 @@ def look_at_service(group: Group, url: str, settings: Settings) -> None:
         _, headers, health = _ask(f"{url}/healthz")
         status, _, readiness = _ask(f"{url}/readyz")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        group.wrong(
-            "service",
-            f"{url} holds the lease and does not answer here ({reason}).",
-            "See that it runs, and that this machine may connect: in the cluster a NetworkPolicy lets only pods of\n"
-            "namespaces labelled eksbatch/clients=true in.\n"
-            "kubectl -n eksbatch get pods; kubectl -n eksbatch logs deploy/eksbatch",
-        )
+        _judge_silence(group, url, settings, getattr(error, "reason", error))
         return
     if status == 200:
         group.ok("service", f"{url} answers and is ready.")
@@ -43,6 +37,24 @@ def look_at_service(group: Group, url: str, settings: Settings) -> None:
     _judge_release(group, _told(health, "version"))
     skew = watch.skew_to_date(headers.get("Date", ""))
     judge_clock(group, "the service", skew, lease_patience(settings.lease_s))
+
+
+def _judge_silence(group: Group, url: str, settings: Settings, reason: object) -> None:
+    """From outside a cluster addresses of its pods lead nowhere, which says nothing about the service."""
+    said = f"{url} holds the lease and does not answer here ({reason})"
+    if settings.cluster == "in-cluster" or is_loopback(urlsplit(url).hostname or ""):
+        group.wrong(
+            "service",
+            f"{said}: a standby could not hand requests to it.",
+            "kubectl -n eksbatch get pods; kubectl -n eksbatch logs deploy/eksbatch\n"
+            "Then the NetworkPolicy of docker/service.yaml, and EKSBATCH_ADVERTISE.",
+        )
+    else:
+        group.unseen(
+            "service",
+            f"{said}, and renews it, so it runs.",
+            "kubectl -n eksbatch exec deploy/eksbatch -- eksbatch doctor --cluster in-cluster",
+        )
 
 
 def _judge_release(group: Group, theirs: str) -> None:

@@ -7,6 +7,7 @@ from typing import TextIO
 
 import msgspec
 
+from airflow_eksbatch.core.planner.words import number_of
 from airflow_eksbatch.doctor.findings import Finding, Mark, Report
 
 MARKS_WIDTH = max(map(len, Mark))
@@ -54,8 +55,9 @@ def _finding_lines(finding: Finding, width: int | None) -> list[str]:
 
 
 def summary_of(report: Report) -> str:
-    counts = [f"{report.count(mark)} {mark}" for mark in Mark if report.count(mark)]
-    return ", ".join(counts) + "."
+    counts = {mark: report.count(mark) for mark in Mark}
+    words = {Mark.WARNING: number_of(counts[Mark.WARNING], "warning")}
+    return ", ".join(words.get(mark, f"{n} {mark}") for mark, n in counts.items() if n) + "."
 
 
 def _tell_eyes(report: Report, out: TextIO) -> None:
@@ -83,6 +85,6 @@ def _tell_eyes(report: Report, out: TextIO) -> None:
 
 
 def json_of(report: Report) -> object:
-    """Groups as they were looked at, with the worst first to be found by `.exitCode`."""
+    """Groups in the order in which they were looked at."""
     groups = msgspec.to_builtins(report.groups)
     return {"groups": groups, "exitCode": report.exit_code}

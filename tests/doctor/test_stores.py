@@ -187,10 +187,16 @@ def test_one_that_is_not_ready_and_of_another_release_says_so() -> None:
     assert "airflow-eksbatch==0.0.1" in found["release"].fix
 
 
-def test_one_that_holds_the_lease_and_does_not_answer_is_wrong() -> None:
+def test_one_that_holds_the_lease_and_does_not_answer_on_this_machine_is_wrong() -> None:
     found = look_at("http://127.0.0.1:1")["service"]
     assert found.mark is Mark.WRONG
-    assert "eksbatch/clients=true" in found.fix
+    assert "EKSBATCH_ADVERTISE" in found.fix
+
+
+def test_a_pod_that_cannot_be_reached_from_outside_its_cluster_is_not_seen() -> None:
+    found = look_at("http://pod.invalid:8642")["service"]
+    assert found.mark is Mark.UNSEEN
+    assert "exec deploy/eksbatch -- eksbatch doctor" in found.fix
 
 
 # ---- the command

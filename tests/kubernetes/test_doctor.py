@@ -113,6 +113,20 @@ def test_the_service_itself_sees_that_it_may_work_and_says_what_it_may_not_see(
     assert report.exit_code == 0
 
 
+def test_an_administrator_who_would_run_the_service_is_told_whose_account_to_use(
+    plane: ControlPlane,
+) -> None:
+    wait_until_well(plane)
+    report = report_on(plane.kubeconfig(), MANAGED, UNMANAGED, acts_as="")
+    found = {f.check: f for f in not_ok(report)}
+    assert {check: f.mark for check, f in found.items()} == {
+        "too many rights": Mark.WARNING,
+        "a job's pod": Mark.WRONG,
+    }
+    assert f"--as {ACCOUNT}" in found["too many rights"].fix
+    assert f"Run the service as {ACCOUNT}" in found["a job's pod"].fix
+
+
 def test_looking_changes_nothing(plane: ControlPlane) -> None:
     pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
     report_on(plane.kubeconfig(), MANAGED)
@@ -227,7 +241,7 @@ def a_lame_daemon_set(plane: ControlPlane) -> AbstractContextManager[None]:
     ("spoil", "mark", "checks", "sentence", "fix"),
     [
         (lambda p: without(p, f"{ROLES}/eksbatch"), Mark.WRONG, {"rights", "a job's pod"},
-         "may not create and get and delete pods", "kubectl apply -f docker/kubernetes.yaml"),
+         "may not create, get and delete pods", "kubectl apply -f docker/kubernetes.yaml"),
         (too_many_rights, Mark.WARNING, {"too many rights"}, "may also list secrets",
          f"kubectl auth can-i --list --as={ACCOUNT}"),
         (lambda p: without(p, "/api/v1/namespaces/eksbatch/serviceaccounts/eksbatch"), Mark.WRONG,

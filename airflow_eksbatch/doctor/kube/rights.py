@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Iterable
 
 from airflow_eksbatch.cluster.kube.access import NEEDED, Right, may
-from airflow_eksbatch.core.planner.words import number_of
+from airflow_eksbatch.core.planner.words import listed, number_of
 from airflow_eksbatch.doctor.findings import Group
 from airflow_eksbatch.doctor.kube.look import ACCOUNT, MANIFEST, Look
 
+SHOWN = 6
 NAMESPACES = Right("get", "namespaces", everywhere=True)
 # What the service never does, and an intruder would like to.
 TOO_MANY = (
@@ -73,14 +74,18 @@ _LESS = (
 )
 
 
-def told(rights: Iterable[Right]) -> str:
-    """`get and list nodes in the whole cluster, create pods in the namespace`."""
+def told(rights: Iterable[Right], shown: int = SHOWN) -> str:
+    """`get and list nodes in the whole cluster, create pods in the namespace`; of many the first."""
     verbs: dict[tuple[str, bool], list[str]] = {}
     for right in rights:
         verbs.setdefault((right.resource, right.everywhere), []).append(right.verb)
-    return ", ".join(
-        f"{' and '.join(several)} {resource} in the {'whole cluster' if everywhere else 'namespace'}"
-        for (resource, everywhere), several in verbs.items()
+    return listed(
+        [
+            f"{', '.join(several[:-1])}{' and ' if several[1:] else ''}{several[-1]} {resource} in the "
+            f"{'whole cluster' if everywhere else 'namespace'}"
+            for (resource, everywhere), several in verbs.items()
+        ],
+        shown,
     )
 
 

@@ -15,7 +15,7 @@ from airflow_eksbatch.core.model.limits import GRACE_S
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.planner.words import amount
 from airflow_eksbatch.doctor.findings import Group
-from airflow_eksbatch.doctor.kube.look import MANIFEST, Look
+from airflow_eksbatch.doctor.kube.look import ACCOUNT, MANIFEST, Look
 
 NAME = "eksbatch-doctor"
 # The least that AWS Batch takes, so that a quota that is nearly used up does not say no to it.
@@ -82,10 +82,14 @@ async def try_pod(group: Group, look: Look, namespace: str) -> None:
             f"kubectl -n {namespace} create serviceaccount default",
         )
     else:
-        group.wrong("a job's pod", f"A pod of a job is refused: {said}", _fix(said, namespace))
+        group.wrong(
+            "a job's pod", f"A pod of a job is refused: {said}", _fix(said, namespace, look.user)
+        )
 
 
-def _fix(said: str, namespace: str) -> str:
+def _fix(said: str, namespace: str, user: str) -> str:
+    if "ValidatingAdmissionPolicy" in said and user != ACCOUNT:
+        return f"Run the service as {ACCOUNT}, or let {user} through in eksbatch-namespaces and eksbatch-taint."
     if "ValidatingAdmissionPolicy" in said:
         return f"{MANIFEST}    # its policies let the service's own account through, and only that"
     if "usage per" in said or "limit is" in said:
