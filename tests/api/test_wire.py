@@ -80,6 +80,17 @@ def test_members_that_no_model_knows_are_ignored(raw: Raw) -> None:
     assert len(json.loads(reply.body)["jobQueues"]) == 1
 
 
+@pytest.mark.parametrize("name", ["nodeSelector", "affinity", "tolerations", "nodeName"])
+def test_a_wish_for_a_place_that_would_be_ignored_is_refused_and_the_way_told(
+    raw: Raw, name: str
+) -> None:
+    pod = {"containers": [{"image": "busybox"}], name: {"kubernetes.io/arch": "arm64"}}
+    asked = {"jobDefinitionName": "a", "type": "container", "eksProperties": {"podProperties": pod}}
+    reply = raw("POST", "/v1/registerjobdefinition", json.dumps(asked).encode(), JSON)
+    assert (reply.status, reply.code) == (400, "ClientException")
+    assert f"podProperties.{name} is not in AWS Batch's model: tags of the job" in reply.message
+
+
 def test_a_body_that_is_too_large_is_refused_and_the_limit_told(raw: Raw) -> None:
     reply = raw.post("DescribeJobs", {"jobs": ["x" * 400 * KIB]})
     assert (reply.status, reply.code) == (413, "RequestEntityTooLargeException")

@@ -13,6 +13,15 @@ from botocore.model import ListShape, MapShape, ServiceModel, StructureShape
 from airflow_eksbatch.core.model.errors import Rejected
 
 Check = Callable[[Any, str], Any]
+# What else is not in the model is left out; a job whose wish for a place is left out would run at the wrong one.
+POD_SHAPES = ("EksPodProperties", "EksPodPropertiesOverride")
+SAID_ELSEWHERE = (
+    "affinity",
+    "nodeName",
+    "nodeSelector",
+    "tolerations",
+    "topologySpreadConstraints",
+)
 NAMES = {
     "string": "a string",
     "integer": "a whole number",
@@ -68,10 +77,18 @@ def check_of(shape: Any) -> Check:
 def structure_check(shape: Any) -> Check:
     members = {name: check_of(member) for name, member in shape.members.items()}
     required = frozenset(shape.required_members)
+    elsewhere = SAID_ELSEWHERE if shape.name in POD_SHAPES else ()
 
     def check(value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise bad(path, "must be an object.")
+        for name in elsewhere:
+            if value.get(name) is not None:
+                raise bad(
+                    f"{path}.{name}",
+                    "is not in AWS Batch's model: tags of the job say where it may run (kubernetes.io/arch, "
+                    "topology.kubernetes.io/zone, node.kubernetes.io/instance-type).",
+                )
         for name in required:
             if value.get(name) is None:
                 raise bad(f"{path}.{name}", "is required.")
