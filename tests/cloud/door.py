@@ -142,6 +142,10 @@ class Door:
             return xml(spot_history(self.spot_prices))
         if action == "DescribeInstances" and not self.shows_instances:
             return xml("<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>")
+        if re.fullmatch(r"POST /clusters/[^/]+/access-entries", action):
+            wanted = json.loads(body)
+            self.access_entries[wanted["principalArn"]] = wanted.get("type", "STANDARD")
+            return as_json({"accessEntry": wanted})
         entry = re.fullmatch(r"GET /clusters/[^/]+/access-entries/(.+)", action)
         if entry:
             kind = self.access_entries.get(entry[1])

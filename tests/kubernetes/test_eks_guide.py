@@ -1,0 +1,129 @@
+"""docker/eks.md does what it says: its lines are run, against moto and a real API server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cloud.account import Account
+from tests.kubernetes.bed import a_plane
+from tests.kubernetes.on_ec2 import a_service, an_account, wait_for_nothing
+from tests.kubernetes.rig.control_plane import ControlPlane
+from tests.kubernetes.rig.fake_nodes import FakeNodes
+from tests.kubernetes.rig.joiner import Joiner
+from tests.kubernetes.rig.machines import KwokMachines
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docker" / "eks.md"
+ELB = "kubernetes.io/role/internal-elb"
+# What cannot run here; EKS is moto's, and its cluster is there already. The AWS CLI 1 does not read for SQS where AWS is.
+STUBS = """
+set -euo pipefail
+eksctl() { :; }
+kubectl() { :; }
+docker() { [ "$1" != login ] || cat > /dev/null; }
+aws() {
+  case $1 in sqs) command aws --endpoint-url $AWS_ENDPOINT_URL "$@" ;; *) command aws "$@" ;; esac
+}
+"""
+# On nodes that KWOK plays a pod ends only if it says when.
+POD, LASTS = '"podProperties": {', '"metadata": {"annotations": {"rig/lasts": "1s"}}'
+AWS = Path(sys.executable).parent
+
+
+def chapters() -> dict[str, str]:
+    """The lines of each."""
+    parts = re.split(r"^## (.+)\n", GUIDE.read_text(), flags=re.MULTILINE)
+    return {
+        title: "".join(re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+        for title, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+class Reader:
+    """Follows the guide, a chapter at a time, in one shell."""
+
+    def __init__(self, account: Account, home: Path) -> None:
+        self._environ = {
+            "PATH": f"{AWS}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "AWS_ENDPOINT_URL": account.door.url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_PAGER": "",
+        }
+        self._state = home / "variables"
+
+    def follow(self, lines: str) -> str:
+        """What is printed; variables and functions live on."""
+        there = f". {self._state}\n" if self._state.exists() else ""
+        script = f"{there}{STUBS}{lines}\n{{ declare -p | grep -v ' -[a-z]*r'; declare -f; }} > {self._state}"
+        ended = subprocess.run(
+            ["bash", "-c", script], cwd=ROOT, env=self._environ, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    with a_plane(tmp_path / "plane") as plane:
+        FakeNodes(plane)
+        yield plane
+
+
+@pytest.fixture
+def account(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    # moto knows AWS's own policies only if it is told to, because there are many.
+    monkeypatch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+    with an_account(plane) as account:
+        subnets = list(account.subnets.values())
+        account.ec2.create_tags(Resources=subnets, Tags=[{"Key": ELB, "Value": "1"}])
+        account.door.cluster["resourcesVpcConfig"] = {
+            "subnetIds": subnets,
+            "vpcId": account.vpc,
+            "clusterSecurityGroupId": account.security_group,
+        }
+        account.door.access_entries.clear()
+        yield account
+
+
+def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
+    plane: ControlPlane, account: Account, tmp_path: Path
+) -> None:
+    """
+    1. roles, access entry, queue of notices
+    2. the service starts with them; both environments are VALID, the job runs
+    3. the way back: nothing is left of what the guide or the service has made
+    """
+    iam = account.door.client("iam")
+    roles_before = {role["RoleName"] for role in iam.list_roles()["Roles"]}
+    first, second, third, last = chapters().values()
+    reader = Reader(account, tmp_path)
+    reader.follow(first.replace("CLUSTER=batch", "CLUSTER=main"))
+    reader.follow(second)
+    machines = KwokMachines(plane, account.ec2)
+    notices = ("--notices", "eksbatch-notices")
+    with (
+        Joiner(account.door.url, plane, machines),
+        a_service(plane, account, tmp_path / "home", *notices) as service,
+    ):
+        said = reader.follow(
+            third.replace("http://127.0.0.1:8642", service.url).replace(POD, f"{POD}{LASTS}, ")
+        )
+        assert {"SPOT\tVALID", "EC2\tVALID"} <= {
+            line.rpartition("\t")[0] for line in said.splitlines()
+        }
+        job = reader.follow("echo $JOB").strip()
+        assert service.wait_for_ends({job}) == {job: "SUCCEEDED"}
+        reader.follow(last)
+        wait_for_nothing(plane, account, service)
+    assert {role["RoleName"] for role in iam.list_roles()["Roles"]} == roles_before
+    assert not account.door.client("sqs").list_queues().get("QueueUrls")
+    assert not account.door.client("events").list_rules()["Rules"]
