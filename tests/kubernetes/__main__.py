@@ -37,7 +37,9 @@ def main() -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eksbatch-")))
         network = stack.enter_context(Network())
-        plane = stack.enter_context(a_plane(directory / "plane", address=network.address))
+        plane = stack.enter_context(
+            a_plane(directory / "plane", address=network.address, with_scheduler=True)
+        )
         FakeNodes(plane)
         account = stack.enter_context(an_account(plane))
         fake, real = KwokMachines(plane, account.ec2), RealMachines(plane, network)

@@ -36,7 +36,9 @@ SHAPES = {"thin": ("0.25", "512Mi"), "wide": ("1.5", "512Mi"), "fat": ("0.25", "
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterator[ControlPlane]:
-    with a_plane(tmp_path_factory.mktemp("plane"), address=network.address) as plane:
+    """With a scheduler, which DaemonSets need."""
+    directory = tmp_path_factory.mktemp("plane")
+    with a_plane(directory, address=network.address, with_scheduler=True) as plane:
         FakeNodes(plane)
         yield plane
 
