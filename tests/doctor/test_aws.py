@@ -28,7 +28,7 @@ QUEUE = "eksbatch-notices"
 
 
 def install(account: Account, door: RightsDoor) -> str:
-    """What docker/iam/README.md tells people to do; the queue's URL."""
+    """What docker/eks.md tells people to do; the queue's URL."""
     door.access_entries[account.role] = "EC2_LINUX"
     sqs, events = door.client("sqs"), door.client("events")
     policy = (IAM / "notices-queue.json").read_text()

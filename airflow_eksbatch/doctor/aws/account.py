@@ -10,7 +10,7 @@ from airflow_eksbatch.doctor.clocks import SIGV4, SYNC, Stopwatch, judge_clock
 from airflow_eksbatch.doctor.findings import Group
 
 CREDENTIALS = (
-    "In the cluster: EKS Pod Identity or IRSA for the service account (docker/iam/README.md).\n"
+    "In the cluster: EKS Pod Identity or IRSA for the service account (docker/eks.md).\n"
     "Elsewhere: aws sts get-caller-identity    # with AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
 # What AWS says to a signature whose time is not its own.

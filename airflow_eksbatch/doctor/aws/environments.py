@@ -181,7 +181,7 @@ def fix_for(sentence: str, environment: ComputeEnvironment) -> str:
     update = f"{UPDATE}{environment.name} --compute-resources"
     for words, fix in {
         "security group": f"{update} securityGroupIds=GROUP,...",
-        "nstance profile": f"docker/iam/README.md makes one; then {update} instanceRole=eksbatch-node",
+        "nstance profile": f"docker/eks.md makes one; then {update} instanceRole=eksbatch-node",
         "instanceRole": f"{update} instanceRole=eksbatch-node",
         "is unsupported": "aws eks update-cluster-version --name CLUSTER --kubernetes-version VERSION",
         "does not exist": "aws eks list-clusters    # in this region; then eksConfiguration.eksClusterArn",

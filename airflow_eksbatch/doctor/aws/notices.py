@@ -10,7 +10,7 @@ from airflow_eksbatch.cloud.interruptions import Kind
 from airflow_eksbatch.core.planner.words import listed
 from airflow_eksbatch.doctor.findings import Group
 
-README = "docker/iam/README.md has the commands"
+README = "docker/eks.md has the commands"
 FED_BY = "events.amazonaws.com"
 
 
