@@ -16,7 +16,7 @@ FIRST, LEAST, MOST = 16.0, 1.0, 256.0
 # A write that takes this long has waited for others, an idle API server needs some milliseconds; but one that is far
 # away always takes long: this many times as long as a write that was almost alone.
 SLOW_S, SLOW_TIMES = 1.0, 4.0
-ALMOST_ALONE, LATELY_S = 4, 60.0
+ALMOST_ALONE, LATELY_S = 4, 10.0
 DECREASE = 0.7
 
 
