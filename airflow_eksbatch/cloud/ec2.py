@@ -31,6 +31,7 @@ from airflow_eksbatch.cloud.refusals import (
     TOKEN_USED,
     JustRefused,
     Meaning,
+    end_from,
     meaning_of,
     sentence_of,
 )
@@ -54,7 +55,6 @@ VALUES_MAX = 200
 IDS_MAX = 100
 # Throttled launches wait half a second, then twice as long each time: about a minute in all.
 PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
-RECLAIMED = ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown")
 NEWS = {Kind.INTERRUPTION: SpotInterrupted, Kind.REBALANCE: RebalanceRecommended}
 INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
@@ -87,24 +87,12 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str
     state: str
     launched_at: int
-    cause: str
-    """Code of EC2's reason for the state, if it gives one."""
-    message: str
+    gone: InstanceGone
+    """How it ended, if it has."""
 
     @property
     def has_ended(self) -> bool:
         return self.state == "terminated"
-
-    @property
-    def gone(self) -> InstanceGone:
-        reclaimed = self.cause in RECLAIMED
-        reason = "Spot instance was reclaimed" if reclaimed else self.message
-        return InstanceGone(
-            node_id=self.node_id,
-            at=now_ms(),
-            reason=reason or "Instance was terminated",
-            reclaimed=reclaimed,
-        )
 
 
 class Ec2Cloud:
@@ -175,7 +163,9 @@ class Ec2Cloud:
         ids |= {e.instance_id for e in effects if isinstance(e, TerminateStray)}
         missing = await self._end(sorted(ids))
         facts += [_never_was(nodes[i]) for i in missing if i in nodes]
-        return facts + await self._look_at_endings(ids - missing)
+        facts += await self._look_at_endings(ids - missing)
+        self._tell(facts)
+        return facts
 
     async def watch(self) -> AsyncIterator[list[Fact]]:
         feed: asyncio.Queue[list[Fact]] = asyncio.Queue()
@@ -471,15 +461,14 @@ class Ec2Cloud:
 
 def seen_from(told: dict[str, Any]) -> Seen:
     tags = {tag["Key"]: tag["Value"] for tag in told.get("Tags", [])}
-    reason = told.get("StateReason") or {}
+    node_id = NodeId(tags.get(labels.NODE_UID, ""))
     return Seen(
         instance_id=told["InstanceId"],
-        node_id=NodeId(tags.get(labels.NODE_UID, "")),
+        node_id=node_id,
         uuid=tags.get(labels.ENVIRONMENT_UUID, ""),
         state=told["State"]["Name"],
         launched_at=int(told["LaunchTime"].timestamp() * 1000),
-        cause=reason.get("Code", ""),
-        message=reason.get("Message", ""),
+        gone=end_from(node_id, told, now_ms()),
     )
 
 

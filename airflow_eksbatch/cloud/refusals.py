@@ -1,11 +1,17 @@
-"""What EC2's error codes mean for us: wait and ask again, try another offering, or ask a person."""
+"""What EC2's words mean for us: errors (wait and ask again, try another offering, or ask a person) and ends."""
 
 from __future__ import annotations
 
 import enum
+import re
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.facts import InstanceGone
+from airflow_eksbatch.core.model.node import NodeId
 
 
 class Meaning(enum.Enum):
@@ -133,3 +139,25 @@ def sentence_of(code: str, message: str) -> str:
     said = message.partition(" Encoded authorization failure message")[0].strip().rstrip(".")
     hint = _HINTS.get(code)
     return f"{said}. {hint}" if hint else f"{said}."
+
+
+# ---- ends
+
+RECLAIMED = ("Server.SpotInstanceTermination", "Server.SpotInstanceShutdown")
+# Such as "User initiated (2026-11-25 22:31:44 GMT)".
+TRANSITION = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
+
+
+def end_from(node_id: NodeId, told: Mapping[str, Any], now: int) -> InstanceGone:
+    """How an instance ended, as DescribeInstances tells it; EC2 bills to the moment at which it began to shut down."""
+    state = told.get("StateReason") or {}
+    reclaimed = state.get("Code") in RECLAIMED
+    since = TRANSITION.search(told.get("StateTransitionReason") or "")
+    at = now
+    if since is not None:
+        began = datetime.strptime(since[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        at = min(now, int(began.timestamp() * 1000))
+    reason = "Spot instance was reclaimed" if reclaimed else state.get("Message")
+    return InstanceGone(
+        node_id=node_id, at=at, reason=reason or "Instance was terminated", reclaimed=reclaimed
+    )

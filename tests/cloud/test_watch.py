@@ -226,11 +226,14 @@ def test_a_reclaimed_instance_is_told_as_reclaimed() -> None:
         "State": {"Name": "terminated"},
         "LaunchTime": datetime(2026, 11, 25, tzinfo=UTC),
         "StateReason": {"Code": "Server.SpotInstanceTermination", "Message": "Server.Spot..."},
+        "StateTransitionReason": "Server.SpotInstanceTermination (2026-11-25 10:20:30 GMT)",
         "Tags": [{"Key": labels.NODE_UID, "Value": NODE}],
     }
     gone = seen_from(told).gone
     assert (gone.node_id, gone.reclaimed) == (NODE, True)
     assert gone.reason == "Spot instance was reclaimed"
+    # Paid for until then, however much later it is seen.
+    assert gone.at == datetime(2026, 11, 25, 10, 20, 30, tzinfo=UTC).timestamp() * 1000
 
 
 def test_a_notice_without_a_time_counts_from_when_it_is_read() -> None:
