@@ -33,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     aws_endpoint: str = ""
     notices: str = ""
     launches_per_s: float = 2.0
+    join_s: int = 900
     idle_s: float = 60.0
     keep_days: float = 30.0
     lease_s: int = 10
@@ -188,6 +189,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Instances asked of EC2 in a second, after the first five: more only where AWS has raised the account's "
         "rate of RunInstances.",
         least=0.1,
+    ),
+    _setting(
+        WHAT,
+        "join_s",
+        "Seconds from launch within which an instance must have joined its cluster; one that has not is ended, and "
+        "another is tried elsewhere.",
+        least=1,
     ),
     _setting(
         WHAT,

@@ -159,7 +159,9 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         recorder=recorder,
         clock=clock,
         hold_lease=lease.hold,
-        step_settings=StepSettings(idle_s=settings.idle_s, check_plans=settings.check_plans),
+        step_settings=StepSettings(
+            idle_s=settings.idle_s, join_s=settings.join_s, check_plans=settings.check_plans
+        ),
         settings=_beat_settings(settings),
     )
     cluster, cloud, control = make_cluster_and_cloud(settings, telemetry, lease.is_sure)

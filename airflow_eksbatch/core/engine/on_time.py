@@ -64,10 +64,11 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
 
 def look_at_youth(turn: Turn, node: Node) -> None:
     """Each step has its own time: until it joins, and from then until it is ready with its DaemonSets."""
-    if turn.now < node.join_by:
+    join_s = turn.settings.join_s
+    if turn.now < node.join_by(join_s):
         return
     if node.joined_at is None:
-        fail_to_join(turn, node, f"did not join within {limits.NODE_JOIN_S_MAX} s")
+        fail_to_join(turn, node, f"did not join within {join_s} s")
     else:
         reason = f"joined, and was not ready within {limits.NODE_READY_S_MAX} s: {node.lacks}"
         fail_to_join(turn, node, reason)

@@ -19,6 +19,8 @@ class StepSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     idle_s: float = 60.0
     """How long an empty node is kept where its environment does not say."""
+    join_s: int = limits.NODE_JOIN_S_MAX
+    """How long an instance may take to join its cluster."""
     check_plans: bool = False
     """Count again what every plan does before it is carried out: for tests and the simulator."""
 
@@ -126,7 +128,7 @@ class Turn(msgspec.Struct, kw_only=True):
 
     def watch_youth(self, node: Node) -> None:
         """Look again when the step of its youth that it is in must be over."""
-        self.world.wake_at(node.join_by, "join", node.node_id)
+        self.world.wake_at(node.join_by(self.settings.join_s), "join", node.node_id)
 
     def idle_s(self, node: Node) -> float:
         """How long this node is kept when it is empty."""

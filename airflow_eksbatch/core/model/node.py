@@ -136,12 +136,11 @@ class Node(msgspec.Struct, kw_only=True):
         """Closed for a moment only."""
         return self.closed is not None and self.closed.startswith(TURNED_AWAY)
 
-    @property
-    def join_by(self) -> int:
+    def join_by(self, join_s: int) -> int:
         """When the step of its youth that it is in must be over: to join, then to be ready with its DaemonSets."""
         if self.joined_at is not None:
             return self.joined_at + limits.NODE_READY_S_MAX * 1000
-        return (self.launched_at or self.requested_at) + limits.NODE_JOIN_S_MAX * 1000
+        return (self.launched_at or self.requested_at) + join_s * 1000
 
     @property
     def is_leaving(self) -> bool:
