@@ -115,6 +115,8 @@ class SimCluster:
             return PodRefused(pod=effect.pod, at=now, reason=f"Node {effect.node_id} is not there")
         if self._chance.strikes(self._chance.faults.pod_refused):
             return PodRefused(pod=effect.pod, at=now, reason="OutOfcpu")
+        if self._chance.strikes(self._chance.faults.pod_beyond_quota):
+            return PodRefused(pod=effect.pod, at=now, reason="exceeded quota", quota=True)
         self._begin(effect)
         return None
 

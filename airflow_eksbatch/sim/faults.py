@@ -48,6 +48,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Reclaims, deaths and vanishings come within this."""
     pod_refused: float = 0.0
     """Of each pod: turned away by its node."""
+    pod_beyond_quota: float = 0.0
+    """Of each pod: its namespace has no room under its quota."""
     pod_stuck: float = 0.0
     """Of each pod: it cannot start, and its cluster says so in the end."""
     pod_deleted: float = 0.0
@@ -117,5 +119,6 @@ def draw_faults(seed: int, calm_after_s: float) -> Faults:
         pod_stuck=rate(0.1),
         pod_deleted=rate(0.15),
         pressed=rate(0.3),
+        pod_beyond_quota=rate(0.1),
         calm_after_s=calm_after_s,
     )

@@ -50,6 +50,7 @@ def check_placements(world: World, plan: Plan) -> None:
         )
         state = world.compute_environments[name].state
         require(state == "ENABLED", f"jobs are placed in {name}, which is {state}")
+        require(name not in world.full, f"jobs are placed in {name}, whose quota is used up")
         placed[job_class] += placement.count
     for job_class, number in placed.items():
         line = world.lines.get(job_class)
