@@ -46,6 +46,8 @@ def a_service(
         service = RunningService(
             home,
             *("--port", "0", "--lease-s", "2", "--idle-s", "1", "--check-plans"),
+            # moto has no rate; EC2's own would make a burst last for what it lasts there.
+            *("--launches-per-s", "1000"),
             *(*cluster, *cloud, *options),
             command="serve",
         )

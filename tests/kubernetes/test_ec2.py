@@ -25,12 +25,13 @@ from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.identities import Identities
 from tests.kubernetes.rig.images import BUSYBOX
-from tests.kubernetes.rig.joiner import Joiner
+from tests.kubernetes.rig.joiner import Joiner, Machine
 from tests.kubernetes.rig.machines import KwokMachines, RealMachines
 from tests.kubernetes.rig.network import Network
 from tests.service.running import RunningService
 
 Json = dict[str, Any]
+HASTE_S = 20
 SHAPES = {"thin": ("0.25", "512Mi"), "wide": ("1.5", "512Mi"), "fat": ("0.25", "5120Mi")}
 
 
@@ -52,6 +53,14 @@ def account(plane: ControlPlane) -> Iterator[Account]:
 @pytest.fixture
 def service(plane: ControlPlane, account: Account, tmp_path: Path) -> Iterator[RunningService]:
     with a_service(plane, account, tmp_path / "home") as service:
+        yield service
+
+
+@pytest.fixture
+def hasty(plane: ControlPlane, account: Account, tmp_path: Path) -> Iterator[RunningService]:
+    """It does not wait long for machines."""
+    home = tmp_path / "home"
+    with a_service(plane, account, home, "--join-s", str(HASTE_S)) as service:
         yield service
 
 
@@ -232,6 +241,38 @@ def test_a_burst_of_jobs_of_several_shapes_gets_its_instances_and_leaves_nothing
     summary = service.get("/v1/eksbatch/summary")
     assert summary["jobs"]["SUCCEEDED"] == 201
     assert summary["instances"]["launched"] == len(joiner.nodes)
+
+
+def test_a_machine_that_takes_its_time_is_waited_for(
+    plane: ControlPlane, account: Account, service: RunningService, joiner: Joiner
+) -> None:
+    joiner.delay_s = lambda machine: 5.0
+    create_environment(service, account)
+    create_queue(service, "ce")
+    job = submit(service, register(service, "short", "1", "512Mi", **{"rig/lasts": "0s"}))
+    assert service.wait_for_ends({job}) == {job: "SUCCEEDED"}
+    wait_for_nothing(plane, account, service)
+    assert service.get("/v1/eksbatch/summary")["instances"]["launched"] == 1
+
+
+def test_where_a_machine_never_joins_another_is_tried_elsewhere(
+    plane: ControlPlane, account: Account, hasty: RunningService, joiner: Joiner
+) -> None:
+    """1. what is bought first never comes up; 2. it is ended in time; 3. its job runs in the other zone; 4. nothing is left."""
+    never: set[str] = set()
+
+    def delay_s(machine: Machine) -> float | None:
+        never.update({machine.zone} if not never else ())
+        return None if machine.zone in never else 0.0
+
+    joiner.delay_s = delay_s
+    create_environment(hasty, account, instanceTypes=["m5.large"])
+    create_queue(hasty, "ce")
+    job = submit(hasty, register(hasty, "short", "1", "512Mi", **{"rig/lasts": "0s"}))
+    assert hasty.wait_for_ends({job}) == {job: "SUCCEEDED"}
+    assert f"did not join within {HASTE_S} s" in hasty.text
+    wait_for_nothing(plane, account, hasty)
+    assert hasty.get("/v1/eksbatch/summary")["instances"]["launched"] == 2
 
 
 def test_a_task_of_airflow_buys_a_machine_whose_kubelet_runs_its_container(
