@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -40,6 +40,7 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId, Offering
 from tests.build import an_environment
+from tests.contracts.ec2_bed import Ec2Ways, PoweredDoor
 
 F = TypeVar("F", bound=Fact)
 WAIT_S = 60.0
@@ -100,9 +101,11 @@ class Watch:
 class Scene:
     """A cloud that runs, and who watches it."""
 
-    def __init__(self, cloud: Any, cluster: LocalCluster) -> None:
-        self.cloud: Cloud = cloud
-        self.control: Callable[[dict[str, Any]], dict[str, Any]] = cloud.control
+    def __init__(
+        self, cloud: Cloud, cluster: LocalCluster, control: Callable[..., dict[str, Any]]
+    ) -> None:
+        self.cloud = cloud
+        self.control = control
         self.cluster = cluster
         self.watch = Watch(cloud)
         self.nodes = Watch(cluster)
@@ -129,6 +132,10 @@ class Scene:
 class Bed(Protocol):
     """Where a cloud under test stands."""
 
+    def describe(self, name: str, **fields: Any) -> ComputeEnvironment:
+        """A compute environment that could be."""
+        ...
+
     async def environment(self, cloud: Cloud, name: str = "ce") -> ComputeEnvironment:
         """A compute environment that the cloud has looked into."""
         ...
@@ -147,12 +154,19 @@ class EmbeddedBed:
         self.directory = directory
         self.settings: dict[str, Any] = {"launch_delay_s": 0.0}
 
-    def make(self, cluster: LocalCluster) -> EmbeddedCloud:
+    def make(self, cluster: LocalCluster) -> Any:
         settings = CloudSettings(**self.settings)
         return EmbeddedCloud(self.directory / "cloud", cluster, settings=settings)
 
+    def control_of(self, cloud: Any) -> Callable[..., dict[str, Any]]:
+        return cloud.control
+
+    def describe(self, name: str, **fields: Any) -> ComputeEnvironment:
+        fields = {"instance_types": ("m6i.large",), **fields}
+        return an_environment(name, market=self.market, **fields)
+
     async def environment(self, cloud: Cloud, name: str = "ce") -> ComputeEnvironment:
-        environment = an_environment(name, market=self.market, instance_types=("m6i.large",))
+        environment = self.describe(name)
         await cloud.offerings(environment)
         return environment
 
@@ -163,7 +177,7 @@ class EmbeddedBed:
         try:
             cloud = self.make(cluster)
             await cloud.start()
-            scene = Scene(cloud, cluster)
+            scene = Scene(cloud, cluster, self.control_of(cloud))
             try:
                 yield scene
             finally:
@@ -188,18 +202,56 @@ class FixedBed(EmbeddedBed):
     def make(self, cluster: LocalCluster) -> EmbeddedCloud:
         return fixed_cloud(self.directory / "cloud", cluster, self.machines)
 
-    async def environment(self, cloud: Cloud, name: str = "ce") -> ComputeEnvironment:
-        environment = an_environment(name)
-        await cloud.offerings(environment)
-        return environment
+    def describe(self, name: str, **fields: Any) -> ComputeEnvironment:
+        return an_environment(name, **fields)
 
 
-BEDS = {"embedded": EmbeddedBed, "fixed": FixedBed}
+class Ec2Bed(EmbeddedBed):
+    """EC2 as moto has it, and machines that run pods as processes."""
+
+    def __init__(self, directory: Path, door: PoweredDoor) -> None:
+        super().__init__(directory)
+        self.ways = Ec2Ways(door)
+
+    def make(self, cluster: LocalCluster) -> Any:
+        return self.ways.make()
+
+    def control_of(self, cloud: Any) -> Callable[..., dict[str, Any]]:
+        return self.ways.control
+
+    def describe(self, name: str, **fields: Any) -> ComputeEnvironment:
+        types = {"instanceTypes": list(fields["instance_types"])} if fields else {}
+        return self.ways.describe(name, **types)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Scene]:
+        async with super().open() as scene:
+            with self.ways.powered(scene.cluster):
+                yield scene
+
+    async def clean(self) -> None:
+        """Whatever a test has left is found by whoever knows the compute environments; then nothing is there."""
+        async with self.open() as scene:
+            for name in list(self.ways.names.values()):
+                await self.environment(scene.cloud, name)
+                await scene.cloud.delete_environment(name)
+        assert self.ways.account.left() == {}
 
 
-@pytest.fixture(params=BEDS)
+@pytest.fixture(scope="session")
+def door() -> Iterator[PoweredDoor]:
+    with PoweredDoor().open() as door:
+        assert isinstance(door, PoweredDoor)
+        yield door
+
+
+@pytest.fixture(params=["embedded", "fixed", "ec2"])
 def bed(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    bed = BEDS[request.param](tmp_path / "a home")
+    directory = tmp_path / "a home"
+    if request.param == "ec2":
+        bed = Ec2Bed(directory, request.getfixturevalue("door"))
+    else:
+        bed = {"embedded": EmbeddedBed, "fixed": FixedBed}[request.param](directory)
     yield bed
     asyncio.run(bed.clean())
 
@@ -262,7 +314,7 @@ async def test_offerings_say_what_is_sold_for_how_much_and_what_pods_get_of_it(b
 async def test_types_that_do_not_exist_are_one_sentence(bed: Bed) -> None:
     async with bed.open() as scene:
         with pytest.raises(ValueError, match="instanceTypes") as refused:
-            await scene.cloud.offerings(an_environment(instance_types=("m99.huge",)))
+            await scene.cloud.offerings(bed.describe("ce", instance_types=("m99.huge",)))
         assert "m99.huge" in str(refused.value)
         assert "\n" not in str(refused.value)
 
