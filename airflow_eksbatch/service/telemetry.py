@@ -18,7 +18,13 @@ from prometheus_client import (
 )
 
 from airflow_eksbatch.core.engine.effects import Effect
-from airflow_eksbatch.core.engine.facts import Fact, LaunchRefused, PodRefused, SpotInterrupted
+from airflow_eksbatch.core.engine.facts import (
+    Fact,
+    LaunchRefused,
+    PodRefused,
+    RebalanceRecommended,
+    SpotInterrupted,
+)
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.views import environments, jobs_by_status
 from airflow_eksbatch.core.model.compute_environment import Market
@@ -32,6 +38,7 @@ _BEAT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 
 _FACT_LINES: dict[type[Fact], str] = {
     SpotInterrupted: "Spot instance is being reclaimed",
+    RebalanceRecommended: "Spot instance may be reclaimed soon: no new work",
     LaunchRefused: "launch refused",
     PodRefused: "pod refused",
 }
