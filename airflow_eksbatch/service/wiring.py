@@ -159,9 +159,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         recorder=recorder,
         clock=clock,
         hold_lease=lease.hold,
-        step_settings=StepSettings(
-            idle_s=settings.idle_s, join_s=settings.join_s, check_plans=settings.check_plans
-        ),
+        step_settings=_step_settings(settings),
         settings=_beat_settings(settings),
     )
     cluster, cloud, control = make_cluster_and_cloud(settings, telemetry, lease.is_sure)
@@ -215,6 +213,12 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             clock=clock,
             keep_ms=int(settings.keep_days * 86_400_000),
         )
+    )
+
+
+def _step_settings(settings: Settings) -> StepSettings:
+    return StepSettings(
+        idle_s=settings.idle_s, join_s=settings.join_s, check_plans=settings.check_plans
     )
 
 
