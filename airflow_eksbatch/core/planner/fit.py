@@ -69,21 +69,23 @@ class Fit:
         """Queues that hold back room for shares to come (computeReservation)."""
         self._world = world
         self._now = now
-        self._on_their_way = places_on_their_way(world)
         self.doomed: dict[str, Demand] = {}
         """What runs on nodes that are being taken back and has no other room yet, by queue."""
         self.kept_back: set[NodeId] = set()
         """Nodes with room for what does."""
-        self._free_cpu_m = free_cpu_m(world)
         self._roomiest: Roomiest | None = None
         self._held: set[NodeId] = set()
-        lines = lines_by_queue(world)
+        lines, doomed = lines_by_queue(world), sorted_doomed(world)
+        if not lines and not doomed:
+            return
+        self._on_their_way = places_on_their_way(world)
+        self._free_cpu_m = free_cpu_m(world)
         waiting = {line.job_class.shape for several in lines.values() for line in several}
         self._floors = floors_of_ready_nodes(world, waiting)
         for queue in queues_in_order(world):
             if queue.name in lines:
                 self._serve(queue, lines[queue.name])
-        for (name, job_class), count in sorted_doomed(world):
+        for (name, job_class), count in doomed:
             self._find_refuge(name, job_class, count)
 
     def buyable_demand(self) -> dict[str, Demand]:

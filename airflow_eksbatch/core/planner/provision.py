@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.allocation import tiers_of
@@ -53,7 +54,12 @@ class Budget:
                 # On trial: one instance, and no other before it has joined.
                 coming = any(key[0] == name for key in world.coming)
                 self.vcpus[name] = min(self.vcpus[name], 0 if coming else 1)
-        self.zones: Counter[str] = Counter(node.offering.pool for node in world.nodes.values())
+        self._world = world
+
+    @cached_property
+    def zones(self) -> Counter[str]:
+        """Nodes by pool; most beats buy nothing and need not count them."""
+        return Counter(node.offering.pool for node in self._world.nodes.values())
 
     def allows(self, environment: str) -> bool:
         return self.launches > 0 and self.vcpus[environment] > 0

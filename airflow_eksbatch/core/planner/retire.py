@@ -23,10 +23,13 @@ def retire_nodes(
     `kept_back` wait for jobs of nodes that are being taken back.
     """
     busy = {placement.node_id for placement in placements} | kept_back
+    closing = any(e.status == "DELETING" for e in world.compute_environments.values())
     going = [
         (node, reason)
         for node in world.nodes.values()
-        if (reason := why_retire(world, node, busy, now, idle_s)) is not None
+        # Most nodes have work.
+        if (closing or node.idle_since is not None)
+        and (reason := why_retire(world, node, busy, now, idle_s)) is not None
     ]
     if not going:
         return []
