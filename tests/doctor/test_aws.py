@@ -97,6 +97,10 @@ def no_reading(account: Account, door: RightsDoor) -> None:
     door.refuse("DescribeSpotPriceHistory", "UnauthorizedOperation", times=1)
 
 
+def no_types(account: Account, door: RightsDoor) -> None:
+    door.refuse("DescribeInstanceTypes", "UnauthorizedOperation", message="Not authorized")
+
+
 def no_simulator(account: Account, door: RightsDoor) -> None:
     door.may_simulate = False
 
@@ -177,6 +181,7 @@ def no_quotas(account: Account, door: RightsDoor) -> None:
         (skewed, Mark.WRONG, "s behind that of AWS", "timedatectl"),
         (nearly_skewed, Mark.WARNING, "s ahead of that of AWS", "timedatectl"),
         (no_reading, Mark.WRONG, "may not ec2:DescribeSpotPriceHistory", "service.json"),
+        (no_types, Mark.WRONG, "Not authorized. The service's role lacks", "service.json"),
         (no_simulator, Mark.UNSEEN, "iam:SimulatePrincipalPolicy is not", "doctor.json"),
         (no_ending, Mark.WRONG, "may not ec2:TerminateInstances", "service.json"),
         (all_rights, Mark.WARNING, "may also ec2:TerminateInstances", "role of its own"),

@@ -26,7 +26,7 @@ from airflow_eksbatch.core.planner.words import listed, number_of
 from airflow_eksbatch.doctor.aws.rights import POLICY, UNAUTHORIZED, WOULD
 from airflow_eksbatch.doctor.findings import Group
 
-UPDATE = "aws batch update-compute-environment --endpoint-url {URL of the service} --compute-environment "
+UPDATE = "aws batch update-compute-environment --endpoint-url URL --compute-environment "
 # The VPC CNI takes whole interfaces of addresses for a node: about so many.
 ADDRESSES_PER_NODE = 10
 
@@ -55,6 +55,9 @@ async def look_at_environment(
         blueprint = await draw_blueprint(aws, environment, network, offerings)
     except ValueError as error:
         group.wrong("instances", str(error), fix_for(str(error), environment))
+        return offerings
+    except AwsRefusal as error:
+        group.wrong("instances", sentence_of(error.code, error.message), POLICY)
         return offerings
     types = listed(sorted({offering.instance_type for offering in offerings}))
     group.ok("instances", f"{types}: image, profile, security groups and templates are there.")

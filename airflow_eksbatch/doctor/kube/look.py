@@ -31,17 +31,6 @@ class Look(msgspec.Struct, kw_only=True):
         return self.eyes is not self.account
 
 
-class Metadata(msgspec.Struct, frozen=True):
-    name: str = ""
-    labels: dict[str, str] = {}
-
-
-class Listed(msgspec.Struct, frozen=True):
-    """Objects as they come; each look reads what it needs."""
-
-    items: list[Json] = []
-
-
 async def find(connection: Connection, path: str) -> Json | None:
     """None where it is not there. Raises ApiError, also for what may not be seen."""
     try:
