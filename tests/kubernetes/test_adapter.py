@@ -13,7 +13,6 @@ import pytest
 
 from airflow_eksbatch.cluster.kube import connection
 from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
-from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     NodeClosed,
@@ -34,7 +33,6 @@ from airflow_eksbatch.core.model.retry import Cause
 from tests.contracts.test_cluster import WAIT_S, Watch, asynchronous
 from tests.kubernetes.bed import (
     MANAGED,
-    NAMESPACE,
     UNMANAGED,
     a_cluster,
     a_fake_pod,
@@ -211,34 +209,6 @@ async def test_a_pod_that_can_never_be_is_refused_for_good(
         assert isinstance(refused, PodRefused)
         assert refused.permanent
         assert sentence in refused.reason
-
-
-@asynchronous
-async def test_a_pod_over_the_quota_waits_and_is_not_failed(
-    plane: ControlPlane, nodes: FakeNodes, tmp_path: Path
-) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "none", "namespace": NAMESPACE},
-        "spec": {"hard": {"pods": "0"}},
-    }
-    plane.apply(quota)
-    path = plane.admin.path_of(quota)
-    plane.wait_for("the quota", lambda: plane.admin.get(path).get("status", {}).get("hard"))
-    effect = a_fake_pod("quota-0-1", node="node-1")
-    async with on_node_1(plane, tmp_path) as (cluster, watch):
-        with pytest.raises(ClusterDown, match="exceeded quota"):
-            await cluster.create_pod(effect)
-        plane.admin.delete(path)
-        async with asyncio.timeout(WAIT_S):
-            while not watch.kinds("quota-0-1"):
-                try:
-                    await cluster.create_pod(effect)
-                except ClusterDown:
-                    await asyncio.sleep(0.05)
-                await asyncio.sleep(0)
-        await watch.until(PodEnded, "quota-0-1")
 
 
 @asynchronous
