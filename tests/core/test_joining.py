@@ -11,6 +11,7 @@ from airflow_eksbatch.core.engine.facts import (
     EnvironmentChecked,
     InstanceGone,
     InstanceLaunched,
+    InstancesListed,
     NodeClosed,
     NodeLost,
 )
@@ -18,6 +19,7 @@ from airflow_eksbatch.core.engine.setbacks import NONE_JOINED
 from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.planner.explain import explain
 from tests.build import a_node, a_world, an_environment, an_offering
 from tests.core.stage import Stage
 
@@ -118,8 +120,11 @@ def test_a_crash_gives_nobody_a_second_youth() -> None:
         lambda stage, node: InstanceGone(
             node_id=node.node_id, at=stage.now, reason="Client.InternalError: no access to the key"
         ),
+        lambda stage, node: InstancesListed(
+            compute_environment="ce", instances={}, at=stage.now + 1
+        ),
     ],
-    ids=["silent", "not ready", "lost", "ended by itself"],
+    ids=["silent", "not ready", "lost", "ended by itself", "missing"],
 )
 def test_an_environment_whose_nodes_never_join_becomes_invalid_and_says_why(news: object) -> None:
     stage, node = waiting(), a_node()
@@ -202,6 +207,8 @@ def test_one_instance_is_tried_again_after_a_while_and_if_it_joins_all_is_well()
     (node,) = launched(stage)
     stage.step()
     assert stage.of(LaunchNode) == []
+    why = " ".join(explain(stage.world, stage.job("b"), stage.now))
+    assert "ce is on trial, since its last 3 instances did not join: one is launched" in why
     stage.step(stage.ready(node))
     assert len(stage.of(LaunchNode)) == 8
 

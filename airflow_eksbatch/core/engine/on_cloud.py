@@ -14,7 +14,7 @@ from airflow_eksbatch.core.engine.setbacks import (
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobStatus
-from airflow_eksbatch.core.model.node import REBALANCE, SPOT_NOTICE, NodeId, NodeStatus
+from airflow_eksbatch.core.model.node import REBALANCE, SPOT_NOTICE, Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import Cause
 
 
@@ -80,9 +80,14 @@ def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:
         return
     if fact.reclaimed and node.closed != SPOT_NOTICE:
         turn.world.totals.reclaims += 1
-    if node.status is NodeStatus.LAUNCHED and not fact.reclaimed:
-        distrust(turn, node, f"ended before it joined: {fact.reason.rstrip('.')}")
-    give_up_node(turn, node, fact.at, fact.reason)
+    lose_instance(turn, node, fact.at, fact.reason, reclaimed=fact.reclaimed)
+
+
+def lose_instance(turn: Turn, node: Node, at: int, reason: str, *, reclaimed: bool) -> None:
+    """One that ends while its node is coming, and that nobody took back, did not get as far as others do."""
+    if node.status is NodeStatus.LAUNCHED and not reclaimed:
+        distrust(turn, node, f"ended before it joined: {reason.rstrip('.')}")
+    give_up_node(turn, node, at, reason)
 
 
 def on_instances_listed(turn: Turn, fact: facts.InstancesListed) -> None:
@@ -109,4 +114,5 @@ def on_instances_listed(turn: Turn, fact: facts.InstancesListed) -> None:
             continue
         is_old = node.launched_at is not None and node.launched_at < fact.at
         if is_old and node.node_id not in fact.instances:
-            give_up_node(turn, node, fact.at, "instance ended outside our knowledge")
+            reason = "instance ended outside our knowledge"
+            lose_instance(turn, node, fact.at, reason, reclaimed=False)

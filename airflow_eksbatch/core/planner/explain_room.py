@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Job
 from airflow_eksbatch.core.model.job_queue import JobQueue
@@ -121,6 +122,12 @@ def explain_growth(
         return (
             f"Compute environment {name} is full: its nodes have {world.vcpus[name]} of at most "
             f"{environment.max_vcpus} vCPUs, and none has {amount(shape)} free."
+        )
+    failed = world.never_joined[name]
+    if failed >= limits.NEVER_JOINED_MAX:
+        return (
+            f"Compute environment {name} is on trial, since its last {failed} instances did not join: one is "
+            "launched at a time until one does."
         )
     if len(refused) == len(able):
         return (
