@@ -188,6 +188,17 @@ def test_a_failed_job_tells_its_reason_and_the_end_of_its_output(play: Any, caps
     assert "FAILED (exit code 3): Essential container exited" in said
 
 
+def test_the_end_of_a_job_says_what_it_cost(play: Any, capsys: Any) -> None:
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        ending = asyncio.create_task(triggered(a_trigger(), manager))
+        [job] = await service.submitted()
+        await service.change(job, "SUCCEEDED", exitCode=0, cost={"usd": 0.0123})
+        assert isinstance(await ending, TaskSuccessEvent)
+
+    play(scenario)
+    assert " cost 0.012300 USD" in capsys.readouterr().out
+
+
 def test_an_array_tells_which_children_failed_and_shows_the_output_of_one(
     play: Any, capsys: Any
 ) -> None:
