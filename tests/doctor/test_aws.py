@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
+from airflow_eksbatch.cli import main
 from airflow_eksbatch.cloud.aws import Aws, AwsSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
+from airflow_eksbatch.core.world.changes import Changes
 from airflow_eksbatch.doctor.aws.account import Identity
 from airflow_eksbatch.doctor.aws.notices import judge_policy, kinds_in
 from airflow_eksbatch.doctor.aws.quotas import covers, quota_from
 from airflow_eksbatch.doctor.aws.visit import look_at_aws
 from airflow_eksbatch.doctor.findings import Finding, Group, Mark, Report
+from airflow_eksbatch.service.settings import Settings
+from airflow_eksbatch.service.wiring import make_store
 from tests.cloud.account import Account
 from tests.cloud.door import REGION
 from tests.doctor.rights_door import ACCOUNT, EVERYTHING, RightsDoor
@@ -262,6 +266,45 @@ def test_spot_without_notices_is_a_warning(account: Account, door: RightsDoor) -
     spot = account.environment("spot", market=Market.SPOT)
     (found,) = not_ok(report_on(door, spot, notices=""))
     assert (found.check, "--notices eksbatch-notices" in found.fix) == ("notices", True)
+
+
+# ---- the command
+
+
+def test_the_command_looks_at_aws_also_where_the_cluster_does_not_answer(
+    account: Account,
+    door: RightsDoor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(account, door)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    kubeconfig = {"clusters": [cluster], "contexts": [context], "current-context": "c"}
+    users = [{"name": "u", "user": {"token": "t"}}]
+    file = tmp_path / "kubeconfig"
+    file.write_text(
+        json.dumps({"apiVersion": "v1", "kind": "Config", "users": users, **kubeconfig})
+    )
+    database = f"sqlite:///{tmp_path / 'eksbatch.db'}"
+    store = make_store(Settings(database=database))
+    store.open()
+    store.commit(Changes(compute_environments=[account.environment()]))
+    store.close()
+
+    options = ["--cluster", "kubeconfig", "--kubeconfig", str(file), "--database", database]
+    options += ["--cloud", "ec2", "--aws-endpoint", door.url, "--notices", QUEUE]
+    assert main(["doctor", "--json", *options]) == 1
+
+    told = json.loads(capsys.readouterr().out)
+    marks = {g["title"]: {f["mark"] for f in g["findings"]} for g in told["groups"]}
+    assert marks.pop("database") == {"ok", "warning"}
+    assert marks.pop("Kubernetes c") == {"wrong"}
+    assert set(marks) >= {"AWS account", "compute environment ce in AWS", "notices"}
+    assert set.union(*marks.values()) == {"ok"}
 
 
 # ---- pure parts
