@@ -14,7 +14,7 @@ import pytest
 from airflow_eksbatch.core.model import labels
 from tests.airflow.rig import Airflow
 from tests.kubernetes.bed import NAMESPACE, a_plane
-from tests.kubernetes.dag_runs import job_of, pod_of, register_until_told, start_run
+from tests.kubernetes.dag_runs import JOB_WITHIN_S, job_of, pod_of, register_until_told, start_run
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.network import Network
 from tests.kubernetes.rig.real_node import RealNode
@@ -88,9 +88,10 @@ def run(airflow: Airflow, service: RunningService, nodes: dict[str, RealNode]) -
     return start_run(airflow, service, "containers", "nodes")
 
 
-def log_of(airflow: Airflow, run: str, task_id: str, state: str, **wait: float) -> str:
+def log_of(airflow: Airflow, run: str, task_id: str, state: str) -> str:
     """The task's log once it has ended like that."""
-    row = airflow.wait_for_task("containers", run, task_id, "success", "failed", **wait)
+    ends = ("success", "failed")
+    row = airflow.wait_for_task("containers", run, task_id, *ends, within_s=JOB_WITHIN_S)
     log = airflow.rest.task_log("containers", run, task_id)
     assert row["state"] == state, log
     return log
@@ -138,7 +139,7 @@ def test_a_job_whose_kubelet_dies_runs_again_for_free_on_the_other_node(
 def test_a_container_that_is_out_of_time_sees_sigterm_and_then_sigkill(
     airflow: Airflow, run: str
 ) -> None:
-    log = log_of(airflow, run, "late", "failed", within_s=SILENT_S)
+    log = log_of(airflow, run, "late", "failed")
     assert "] told to stop" in log
     assert "FAILED (exit code 137): Job attempt duration exceeded timeout" in log
 
