@@ -296,7 +296,8 @@ def test_a_task_of_airflow_buys_a_machine_whose_kubelet_runs_its_container(
     pod = pod_of(plane, job_of(airflow, "bought", run, "bought"))
     node = plane.admin.get(f"/api/v1/nodes/{pod['spec']['nodeName']}")
     (instance,) = account.instances("running")
-    assert node["spec"]["providerID"] == f"aws:///us-east-1a/{instance['InstanceId']}"
+    zone = instance["Placement"]["AvailabilityZone"]
+    assert node["spec"]["providerID"] == f"aws:///{zone}/{instance['InstanceId']}"
     assert node["metadata"]["labels"]["node.kubernetes.io/instance-type"] == "m5.large"
     assert pod["metadata"]["creationTimestamp"] >= daemon_ready_at(plane, daemons, node)
     (tmp_path / "go").touch()
