@@ -14,7 +14,6 @@ import pytest
 
 from airflow_eksbatch.cloud import refusals
 from airflow_eksbatch.cloud.embedded import EmbeddedCloud
-from airflow_eksbatch.cloud.fixed import Machine, fixed_cloud
 from airflow_eksbatch.cloud.instances import CloudSettings
 from airflow_eksbatch.cloud.port import Cloud, CloudDown
 from airflow_eksbatch.cluster.local import LocalCluster
@@ -193,19 +192,6 @@ class EmbeddedBed:
                 await scene.cloud.delete_environment(name)
 
 
-class FixedBed(EmbeddedBed):
-    """Three machines that are there."""
-
-    market = Market.ON_DEMAND
-    machines = tuple(Machine(name=f"rack-{n}", vcpus=4, memory_mib=8_192) for n in (1, 2, 3))
-
-    def make(self, cluster: LocalCluster) -> EmbeddedCloud:
-        return fixed_cloud(self.directory / "cloud", cluster, self.machines)
-
-    def describe(self, name: str, **fields: Any) -> ComputeEnvironment:
-        return an_environment(name, **fields)
-
-
 class Ec2Bed(EmbeddedBed):
     """EC2 as moto has it, and machines that run pods as processes."""
 
@@ -245,13 +231,13 @@ def door() -> Iterator[PoweredDoor]:
         yield door
 
 
-@pytest.fixture(params=["embedded", "fixed", "ec2"])
+@pytest.fixture(params=["embedded", "ec2"])
 def bed(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     directory = tmp_path / "a home"
     if request.param == "ec2":
         bed = Ec2Bed(directory, request.getfixturevalue("door"))
     else:
-        bed = {"embedded": EmbeddedBed, "fixed": FixedBed}[request.param](directory)
+        bed = EmbeddedBed(directory)
     yield bed
     asyncio.run(bed.clean())
 
@@ -618,8 +604,9 @@ async def test_settings_are_changed_altogether_or_not_at_all(spot: EmbeddedBed) 
 
 
 @asynchronous
-async def test_on_demand_instances_and_machines_are_never_taken_back(tmp_path: Path) -> None:
-    bed = FixedBed(tmp_path)
+async def test_on_demand_instances_are_never_taken_back(tmp_path: Path) -> None:
+    bed = EmbeddedBed(tmp_path)
+    bed.market = Market.ON_DEMAND
     async with bed.open() as scene:
         one, *_ = await launches(bed, scene)
         (instance_id,) = await scene.launched(one)
@@ -664,31 +651,3 @@ async def test_a_damaged_file_of_instances_is_one_sentence_that_says_what_to_do(
                 raise AssertionError("it was taken for good")
         assert str(file) in str(refused.value)
         assert file.read_text() == text
-
-
-# ---- machines that are there
-
-
-@asynchronous
-async def test_a_machine_is_had_once_and_again_after_its_end(tmp_path: Path) -> None:
-    bed = FixedBed(tmp_path)
-    async with bed.open() as scene:
-        one, *_ = await launches(bed, scene)
-        (instance_id,) = await scene.launched(one)
-        again = launch(one.offering, 9)
-        assert of(LaunchRefused, await scene.cloud.launch([again]))
-        await scene.cloud.terminate([terminate(one, instance_id)])
-        await scene.launched(again)
-    await bed.clean()
-
-
-@asynchronous
-async def test_machines_are_named_once_and_never_spot(tmp_path: Path) -> None:
-    bed = FixedBed(tmp_path)
-    async with bed.open() as scene:
-        with pytest.raises(ValueError, match="never Spot"):
-            await scene.cloud.offerings(an_environment(market=Market.SPOT))
-        some = an_environment(instance_types=("rack-2",))
-        assert [sold.instance_type for sold in await scene.cloud.offerings(some)] == ["rack-2"]
-        with pytest.raises(ValueError, match="listed twice: rack-1"):
-            fixed_cloud(tmp_path, scene.cluster, [*bed.machines, bed.machines[0]])
