@@ -37,6 +37,10 @@ def a_plane(directory: Path, **more: Any) -> Iterator[ControlPlane]:
         plane.apply(MANIFEST)
         account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"
         plane.wait_for("the service account of jobs", lambda: plane.admin.find(account))
+        for path in (f"/api/v1/namespaces/{NAMESPACE}/pods", "/api/v1/nodes"):
+            plane.wait_for(
+                "the service's rights", lambda path=path: plane.may_get("eksbatch", path)
+            )
         yield plane
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from tests.airflow.processes import Child, stop_children, wait_for
 from tests.airflow.rig import free_port
-from tests.kubernetes.rig.api import Api
+from tests.kubernetes.rig.api import Api, SaidNo
 from tests.kubernetes.rig.binaries import binary
 from tests.kubernetes.rig.identities import (
     ADMIN,
     CONTROLLERS,
+    ORDINARY,
     ORDINARY_RIGHTS,
     SCHEDULER,
     Identities,
@@ -92,9 +93,17 @@ class ControlPlane:
         # Pods are refused until their namespace has its service account, and what `edit` may do is
         # put together by a controller.
         account = "/api/v1/namespaces/default/serviceaccounts/default"
-        role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/edit"
         self.wait_for("the controllers", lambda: self.admin.find(account))
-        self.wait_for("the role `edit`", lambda: self.admin.get(role).get("rules"))
+        pods = "/api/v1/namespaces/default/pods"
+        self.wait_for("the role `edit`", lambda: self.may_get(ORDINARY, pods))
+
+    def may_get(self, identity: str, path: str) -> bool:
+        """Whether the API server lets it: it knows of roles some moments after they are there."""
+        try:
+            self.api(identity).get(path)
+        except SaidNo:
+            return False
+        return True
 
     def stop(self) -> None:
         """Clients before servers, each by its own id."""
