@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_eksbatch.core.engine.facts import InstanceLaunched
+from airflow_eksbatch.core.engine.facts import InstanceLaunched, NodeClosed
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
@@ -173,6 +173,9 @@ def test_nodes_on_their_way_are_counted_from_the_first_request() -> None:
     number = len(stage.world.nodes)
     assert f"{number_of(number, 'node')} large enough" in why(stage.world, "a", stage.now)
     assert "being launched in ce, the first asked for 10 s ago." in why(stage.world, "a", stage.now)
+    stage.step(NodeClosed(node_id=node_id, reason="the node is not ready", at=stage.now))
+    text = why(stage.world, "a", stage.now)
+    assert "asked for 10 s ago; 1 joined and not ready yet (the node is not ready)." in text
 
 
 def test_environments_are_told_in_the_order_of_the_queue() -> None:

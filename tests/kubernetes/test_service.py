@@ -60,7 +60,8 @@ def test_jobs_run_on_labelled_nodes_and_leave_nothing_behind(
     register(batch, "fails", **{"rig/lasts": "0s", "rig/exit-code": "7"})
     register(batch, "stays", **{"rig/lasts": "1h"})
     array = submit(batch, "work", arrayProperties={"size": 40})
-    nodes.add_many(2, instance_type="m6i.large", labels={labels.ENVIRONMENT_UUID: uuid})
+    given = {labels.ENVIRONMENT_UUID: uuid}
+    names = nodes.add_many(2, instance_type="m6i.large", labels=given)
     assert service.wait_for_ends({array}) == {array: "SUCCEEDED"}
 
     failing = submit(batch, "fails", retryStrategy={"attempts": 2})
@@ -68,6 +69,7 @@ def test_jobs_run_on_labelled_nodes_and_leave_nothing_behind(
     detail = batch.describe_jobs(jobs=[failing])["jobs"][0]
     codes = [each["containers"][0]["exitCode"] for each in detail["eksAttempts"]]
     assert codes == [7, 7]
+    assert {each["nodeName"] for each in detail["eksAttempts"]} <= set(names)
     assert detail["statusReason"] == "Essential container in task exited"
 
     staying = submit(batch, "stays")

@@ -296,7 +296,7 @@ def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
         "eksClusterArn": view.cluster_arn,
         "podName": attempt.pod_name,
         "podNamespace": view.namespace,
-        "nodeName": attempt.node_id,
+        "nodeName": attempt.node_name or attempt.node_id,
         "startedAt": attempt.started_at,
         "stoppedAt": attempt.stopped_at,
         "statusReason": end.status_reason,
@@ -318,7 +318,7 @@ def pod_detail(view: JobView, last: Attempt | None) -> Wire:
     """podProperties as resolved, with where the last attempt ran and how it ended."""
     pod: Wire = msgspec.json.decode(view.job.spec.pod)
     if last is not None:
-        pod["podName"], pod["nodeName"] = last.pod_name, last.node_id
+        pod["podName"], pod["nodeName"] = last.pod_name, last.node_name or last.node_id
         for container in pod.get("containers", []):
             ended = ended_container(container.get("name", "Default"), last)
             container.update({k: v for k, v in ended.items() if k in ("exitCode", "reason")})

@@ -27,6 +27,7 @@ def start_attempt(turn: Turn, job: Job, index: int, node: Node) -> None:
         charged_before=before.charged,
         waited_before=before.waited,
         node_id=node.node_id,
+        node_name=node.node_name or "",
         created_at=turn.now,
     )
     if before.placed > before.waited:

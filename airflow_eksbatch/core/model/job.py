@@ -103,6 +103,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     waited_before: int = 0
     """How many before this one met a quota that was used up, and did not begin."""
     node_id: NodeId
+    node_name: str = ""
+    """As its cluster calls the node."""
     status: JobStatus = JobStatus.STARTING
     created_at: int
     seen_at: int | None = None

@@ -179,9 +179,18 @@ def explain_coming(
             are = "is" if len(coming) == 1 else "are"
             sentences.append(
                 f"{number_of(len(coming), 'node')} large enough {are} being launched in {name}, "
-                f"the first asked for {since} ago."
+                f"the first asked for {since} ago{explain_joined(coming)}."
             )
     return sentences
+
+
+def explain_joined(coming: list[Node]) -> str:
+    """Of nodes on their way, those that are in the cluster already, and what they wait for."""
+    joined = [node for node in coming if node.joined_at is not None]
+    if not joined:
+        return ""
+    lacks = listed(sorted({node.lacks for node in joined if node.lacks}))
+    return f"; {len(joined)} joined and not ready yet{f' ({lacks})' if lacks else ''}"
 
 
 # ---- rooms that are there and kept
