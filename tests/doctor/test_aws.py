@@ -223,7 +223,7 @@ def test_what_is_broken_in_the_account_is_named_with_its_fix(
     ("resources", "sentence", "fix"),
     [
         ({"subnets": ["subnet-0000000000000000a"]}, "subnet-0000000000000000a", "subnets="),
-        ({"instanceRole": "nobody"}, "Instance profile nobody does not exist", "README.md"),
+        ({"instanceRole": "nobody"}, "Instance profile nobody does not exist", "eks.md"),
         ({"instanceRole": ""}, "instanceRole is missing", "instanceRole=eksbatch-node"),
         ({"instanceTypes": ["m9.huge"]}, "is no instance type", "update-compute-environment"),
         ({"securityGroupIds": ["sg-00000000000000000"]}, "sg-00000000000000000", "update-compute"),
