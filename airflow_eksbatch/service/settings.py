@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cloud: str = "auto"
     aws_endpoint: str = ""
     notices: str = ""
+    gather_s: float = 0.5
     launches_per_s: float = 2.0
     join_s: int = 900
     idle_s: float = 60.0
@@ -196,6 +197,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Seconds from launch within which an instance must have joined its cluster; one that has not is ended, and "
         "another is tried elsewhere.",
         least=1,
+    ),
+    _setting(
+        WHAT,
+        "gather_s",
+        "Seconds without new work before instances are bought, three times as many at most: what is submitted in one "
+        "burst then shares machines.",
+        least=0,
     ),
     _setting(
         WHAT,

@@ -218,7 +218,10 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
 
 def _step_settings(settings: Settings) -> StepSettings:
     return StepSettings(
-        idle_s=settings.idle_s, join_s=settings.join_s, check_plans=settings.check_plans
+        idle_s=settings.idle_s,
+        join_s=settings.join_s,
+        gather_s=settings.gather_s,
+        check_plans=settings.check_plans,
     )
 
 

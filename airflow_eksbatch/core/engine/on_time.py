@@ -28,7 +28,10 @@ def on_time(turn: Turn) -> None:
                 watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
-        elif kind != "refusal":  # Of which only the time counts: the planner may buy there again
+        elif kind not in (
+            "refusal",
+            "gather",
+        ):  # Of which only the time counts: the planner may buy again
             on_node_deadline(turn, kind, NodeId(key))
 
 

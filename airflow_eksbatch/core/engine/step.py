@@ -62,7 +62,10 @@ def step(world: World, news: Sequence[facts.Fact], now: int, settings: StepSetti
     answers = [react(turn, fact) for fact in news]
     on_time.on_time(turn)
     wake_dependents(turn)
-    plan = make_plan(world, now, settings.idle_s)
+    due = world.gathering.due(now, int(settings.gather_s * 1000))
+    if due > now:
+        world.wake_at(due, "gather", "")
+    plan = make_plan(world, now, settings.idle_s, buys=due <= now)
     if settings.check_plans:
         check_plan(world, plan, now)
     carry_out(turn, plan)

@@ -21,6 +21,8 @@ class StepSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long an empty node is kept where its environment does not say."""
     join_s: int = limits.NODE_JOIN_S_MAX
     """How long an instance may take to join its cluster."""
+    gather_s: float = 0.0
+    """How long no new work must have come before instances are bought; three times as long at most."""
     check_plans: bool = False
     """Count again what every plan does before it is carried out: for tests and the simulator."""
 

@@ -9,15 +9,16 @@ from airflow_eksbatch.core.planner.retire import retire_nodes
 from airflow_eksbatch.core.world.world import World
 
 
-def make_plan(world: World, now: int, idle_s: float) -> Plan:
+def make_plan(world: World, now: int, idle_s: float, *, buys: bool = True) -> Plan:
     """What follows from the world as it is; reads it and changes nothing.
 
-    `now` is epoch ms; `idle_s` the grace of empty nodes where their environment does not say.
+    `now` is epoch ms; `idle_s` the grace of empty nodes where their environment does not say; without `buys` nothing is
+    launched this time.
     """
     fit = Fit(world, now)
     return Plan(
         placements=fit.placements,
-        launches=provision(world, fit.buyable_demand(), now),
+        launches=provision(world, fit.buyable_demand(), now) if buys else [],
         retirements=retire_nodes(world, fit.placements, now, idle_s, kept_back=fit.kept_back),
         unplaced={
             job_class: count for demand in fit.left.values() for job_class, count in demand.items()

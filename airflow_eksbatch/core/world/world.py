@@ -31,6 +31,7 @@ from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world import books
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.world.gathering import Gathering
 from airflow_eksbatch.core.world.index_check import check_indexes
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
 
@@ -65,6 +66,7 @@ class World:
         self.on_demand_only: set[JobId] = set()
         """Jobs that Spot has taken often enough."""
         self.never_joined: Counter[str] = Counter()
+        self.gathering = Gathering()
         """Instances in a row that did not become nodes, by compute environment."""
         self.counters = Counters()
         self.totals = Totals()
@@ -111,6 +113,7 @@ class World:
         line = self.line_of(job)
         line.count += ranges.count(members)
         line.enter(job)
+        self.gathering.arrivals += 1
         self.note_job(job)
 
     def draw_runnable(self, job: Job, limit: int) -> list[int]:
