@@ -20,6 +20,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity JOIN pg_locks USING (pid)
 WHERE datname = current_database() AND relation = 'eksbatch_leases'::regclass AND pid <> pg_backend_pid()
 AND wait_event_type = 'Client' AND state_change < clock_timestamp() - interval '5 seconds'
 """
+CLOCK = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
 # All queries of a load see the same moment.
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
@@ -50,6 +51,7 @@ def postgres_store(url: str) -> SqlStore:
         lock=MIGRATION_LOCK,
         snapshot=SNAPSHOT,
         evict=EVICT,
+        clock=CLOCK,
     )
 
 

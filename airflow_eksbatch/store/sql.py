@@ -46,7 +46,7 @@ class SqlStore:
     """One connection, used by one thread; `insert` makes the dialect's insert, which knows upserts.
 
     `lock` is said before migrations, `snapshot` before a load, `evict` before the lease of another is taken, where the
-    database does not see to it by itself.
+    database does not see to it by itself; `clock` asks what time it has (epoch ms), where it has its own.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class SqlStore:
         lock: str | None = None,
         snapshot: str | None = None,
         evict: str | None = None,
+        clock: str | None = None,
     ) -> None:
         self._engine = engine
         self._insert = insert
@@ -65,6 +66,7 @@ class SqlStore:
         self._lock = lock
         self._snapshot = snapshot
         self._evict = evict
+        self._clock = clock
         self._upserts = {table: _upsert(insert, table) for table in schema.metadata.sorted_tables}
         self._add_costs = costs.adding(insert)
         self._connection: Connection | None = None
@@ -78,10 +80,7 @@ class SqlStore:
 
     def look(self) -> StoreView:
         with self._transaction(writes=True) as connection:
-            version, clock_ms = version_of(connection), None
-            if connection.dialect.name == "postgresql":
-                clock = func.extract("epoch", func.clock_timestamp())
-                clock_ms = int(connection.execute(select(clock)).scalar_one() * 1000)
+            version, clock_ms = version_of(connection), self._clock_ms(connection)
             if not version:
                 return StoreView(schema_version=0, newest_version=len(STEPS), clock_ms=clock_ms)
             # Changes nothing, and is refused where the lease could not be taken.
@@ -341,11 +340,13 @@ class SqlStore:
             return gone.rowcount > 0
 
     def now(self) -> int | None:
-        if self._engine.dialect.name != "postgresql":
+        if self._clock is None:
             return None
-        clock = func.extract("epoch", func.clock_timestamp())
         with self._transaction() as connection:
-            return int(connection.execute(select(clock)).scalar_one() * 1000)
+            return self._clock_ms(connection)
+
+    def _clock_ms(self, connection: Connection) -> int | None:
+        return None if self._clock is None else connection.execute(text(self._clock)).scalar_one()
 
     def take_lease(self, owner: str, now: int, seconds: int) -> int | None:
         nobody = {"name": LEASE, "owner": "", "fence": 0, "until": 0}

@@ -13,6 +13,8 @@ from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import Cause
 
+# Of these only the time counts: the planner may buy again.
+BUYING = ("refusal", "gather")
 TIMED_OUT = "Job attempt duration exceeded timeout"
 
 
@@ -28,10 +30,7 @@ def on_time(turn: Turn) -> None:
                 watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
-        elif kind not in (
-            "refusal",
-            "gather",
-        ):  # Of which only the time counts: the planner may buy again
+        elif kind not in BUYING:
             on_node_deadline(turn, kind, NodeId(key))
 
 
@@ -107,7 +106,7 @@ def derive_deadlines(turn: Turn) -> None:
     for environment in turn.world.compute_environments.values():
         if is_to_be_tried(environment):
             turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
-    for job in list(turn.world.jobs.values()):
+    for job in turn.world.jobs.values():
         watch_spot(turn, job)
     for attempt in turn.world.attempts.values():
         job = turn.world.jobs[attempt.job_id]

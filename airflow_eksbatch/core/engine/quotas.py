@@ -13,7 +13,7 @@ def rest_namespace(turn: Turn, environment: str, reason: str) -> None:
         return
     times = turn.world.full_times[environment] + 1
     turn.world.full_times[environment] = times
-    rest_s = min(limits.QUOTA_REST_S << min(times - 1, 10), limits.QUOTA_REST_S_MAX)
+    rest_s = limits.doubled(limits.QUOTA_REST_S, times, limits.QUOTA_REST_S_MAX)
     turn.world.full[environment] = NamespaceFull(
         since=turn.now, until=turn.now + rest_s * 1000, reason=reason
     )

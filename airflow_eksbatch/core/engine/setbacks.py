@@ -25,7 +25,7 @@ def rest(turn: Turn, where: str) -> None:
     if since < 0:
         return
     times[where] = times.get(where, 0) + 1 if since <= limits.REFUSAL_S_MAX * 1000 else 1
-    rest_s = min(limits.REFUSAL_S << min(times[where] - 1, 10), limits.REFUSAL_S_MAX)
+    rest_s = limits.doubled(limits.REFUSAL_S, times[where], limits.REFUSAL_S_MAX)
     until[where] = turn.now + rest_s * 1000
     turn.wake_in(rest_s, "refusal", where)
 

@@ -58,3 +58,8 @@ RESERVE_AFTER_S = 300
 LAUNCHES_PER_BEAT_MAX = 500
 # Dispatch turns one queue may take in a beat; a turn takes a share of the class, so the order stays close to exact.
 TURNS_PER_BEAT_MAX = 2_000
+
+
+def doubled(first_s: int, times: int, most_s: int) -> int:
+    """How long to rest the so-manieth time in a row."""
+    return min(first_s << min(times - 1, 10), most_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
+from functools import cached_property
 
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId
@@ -75,18 +76,27 @@ class Fit:
         """Nodes with room for what does."""
         self._roomiest: Roomiest | None = None
         self._held: set[NodeId] = set()
-        lines, doomed = lines_by_queue(world), sorted_doomed(world)
-        if not lines and not doomed:
-            return
-        self._on_their_way = places_on_their_way(world)
-        self._free_cpu_m = free_cpu_m(world)
-        waiting = {line.job_class.shape for several in lines.values() for line in several}
-        self._floors = floors_of_ready_nodes(world, waiting)
+        self._lines = lines_by_queue(world)
         for queue in queues_in_order(world):
-            if queue.name in lines:
-                self._serve(queue, lines[queue.name])
-        for (name, job_class), count in doomed:
+            if queue.name in self._lines:
+                self._serve(queue, self._lines[queue.name])
+        for (name, job_class), count in sorted_doomed(world):
             self._find_refuge(name, job_class, count)
+
+    # In most beats nobody waits, and nobody asks for these.
+
+    @cached_property
+    def _floors(self) -> dict[str, Floor]:
+        lines = (line for several in self._lines.values() for line in several)
+        return floors_of_ready_nodes(self._world, {line.job_class.shape for line in lines})
+
+    @cached_property
+    def _on_their_way(self) -> dict[str, Counter[Resources]]:
+        return places_on_their_way(self._world)
+
+    @cached_property
+    def _free_cpu_m(self) -> dict[str, int]:
+        return free_cpu_m(self._world)
 
     def buyable_demand(self) -> dict[str, Demand]:
         """What capacity may be bought for; what nobody sells must not use up what a queue may still take."""

@@ -11,16 +11,15 @@ PAUSES_MAX = 3
 class Gathering(msgspec.Struct):
     """When work came that nothing was bought for yet. Not kept: after a start it is bought for at once."""
 
-    arrivals: int = 0
-    """How often something has become runnable."""
-    seen: int = 0
+    has_news: bool = False
+    """Something has become runnable in this step."""
     first_at: int | None = None
     last_at: int = 0
 
     def due(self, now: int, pause_ms: int) -> int:
         """From when on instances may be bought (epoch ms): nothing more has come for so long."""
-        if self.arrivals != self.seen:
-            self.seen, self.last_at = self.arrivals, now
+        if self.has_news:
+            self.has_news, self.last_at = False, now
             self.first_at = now if self.first_at is None else self.first_at
         if self.first_at is None:
             return now

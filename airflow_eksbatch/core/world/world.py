@@ -66,8 +66,8 @@ class World:
         self.on_demand_only: set[JobId] = set()
         """Jobs that Spot has taken often enough."""
         self.never_joined: Counter[str] = Counter()
-        self.gathering = Gathering()
         """Instances in a row that did not become nodes, by compute environment."""
+        self.gathering = Gathering()
         self.counters = Counters()
         self.totals = Totals()
 
@@ -113,7 +113,7 @@ class World:
         line = self.line_of(job)
         line.count += ranges.count(members)
         line.enter(job)
-        self.gathering.arrivals += 1
+        self.gathering.has_news = True
         self.note_job(job)
 
     def draw_runnable(self, job: Job, limit: int) -> list[int]:
