@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,7 +37,7 @@ from tests.cloud import door
 from tests.cloud.account import ZONES, Account
 from tests.kubernetes.bed import NAMESPACE, a_plane
 from tests.kubernetes.bench import bound_pods
-from tests.kubernetes.on_ec2 import an_account, create_environment, create_queue
+from tests.kubernetes.on_ec2 import a_service, an_account, create_environment, create_queue
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.images import BUSYBOX
@@ -80,24 +77,6 @@ def demand(queue: str) -> Wanted:
     counts = {shape: int(weight * scale) for shape, weight in weights.items()}
     counts[next(iter(counts))] += JOBS[queue] - sum(counts.values())
     return counts
-
-
-@contextmanager
-def a_service(plane: ControlPlane, account: Account, home: Path) -> Iterator[RunningService]:
-    """As people run it, but that empty machines go at once."""
-    options = (
-        *("--port", "0", "--idle-s", "0", "--cluster", "kubeconfig"),
-        *("--kubeconfig", str(plane.kubeconfig("eksbatch"))),
-        *("--cloud", "ec2", "--aws-endpoint", account.door.url),
-        *("--launches-per-s", "1000"),
-    )
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    with mock.patch.dict(os.environ, keys):
-        service = RunningService(home, *options, command="serve")
-        try:
-            yield service.start()
-        finally:
-            service.end()
 
 
 def set_prices(account: Account) -> None:
@@ -165,7 +144,7 @@ def bench(queue: str, market: Market, lasts_s: int) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as directory,
         a_plane(Path(directory) / "plane") as plane,
         an_account(plane) as account,
-        a_service(plane, account, Path(directory) / "home") as service,
+        a_service(plane, account, Path(directory) / "home", "--idle-s", "0", watched=()) as service,
         Joiner(account.door.url, plane, KwokMachines(plane, account.ec2)),
     ):
         FakeNodes(plane)
@@ -182,13 +161,13 @@ def bench(queue: str, market: Market, lasts_s: int) -> dict[str, Any]:
             if not bound.wait(WITHIN_S):
                 raise SystemExit(f"not every pod was bound within {WITHIN_S:.0f} s")
             bound_s = time.time() - began
-        nodes = nodes_of(Path(directory) / "home")
+        nodes = nodes_of(service.home)
         ends = service.wait_for_ends(set(jobs))
         wait_for("zero", lambda: is_nothing_left(plane, account), within_s=WITHIN_S, poll_s=0.2)
         ended = time.time()
         told = service.batch().describe_jobs(jobs=jobs)["jobs"]
         last_end = max(job["stoppedAt"] for job in told) / 1000
-        later = len(nodes_of(Path(directory) / "home")) - len(nodes)
+        later = len(nodes_of(service.home)) - len(nodes)
         lp = bound_usd_hour(account, market, wanted)
     return {
         "queue": queue,

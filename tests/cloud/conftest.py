@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -19,9 +18,7 @@ def open_door() -> Iterator[Door]:
 
 @pytest.fixture
 def door(open_door: Door) -> Door:
-    open_door.reset()
-    request = urllib.request.Request(f"{open_door.url}/moto-api/reset", method="POST")
-    urllib.request.urlopen(request).close()
+    open_door.empty()
     return open_door
 
 

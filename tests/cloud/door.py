@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,12 @@ class Door:
         self.shows_instances = True
         self.ends_instances = True
         self.ahead_s = 0.0
+
+    def empty(self) -> None:
+        """Of an open door: nothing is left, behind it neither."""
+        self.reset()
+        request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
+        urllib.request.urlopen(request).close()
 
     def refuse(self, action: str, code: str, **how: Any) -> Fault:
         fault = Fault(action=action, code=code, **how)

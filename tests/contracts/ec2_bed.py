@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,10 +77,8 @@ class Ec2Ways:
 
     def __init__(self, door: PoweredDoor) -> None:
         self.door = door
-        door.reset()
+        door.empty()
         door.machines.clear()
-        request = urllib.request.Request(f"{door.url}/moto-api/reset", method="POST")
-        urllib.request.urlopen(request).close()
         self.account = Account(door)
         self.names: dict[str, str] = {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -9,6 +11,7 @@ from airflow_eksbatch.core.engine.effects import CheckEnvironment, LaunchNode, T
 from airflow_eksbatch.core.engine.facts import (
     ComputeEnvironmentPut,
     EnvironmentChecked,
+    Fact,
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
@@ -126,12 +129,14 @@ def test_a_crash_gives_nobody_a_second_youth() -> None:
     ],
     ids=["silent", "not ready", "lost", "ended by itself", "missing"],
 )
-def test_an_environment_whose_nodes_never_join_becomes_invalid_and_says_why(news: object) -> None:
+def test_an_environment_whose_nodes_never_join_becomes_invalid_and_says_why(
+    news: Callable[[Stage, Node], Fact | None],
+) -> None:
     stage, node = waiting(), a_node()
     for _ in range(limits.NEVER_JOINED_MAX):
         assert environment_of(stage)[0] == "VALID"
         (node,) = launched(stage)
-        fact = news(stage, node)  # type: ignore[operator]
+        fact = news(stage, node)
         if fact is not None:
             stage.step(fact)
         if node.status is NodeStatus.LAUNCHED and node.node_id in stage.world.nodes:

@@ -237,13 +237,14 @@ def test_a_crash_forgets_no_loss() -> None:
 def test_from_its_time_on_a_job_that_waits_is_bought_for_on_demand() -> None:
     """Before that it waits for Spot, which is not to be had."""
     at = "2023-11-14T23:13:20+00:00"  # An hour from now
-    stage = Stage(on_both_markets())
-    stage.world.offerings["spot"] = ()
-    stage.world.offerings["ce"] = (A,)
-    stage.world.with_(an_environment(max_vcpus=0))  # type: ignore[attr-defined]
+    world = on_both_markets()
+    stage = Stage(world)
+    world.offerings["spot"] = ()
+    world.offerings["ce"] = (A,)
+    world.with_(an_environment(max_vcpus=0))
     stage.submit("a", vcpus=4, tags={ON_DEMAND_BY: at})
-    stage.world.with_(an_environment())  # type: ignore[attr-defined]
-    stage.world.offerings["spot"] = (SPOT,)
+    world.with_(an_environment())
+    world.offerings["spot"] = (SPOT,)
     stage.now = NOW + 3_599_000
     stage.step()
     assert asked(stage) == [SPOT.pool]

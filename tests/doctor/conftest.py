@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -20,9 +19,7 @@ def open_door() -> Iterator[RightsDoor]:
 
 @pytest.fixture
 def door(open_door: RightsDoor) -> RightsDoor:
-    open_door.reset()
-    request = urllib.request.Request(f"{open_door.url}/moto-api/reset", method="POST")
-    urllib.request.urlopen(request).close()
+    open_door.empty()
     return open_door
 
 

@@ -20,6 +20,7 @@ from airflow_eksbatch.core.model.node import NodeId
 from tests.contracts.test_cluster import Watch
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes, eks_node
+from tests.service.running import RunningService
 
 MANIFEST = Path(__file__).resolve().parents[2] / "docker" / "kubernetes.yaml"
 NAMESPACE = "batch-jobs"
@@ -42,6 +43,17 @@ def a_plane(directory: Path, **more: Any) -> Iterator[ControlPlane]:
                 "the service's rights", lambda path=path: plane.may_get("eksbatch", path)
             )
         yield plane
+
+
+@contextmanager
+def service_for(kubeconfig: Path, home: Path, *options: str) -> Iterator[RunningService]:
+    """`eksbatch serve` for that cluster. Whoever needs it starts it; it ends with the block."""
+    cluster = ("--port", "0", "--cluster", "kubeconfig", "--kubeconfig", str(kubeconfig))
+    service = RunningService(home, *cluster, *options, command="serve")
+    try:
+        yield service
+    finally:
+        service.end()
 
 
 @asynccontextmanager

@@ -32,14 +32,14 @@ from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from tests.benchmarks.conditions import conditions
+from tests.kubernetes.bed import MANIFEST, NAMESPACE, service_for
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.identities import ADMIN, SERVICE
 from tests.kubernetes.rig.images import BUSYBOX
 from tests.service.running import RunningService
 
-MANIFEST = Path(__file__).resolve().parents[2] / "docker" / "kubernetes.yaml"
-OURS, OTHERS = "batch-jobs", "bench"
+OURS, OTHERS = NAMESPACE, "bench"
 CLUSTER = "arn:aws:eks:us-east-1:123456789012:cluster/rig"
 CONTAINER = {
     "image": BUSYBOX,
@@ -277,14 +277,9 @@ def main() -> None:
     results: Json = {"conditions": before}
     with tempfile.TemporaryDirectory() as directory, ControlPlane(Path(directory) / "p") as plane:
         plane.apply(MANIFEST)
-        kubeconfig = str(plane.kubeconfig("eksbatch"))
-        options = ("--port", "0", "--cluster", "kubeconfig", "--kubeconfig", kubeconfig)
-        service = RunningService(Path(directory) / "home", *options, command="serve")
-        try:
+        with service_for(plane.kubeconfig("eksbatch"), Path(directory) / "home") as service:
             bench = Bench(plane, service.start(), chosen.nodes)
             results["ours"] = bench.ours(chosen.pods)
-        finally:
-            service.end()
         # Without the service, which would watch the others' pods too.
         for way in (bench.same, bench.bare, bench.scheduled):
             results[way.__name__] = way(chosen.pods)

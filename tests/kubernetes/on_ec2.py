@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from tests.airflow.processes import Gone, wait_for
 from tests.cloud.account import PROFILE, Account
 from tests.cloud.door import Door
-from tests.kubernetes.bed import NAMESPACE
+from tests.kubernetes.bed import NAMESPACE, service_for
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.service.running import RunningService
 
@@ -25,8 +24,7 @@ Json = dict[str, Any]
 def an_account(plane: ControlPlane) -> Iterator[Account]:
     """An AWS account whose EKS cluster `main` is this control plane."""
     with Door().open() as door:
-        request = urllib.request.Request(f"{door.url}/moto-api/reset", method="POST")
-        urllib.request.urlopen(request).close()
+        door.empty()
         account = Account(door)
         authority = base64.b64encode(plane.identities.certificate.read_bytes()).decode()
         door.cluster = {"endpoint": plane.url, "certificateAuthority": {"data": authority}}
@@ -35,26 +33,22 @@ def an_account(plane: ControlPlane) -> Iterator[Account]:
 
 @contextmanager
 def a_service(
-    plane: ControlPlane, account: Account, home: Path, *options: str
+    plane: ControlPlane,
+    account: Account,
+    home: Path,
+    *options: str,
+    watched: tuple[str, ...] = ("--lease-s", "2", "--idle-s", "1", "--check-plans"),
 ) -> Iterator[RunningService]:
-    """`eksbatch serve --cloud ec2` with the rights of docker/kubernetes.yaml, ready."""
-    cluster = ("--cluster", "kubeconfig", "--kubeconfig", str(plane.kubeconfig("eksbatch")))
+    """`eksbatch serve --cloud ec2` with the rights of docker/kubernetes.yaml, ready. `watched`: as tests want it."""
     cloud = ("--cloud", "ec2", "--aws-endpoint", account.door.url)
+    # moto has no rate; EC2's own would make a burst last for what it lasts there.
+    pace = ("--launches-per-s", "1000")
+    kubeconfig = plane.kubeconfig("eksbatch")
     with pytest.MonkeyPatch.context() as environ:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             environ.setenv(name, "testing")
-        service = RunningService(
-            home,
-            *("--port", "0", "--lease-s", "2", "--idle-s", "1", "--check-plans"),
-            # moto has no rate; EC2's own would make a burst last for what it lasts there.
-            *("--launches-per-s", "1000"),
-            *(*cluster, *cloud, *options),
-            command="serve",
-        )
-        try:
+        with service_for(kubeconfig, home, *cloud, *pace, *watched, *options) as service:
             yield service.start()
-        finally:
-            service.end()
 
 
 def create_environment(

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_eksbatch.core.model import labels
 from tests.airflow.rig import Airflow
-from tests.kubernetes.bed import NAMESPACE, a_plane
+from tests.kubernetes.bed import NAMESPACE, a_plane, service_for
 from tests.kubernetes.dag_runs import JOB_WITHIN_S, job_of, pod_of, register_until_told, start_run
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.network import Network
@@ -36,16 +36,9 @@ def plane(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterato
 def service(
     plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    kubeconfig = ("--kubeconfig", str(plane.kubeconfig("eksbatch")))
-    service = RunningService(
-        tmp_path_factory.mktemp("service") / "home",
-        *("--port", "0", "--check-plans", "--cluster", "kubeconfig", *kubeconfig),
-        command="serve",
-    )
-    try:
+    home = tmp_path_factory.mktemp("service") / "home"
+    with service_for(plane.kubeconfig("eksbatch"), home, "--check-plans") as service:
         yield service.start()
-    finally:
-        service.end()
 
 
 @pytest.fixture(scope="module")

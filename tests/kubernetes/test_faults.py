@@ -12,7 +12,7 @@ import pytest
 
 from airflow_eksbatch.core.engine.facts import NodeClosed, NodeReady, PodEnded
 from tests.contracts.test_cluster import WAIT_S, asynchronous
-from tests.kubernetes.bed import MANAGED, a_fake_pod, a_plane, add_nodes, forgotten
+from tests.kubernetes.bed import MANAGED, a_fake_pod, a_plane, add_nodes, forgotten, service_for
 from tests.kubernetes.load import Load, a_load
 from tests.kubernetes.rig import history
 from tests.kubernetes.rig.control_plane import ControlPlane
@@ -51,16 +51,8 @@ def proxy(plane: ControlPlane) -> Iterator[Proxy]:
 
 @pytest.fixture
 def service(proxy: Proxy, tmp_path: Path) -> Iterator[RunningService]:
-    kubeconfig = ("--kubeconfig", str(proxy.kubeconfig("eksbatch")))
-    service = RunningService(
-        tmp_path / "home",
-        *("--port", "0", "--check-plans", "--cluster", "kubeconfig", *kubeconfig),
-        command="serve",
-    )
-    try:
+    with service_for(proxy.kubeconfig("eksbatch"), tmp_path / "home", "--check-plans") as service:
         yield service
-    finally:
-        service.end()
 
 
 @pytest.fixture

@@ -18,7 +18,16 @@ from airflow_eksbatch.doctor.findings import Mark, Report
 from airflow_eksbatch.doctor.kube.look import ACCOUNT
 from airflow_eksbatch.doctor.kube.visit import Wanted, look_at_clusters
 from tests.contracts.test_cluster import asynchronous
-from tests.kubernetes.bed import MANAGED, NAMESPACE, a_cluster, a_plane, a_pod, add_nodes, path_of
+from tests.kubernetes.bed import (
+    MANAGED,
+    NAMESPACE,
+    a_cluster,
+    a_plane,
+    a_pod,
+    add_nodes,
+    path_of,
+    service_for,
+)
 from tests.kubernetes.load import set_up, submit
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
@@ -150,17 +159,9 @@ def with_cpu(cpu: str) -> Json:
 
 @pytest.fixture
 def service(plane: ControlPlane, tmp_path: Path) -> Iterator[RunningService]:
-    service = RunningService(
-        tmp_path / "home",
-        *("--port", "0", "--check-plans", "--lease-s", "2", "--cluster", "kubeconfig"),
-        *("--kubeconfig", str(plane.kubeconfig("eksbatch"))),
-        command="serve",
-    )
-    service.start()
-    try:
-        yield service
-    finally:
-        service.end()
+    options = ("--check-plans", "--lease-s", "2")
+    with service_for(plane.kubeconfig("eksbatch"), tmp_path / "home", *options) as service:
+        yield service.start()
 
 
 def test_jobs_wait_for_the_quota_without_cost_and_fail_for_good_against_pod_security(

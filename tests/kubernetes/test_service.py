@@ -11,7 +11,7 @@ from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.service.wiring import make_cluster_and_cloud
-from tests.kubernetes.bed import NAMESPACE, a_plane
+from tests.kubernetes.bed import NAMESPACE, a_plane, service_for
 from tests.kubernetes.load import CLUSTER, register, set_up, submit
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
@@ -31,17 +31,9 @@ def nodes(plane: ControlPlane) -> FakeNodes:
 
 @pytest.fixture
 def service(plane: ControlPlane, tmp_path: Path) -> Iterator[RunningService]:
-    kubeconfig = ("--kubeconfig", str(plane.kubeconfig("eksbatch")))
-    service = RunningService(
-        tmp_path / "home",
-        *("--port", "0", "--check-plans", "--lease-s", "2", "--cluster", "kubeconfig", *kubeconfig),
-        command="serve",
-    )
-    service.start()
-    try:
-        yield service
-    finally:
-        service.end()
+    options = ("--check-plans", "--lease-s", "2")
+    with service_for(plane.kubeconfig("eksbatch"), tmp_path / "home", *options) as service:
+        yield service.start()
 
 
 def test_jobs_run_on_labelled_nodes_and_leave_nothing_behind(

@@ -15,7 +15,7 @@ import pytest
 from tests.airflow.processes import wait_for
 from tests.airflow.rig import free_port
 from tests.contracts.databases import Database, Postgres, get_server
-from tests.kubernetes.bed import a_plane
+from tests.kubernetes.bed import a_plane, service_for
 from tests.kubernetes.load import ENDS_WITHIN_S, Load, a_load, errors
 from tests.kubernetes.rig import history
 from tests.kubernetes.rig.control_plane import ControlPlane
@@ -84,15 +84,12 @@ def make_replica(plane: ControlPlane, database: Database, tmp_path: Path) -> Ite
 
         def make(kubeconfig: Path | None = None) -> RunningService:
             port = free_port()
-            kube = ("--cluster", "kubeconfig", "--kubeconfig")
-            replica = RunningService(
-                tmp_path / f"replica-{port}",
-                *("--database", database.url, "--port", str(port), "--check-plans"),
-                *(*kube, str(kubeconfig or plane.kubeconfig("eksbatch"))),
-                command="serve",
+            options = ("--database", database.url, "--port", str(port), "--check-plans")
+            kubeconfig = kubeconfig or plane.kubeconfig("eksbatch")
+            replica = ends.enter_context(
+                service_for(kubeconfig, tmp_path / f"replica-{port}", *options)
             )
             replica.url = f"http://127.0.0.1:{port}"
-            ends.callback(replica.end)
             return replica
 
         yield make
