@@ -6,8 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-from airflow_eksbatch.core.engine.facts import Fact
+from airflow_eksbatch.core.engine.facts import Fact, PodRunning, PodSeen
 from airflow_eksbatch.core.model.errors import Rejected
+
+# Progress that nothing hangs on but what people see: alone it waits so long for a beat, and a burst of it shares one.
+PROGRESS = (PodSeen, PodRunning)
+PROGRESS_S = 0.1
 
 
 class Letter:
@@ -45,6 +49,7 @@ class Inbox:
         self._told: deque[Letter] = deque()
         self._offered: deque[Letter] = deque()
         self._woken = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
         self._closed: str | None = None
 
     def __len__(self) -> int:
@@ -70,8 +75,17 @@ class Inbox:
 
     def tell(self, facts: Iterable[Fact]) -> None:
         """What a cluster, a cloud or the service itself has seen."""
-        self._told.extend(Letter(fact) for fact in facts)
-        self._woken.set()
+        letters = [Letter(fact) for fact in facts]
+        self._told.extend(letters)
+        if any(not isinstance(letter.fact, PROGRESS) for letter in letters):
+            self._woken.set()
+        elif letters:
+            self._wake_later()
+
+    def _wake_later(self) -> None:
+        if self._later is None and not self._woken.is_set():
+            loop = asyncio.get_running_loop()
+            self._later = loop.call_later(PROGRESS_S, self._woken.set)
 
     def give_back(self, letters: Iterable[Letter]) -> None:
         """Facts of a beat that was not kept: they come first in the next one."""
@@ -85,6 +99,9 @@ class Inbox:
         batch.extend(self._offered.popleft() for _ in range(offered))
         if not self:
             self._woken.clear()
+            if self._later is not None:
+                self._later.cancel()
+                self._later = None
         return batch
 
     def wake(self) -> None:

@@ -130,6 +130,28 @@ def test_a_token_that_is_not_taken_any_more_is_read_again(
     served(answer, scenario)
 
 
+def test_a_proxy_of_the_environment_is_asked_unless_the_host_is_excepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.headers["Host"])
+        return web.Response()
+
+    async def scenario(url: str) -> None:
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        for server in ("http://api.example", url):
+            file = a_kubeconfig(tmp_path / "config", ("c", "c"), server=server)
+            connection = await Kubeconfig(file).connect("c")
+            await connection.get("/api")
+            await connection.close()
+        assert asked == ["api.example", url.removeprefix("http://")]
+
+    served(answer, scenario)
+
+
 def test_too_many_requests_are_waited_out_as_long_as_the_server_says(tmp_path: Path) -> None:
     refusals = 3
 

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from airflow_eksbatch.core.engine.facts import ClockTicked, Fact, NodeLost
+from airflow_eksbatch.core.engine.facts import ClockTicked, Fact, NodeLost, PodRunning, PodSeen
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.service.inbox import Inbox
 
@@ -109,6 +110,35 @@ def test_a_closed_inbox_refuses_callers_and_still_answers_those_it_took() -> Non
         assert refused.value.code == "ServerException"
         inbox.drain(10)[0].answer("kept")
         assert await caller == "kept"
+
+    run(scenario)
+
+
+def test_mere_progress_of_pods_lets_the_loop_wait_and_what_matters_wakes_it() -> None:
+    async def scenario() -> None:
+        inbox = Inbox(10)
+        waiting = asyncio.create_task(inbox.wait(60))
+        inbox.tell([])
+        inbox.tell([PodSeen(pod=PodName("a"), at=0), PodRunning(pod=PodName("a"), at=0)])
+        await settle()
+        assert not waiting.done()
+        inbox.tell([PodSeen(pod=PodName("b"), at=0), lost("a")])
+        await waiting
+        assert len(inbox.drain(10)) == 4
+
+    run(scenario)
+
+
+def test_progress_alone_is_heard_a_little_later() -> None:
+    async def scenario() -> None:
+        inbox = Inbox(10)
+        inbox.tell([PodSeen(pod=PodName("a"), at=0)])
+        await inbox.wait(60)
+        assert len(inbox.drain(10)) == 1
+        waiting = asyncio.create_task(inbox.wait(60))
+        await settle()
+        assert not waiting.done(), "what was drained does not wake the loop again"
+        waiting.cancel()
 
     run(scenario)
 

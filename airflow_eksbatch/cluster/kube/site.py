@@ -37,6 +37,8 @@ FULL_LOOK_S = 30.0
 TICK_S = 1.0
 # An effect waits this long for the first list of everything; then it comes again later.
 SYNC_S_MAX = 2.0
+# Nobody reads the warnings for unknown fields, and to find them the API server would read each pod twice.
+UNWARNED = "?fieldValidation=Ignore"
 OURS = f"{labels.MANAGED_BY}={labels.OURS}"
 OTHERS = f"{labels.MANAGED_BY}!={labels.OURS}"
 ON_NODES = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
@@ -193,7 +195,7 @@ class Site:
         namespace = wanted["metadata"]["namespace"]
         if self._pods.get(pod) is None:
             self._created[pod] = namespace
-        path = f"/api/v1/namespaces/{namespace}/pods"
+        path = f"/api/v1/namespaces/{namespace}/pods{UNWARNED}"
         try:
             body = msgspec.json.encode(wanted)
             await self.connection.write("POST", path, body, accept=BRIEF)
