@@ -73,7 +73,7 @@ def examine(question: Question) -> Report:
     url = leader_url(view) if view is not None else ""
     if url:
         look_at_service(report.group("service"), url, settings)
-    environments = view.compute_environments if view is not None else ()
+    environments = None if view is None else view.compute_environments
     if ways is not None:
         asyncio.run(_look_outside(report, question, environments, ways=ways, aws=aws))
     return report
@@ -88,7 +88,7 @@ def leader_url(view: StoreView) -> str:
 async def _look_outside(
     report: Report,
     question: Question,
-    environments: Sequence[ComputeEnvironment],
+    environments: Sequence[ComputeEnvironment] | None,
     *,
     ways: Ways,
     aws: Aws | None,
@@ -101,7 +101,7 @@ async def _look_outside(
         namespaces=namespaces,
         patience=lease_patience(question.settings.lease_s),
     )
-    await look_at_clusters(report, ways, environments, wanted)
+    await look_at_clusters(report, ways, environments or (), wanted)
     if aws is not None:
         from airflow_eksbatch.doctor.aws.visit import look_at_aws
 

@@ -13,7 +13,10 @@ import pytest
 
 from airflow_eksbatch.cli import main
 from airflow_eksbatch.cloud.aws import Aws, AwsSettings
+from airflow_eksbatch.cloud.ec2 import Ec2Cloud
+from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
+from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.world.changes import Changes
 from airflow_eksbatch.doctor.aws.account import Identity
 from airflow_eksbatch.doctor.aws.notices import judge_policy, kinds_in
@@ -68,6 +71,7 @@ def test_a_healthy_account_is_all_ok(account: Account, door: RightsDoor) -> None
         "compute environment spot in AWS",
         "quotas of EC2",
         "notices",
+        "instances in AWS",
     ]
 
 
@@ -356,6 +360,37 @@ def test_a_principal_bound_by_a_condition_is_not_everybody() -> None:
     group = Group(title="")
     judge_policy(group, QUEUE, json.dumps({"Statement": [statement]}))
     assert "may not put" in group.findings[0].sentence
+
+
+# ---- machines that nobody would end
+
+
+def test_instances_of_environments_that_the_database_does_not_know_are_named(
+    account: Account, door: RightsDoor
+) -> None:
+    """As they are left when a database is lost; those of environments that it knows are the service's matter."""
+    install(account, door)
+    lost, kept = account.environment("lost"), account.environment("kept")
+
+    async def launch() -> None:
+        cloud = Ec2Cloud(Aws(AwsSettings(region=REGION, endpoint=door.url), door.session))
+        for environment in (lost, kept):
+            (offering, *_) = await cloud.offerings(environment)
+            node = NodeId(f"node-of-{environment.name}")
+            await cloud.launch(
+                [LaunchNode(node_id=node, compute_environment=environment.name, offering=offering)]
+            )
+        await cloud.stop()
+
+    asyncio.run(launch())
+    (found,) = not_ok(report_on(door, kept))
+    assert (found.check, found.mark) == ("strays", Mark.WARNING)
+    (stray,) = re.findall(r"i-[0-9a-f]+", found.fix)
+    assert f"{stray} (of lost, since " in found.sentence
+    report = Report()
+    aws = Aws(AwsSettings(region=REGION, endpoint=door.url), door.session)
+    asyncio.run(look_at_aws(report, aws, None, QUEUE))
+    assert not_ok(report) == [], "without the database nobody can tell"
 
 
 # ---- the policy

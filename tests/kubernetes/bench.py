@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from tests.benchmarks.conditions import conditions
 from tests.kubernetes.bed import MANIFEST, NAMESPACE, service_for
+from tests.kubernetes.rig.api import SaidNo
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.identities import ADMIN, SERVICE
@@ -56,6 +58,7 @@ IN_FLIGHT = 32
 WARM_UP = 200
 CPU = "cpu_s_per_1000_pods"
 WITHIN_S = 600.0
+HTTP_TIMEOUT = 504
 # The scheduler holds itself to 50 requests a second otherwise.
 UNLIMITED = ("--kube-api-qps=5000", "--kube-api-burst=5000")
 WRITES = re.compile(
@@ -136,7 +139,8 @@ class Bench:
         measured = self._measure(OURS, pods, submit)
         batch.terminate_job(jobId=job[0], reason="Measured")
         self._clear()
-        self.plane.wait_for("the end of the array", lambda: self._has_ended(batch, job[0]))
+        has_ended = partial(self._has_ended, batch, job[0])
+        self.plane.wait_for("the end of the array", has_ended, WITHIN_S)
         self.stop_service()
         return measured
 
@@ -180,7 +184,16 @@ class Bench:
     def _clear(self) -> None:
         for namespace in (OURS, OTHERS):
             path = f"/api/v1/namespaces/{namespace}/pods"
+            self.plane.wait_for("an empty namespace", partial(self._is_empty, path), WITHIN_S)
+
+    def _is_empty(self, path: str) -> bool:
+        """Thousands are more than one request's time."""
+        try:
             self.plane.admin.delete(path, gracePeriodSeconds="0")
+        except SaidNo as no:
+            if no.status != HTTP_TIMEOUT:
+                raise
+        return not self.plane.admin.list(path, limit="1")
 
     def _measure(self, namespace: str, pods: int, begin: Callable[[], None]) -> Json:
         processes = {

@@ -1,4 +1,4 @@
-"""AWS looked at, group by group: who we are, our rights, each compute environment that buys there, quotas, notices."""
+"""AWS looked at, group by group: who we are, our rights, each compute environment that buys there, quotas, notices, strays."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from airflow_eksbatch.doctor.aws.environments import look_at_environment
 from airflow_eksbatch.doctor.aws.notices import look_at_notices
 from airflow_eksbatch.doctor.aws.quotas import look_at_quotas
 from airflow_eksbatch.doctor.aws.rights import look_at_rights
+from airflow_eksbatch.doctor.aws.strays import look_for_strays
 from airflow_eksbatch.doctor.findings import Report
 
 
 async def look_at_aws(
-    report: Report, aws: Aws, environments: Sequence[ComputeEnvironment], notices: str
+    report: Report, aws: Aws, environments: Sequence[ComputeEnvironment] | None, notices: str
 ) -> None:
-    """Environments that are unmanaged have their machines from others, and are not looked at here."""
-    buying = [environment for environment in environments if environment.managed]
+    """Environments that are unmanaged have their machines from others, and are not looked at here.
+
+    None: the database could not be read.
+    """
+    buying = [environment for environment in environments or () if environment.managed]
     account = report.group("AWS account")
     try:
         identity = await look_at_account(account, aws)
@@ -38,6 +42,8 @@ async def look_at_aws(
         if buying:
             await look_at_quotas(report.group("quotas of EC2"), aws, buying, offered)
         await look_at_notices(report.group("notices"), aws, notices, uses_spot=uses_spot)
+        if environments is not None:
+            await look_for_strays(report.group("instances in AWS"), aws, environments)
     except (CloudDown, AwsRefusal) as error:
         account.wrong("reach", f"AWS stopped answering while we looked: {error}", "Look again.")
     finally:
