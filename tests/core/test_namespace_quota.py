@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from airflow_eksbatch.core.engine.effects import CreatePod, LaunchNode
-from airflow_eksbatch.core.engine.facts import PodRefused
+from typing import Literal
+
+from airflow_eksbatch.core.engine.effects import CheckEnvironment, CreatePod, LaunchNode
+from airflow_eksbatch.core.engine.facts import EnvironmentChecked, PodRefused
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId
+from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.retry import (
     Cause,
     EvaluateOnExit,
@@ -145,4 +148,49 @@ def test_explain_says_that_the_quota_is_used_up_and_when_it_is_tried_again() -> 
     assert sentences[1] == (
         f"Namespace batch of compute environment ce has no room under its quota ({WORDS}): "
         "it is tried again in 7 s, or when a pod there has ended."
+    )
+
+
+# ---- a namespace that takes no pods at all
+
+GONE = 'namespaces "batch" not found'
+
+
+def refuse_for_good(stage: Stage, job_id: str) -> None:
+    pod = stage.live(job_id).pod_name
+    stage.step(PodRefused(pod=pod, at=stage.now, reason=GONE, quota=True, unusable=True))
+
+
+def check(stage: Stage, status: Literal["VALID", "INVALID"]) -> None:
+    stage.step(EnvironmentChecked(name="ce", status=status, status_reason="as the adapter says"))
+
+
+def test_jobs_of_a_namespace_that_is_gone_wait_and_its_environment_is_checked() -> None:
+    """1. refused; 2. INVALID: looked at ever more rarely, no pod, no instance, and those that are there are given back;
+    3. the namespace is back, and so is an instance.
+    """
+    stage = a_stage()
+    stage.submit("a")
+    refuse_for_good(stage, "a")
+    assert stage.status("a") == "RUNNABLE"
+    for rest_s in (10, 20, 40):
+        assert stage.of(CheckEnvironment) == [CheckEnvironment(name="ce")]
+        check(stage, "INVALID")
+        stage.submit(f"b{rest_s}")
+        assert stage.of(CreatePod) == stage.of(LaunchNode) == []
+        stage.wait(rest_s)
+    assert {node.status for node in stage.world.nodes.values()} == {NodeStatus.TERMINATING}
+    check(stage, "VALID")
+    stage.wait(80)
+    assert stage.of(LaunchNode)
+
+
+def test_explain_says_that_the_namespace_takes_no_pods() -> None:
+    stage = a_stage()
+    stage.submit("a")
+    refuse_for_good(stage, "a")
+    sentences = explain(stage.world, stage.world.jobs[JobId("a")], stage.now + 3_000)
+    assert sentences[1] == (
+        f"Namespace batch of compute environment ce takes no pods ({GONE}): "
+        "it is looked at again in 7 s."
     )

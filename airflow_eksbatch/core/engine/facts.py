@@ -120,6 +120,8 @@ class PodRefused(Fact, frozen=True, kw_only=True):
     permanent: bool = False
     quota: bool = False
     """The namespace of its compute environment has no room under its ResourceQuota: it waits."""
+    unusable: bool = False
+    """Beside `quota`: that namespace takes no pods at all (it is gone, or our rights are): to be checked again."""
 
 
 class PodStuck(Fact, frozen=True, kw_only=True):

@@ -87,7 +87,7 @@ def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
     if fact.quota:
         waiting = AttemptEnd(cause=Cause.WAITING, status_reason=fact.reason)
         end_attempt(turn, attempt, attempt.stopping or waiting, fact.at)
-        rest_namespace(turn, environment, fact.reason)
+        rest_namespace(turn, environment, fact.reason, unusable=fact.unusable)
         return
     cause = Cause.STOPPED if fact.permanent else Cause.PLATFORM
     node = turn.world.nodes.get(attempt.node_id)

@@ -15,12 +15,14 @@ class Market(enum.StrEnum):
 
 
 class NamespaceFull(msgspec.Struct, kw_only=True):
-    """A ResourceQuota said no to a pod: nothing new is placed until then (epoch ms)."""
+    """A ResourceQuota, or the namespace itself, said no to a pod: nothing new is placed until then (epoch ms)."""
 
     since: int
     until: int
     reason: str
     """The API server's words."""
+    unusable: bool = False
+    """It takes no pods at all."""
 
 
 class ComputeEnvironment(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,6 +85,11 @@ def explain_environment(
     if environment.state != "ENABLED":
         return f"Compute environment {name} is {environment.state}: nothing new is placed there."
     full = world.full.get(name)
+    if full is not None and full.unusable:
+        return (
+            f"Namespace {environment.namespace} of compute environment {name} takes no pods "
+            f"({full.reason.rstrip('.')}): it is looked at again in {span(full.until - now)}."
+        )
     if full is not None:
         return (
             f"Namespace {environment.namespace} of compute environment {name} has no room under its quota "
