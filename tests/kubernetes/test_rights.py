@@ -31,6 +31,11 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         yield plane
 
 
+@pytest.fixture(scope="module")
+def fakes(plane: ControlPlane) -> FakeNodes:
+    return FakeNodes(plane)
+
+
 def rights_in(plane: ControlPlane, namespace: str) -> dict[tuple[str, str], set[str]]:
     """All that the service may there, as the API server works it out."""
     review = {
@@ -137,9 +142,54 @@ def test_nobody_else_tolerates_our_taint(plane: ControlPlane) -> None:
     assert "nodes with the taint" in said
 
 
-def test_pods_of_others_are_not_put_on_our_nodes(plane: ControlPlane) -> None:
+def test_nobody_passes_for_a_daemon_set(plane: ControlPlane) -> None:
+    """An owner is only a word in the pod; its maker is known."""
+    tolerations = [{"key": labels.TAINT, "operator": "Exists"}]
+    pod = a_pod_of_somebody("pretender", "default", tolerations=tolerations)
+    owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u"}
+    pod["metadata"]["ownerReferences"] = [owner]
+    assert "nodes with the taint" in refusal_of(plane, pod)
+
+
+def test_a_namespace_is_for_jobs_or_under_the_rule_for_all_others(plane: ControlPlane) -> None:
+    tolerations = [{"key": labels.TAINT, "operator": "Exists"}]
+    plane.create_namespace("neither")
+    plane.admin.patch(
+        "/api/v1/namespaces/neither", {"metadata": {"labels": {"eksbatch/jobs": "false"}}}
+    )
+    said = refusal_of(plane, a_pod_of_somebody("tolerant", "neither", tolerations=tolerations))
+    assert "nodes with the taint" in said
+
+
+def test_pods_that_tolerate_our_taint_already_may_be_changed(
+    plane: ControlPlane, fakes: FakeNodes
+) -> None:
+    """Controllers and people go on to label and finalize the pods of DaemonSets on our nodes."""
+    add_nodes(fakes, "ours-too", environment=MANAGED)
+    chosen = {"matchLabels": {"app": "daemon"}}
+    tolerations = [{"key": labels.TAINT, "operator": "Exists"}]
+    pod = a_pod_of_somebody("daemon", "default", tolerations=tolerations)
+    template = {"metadata": {"labels": chosen["matchLabels"]}, "spec": pod["spec"]}
+    daemons = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "daemon", "namespace": "default"},
+        "spec": {"selector": chosen, "template": template},
+    }
+    plane.apply(daemons)
+    pods = "/api/v1/namespaces/default/pods"
+    found = plane.wait_for(
+        "the daemon's pod", lambda: plane.admin.list(pods, labelSelector="app=daemon")
+    )
+    path = path_of(found[0]["metadata"]["name"], "default")
+    changed = plane.admin.patch(path, {"metadata": {"labels": {"seen": "yes"}}})
+    assert changed["metadata"]["labels"]["seen"] == "yes"
+    plane.admin.delete(plane.admin.path_of(daemons), propagationPolicy="Foreground")
+
+
+def test_pods_of_others_are_not_put_on_our_nodes(plane: ControlPlane, fakes: FakeNodes) -> None:
     """kube-scheduler has only nodes of ours: it says that they are tainted, and the pod waits."""
-    add_nodes(FakeNodes(plane), "ours", environment=MANAGED)
+    add_nodes(fakes, "ours", environment=MANAGED)
     plane.apply(a_pod_of_somebody("ordinary", "default"))
 
     def why() -> str | None:
