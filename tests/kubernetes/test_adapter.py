@@ -164,11 +164,7 @@ async def test_a_name_that_somebody_else_has_taken_is_refused(
 ) -> None:
     namespace = "taken"
     plane.create_namespace(namespace)
-    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding"}
-    account = {"kind": "ServiceAccount", "name": "eksbatch", "namespace": "eksbatch"}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"}
-    metadata = {"name": "eksbatch", "namespace": namespace}
-    plane.apply({**rights, "metadata": metadata, "roleRef": role, "subjects": [account]})
+    bind(plane, namespace)
     spec = {"containers": [{"name": "a", "image": "b"}]}
     metadata = {"name": "taken-0-1", "namespace": namespace}
     plane.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
@@ -183,6 +179,73 @@ async def test_a_name_that_somebody_else_has_taken_is_refused(
         assert isinstance(refused, PodRefused)
         assert not refused.permanent
         assert "is not ours" in refused.reason
+
+
+@asynchronous
+async def test_a_namespace_that_takes_no_pods_lets_jobs_wait_and_says_why(
+    plane: ControlPlane, nodes: FakeNodes, tmp_path: Path
+) -> None:
+    """1. we have no rights in it; 2. it is being deleted; 3. it is gone."""
+    namespace = "going"
+    environment = msgspec.structs.replace(MANAGED, namespace=namespace)
+    plane.create_namespace(namespace)
+    names = iter(range(1000))
+
+    async def refused(
+        cluster: KubernetesCluster, words: str, **properties: Any
+    ) -> tuple[PodRefused, str | None]:
+        """With these words, which take a moment to be known everywhere; and what a check says then."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                pod = a_pod(f"going-0-{next(names)}", node="node-1", **properties)
+                if not properties:
+                    pod = msgspec.structs.replace(pod, namespace=namespace)
+                answer = await cluster.create_pod(pod)
+                if isinstance(answer, PodRefused) and words in answer.reason:
+                    return answer, await cluster.check(environment)
+                await asyncio.sleep(0.05)
+
+    async with on_node_1(plane, tmp_path) as (cluster, _):
+        answer, trouble = await refused(cluster, "cannot create resource")
+        assert (answer.quota, answer.unusable, answer.permanent) == (True, True, False)
+        assert "this service may not create pods in it" in (trouble or "")
+
+        # What has a finalizer stays, and with it our rights and the namespace.
+        bind(plane, namespace, finalizers=["eksbatch.test/keep"])
+        plane.wait_for(
+            "rights",
+            lambda: plane.may_get("eksbatch", f"/api/v1/namespaces/{namespace}/pods"),
+        )
+        assert await cluster.check(environment) is None
+        plane.admin.delete(f"/api/v1/namespaces/{namespace}")
+        answer, trouble = await refused(cluster, "is being terminated")
+        assert (answer.quota, answer.unusable, answer.permanent) == (True, True, False)
+        # The same for every pod that waits.
+        assert "going-0-" not in answer.reason
+        assert (trouble or "").endswith("Namespace going: it is being deleted")
+        own = {"namespace": namespace}
+        answer, _ = await refused(cluster, "is being terminated", metadata=own)
+        assert (answer.quota, answer.permanent) == (False, True)
+
+    binding = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings/eksbatch"
+    plane.admin.patch(binding, {"metadata": {"finalizers": None}})
+    path = f"/api/v1/namespaces/{namespace}"
+    plane.wait_for("the namespace to be gone", lambda: plane.admin.find(path) is None)
+    async with a_cluster_at(plane.kubeconfig(), tmp_path) as (cluster, watch):
+        assert await cluster.check(MANAGED) is None
+        await until(watch, lambda fact: isinstance(fact, NodeReady) and fact.node_id == "node-1")
+        answer, trouble = await refused(cluster, 'namespaces "going" not found')
+        assert (answer.quota, answer.unusable, answer.permanent) == (True, True, False)
+        assert 'namespaces "going" not found' in (trouble or "")
+
+
+def bind(plane: ControlPlane, namespace: str, **metadata: Any) -> None:
+    """Give the service rights in a namespace."""
+    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding"}
+    account = {"kind": "ServiceAccount", "name": "eksbatch", "namespace": "eksbatch"}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"}
+    named = {"name": "eksbatch", "namespace": namespace, **metadata}
+    plane.apply({**rights, "metadata": named, "roleRef": role, "subjects": [account]})
 
 
 @pytest.mark.parametrize(

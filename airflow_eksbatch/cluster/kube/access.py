@@ -43,6 +43,14 @@ class _Review(msgspec.Struct, frozen=True):
     status: _Answer = _Answer()
 
 
+class _Phase(msgspec.Struct, frozen=True):
+    phase: str = ""
+
+
+class _Namespace(msgspec.Struct, frozen=True):
+    status: _Phase = _Phase()
+
+
 async def find_trouble(connection: Connection, namespace: str) -> str | None:
     """What keeps the namespace from being used, in one sentence; None when nothing does.
 
@@ -50,11 +58,13 @@ async def find_trouble(connection: Connection, namespace: str) -> str | None:
     """
     unable = f"Unable to validate Kubernetes Namespace {namespace}"
     try:
-        await connection.get(f"/api/v1/namespaces/{namespace}")
+        answer = await connection.get(f"/api/v1/namespaces/{namespace}")
     except ApiError as error:
         if error.is_passing:
             raise ClusterDown(f"{unable} now: {error}") from error
         return f"{unable}: {error.message or error.reason}"
+    if msgspec.json.decode(answer, type=_Namespace).status.phase == "Terminating":
+        return f"{unable}: it is being deleted"
     for right in NEEDED:
         if not await may(connection, right, namespace):
             place = "in the whole cluster" if right.everywhere else "in it"

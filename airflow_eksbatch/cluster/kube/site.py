@@ -46,6 +46,9 @@ ON_NODES = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
 BAD_POD = (400, 413, 422)
 # ... or is against a rule of the cluster: Pod Security, admission webhooks and policies, accounts, LimitRanges.
 AGAINST_RULES = ("violates PodSecurity", "denied", "service account", "usage per", "failed quota")
+# The namespace takes no pods: it is going, or we have no right to make some in it; or it is gone (`_closed`).
+GOING = "unable to create new content in namespace"
+NO_RIGHT = "cannot create resource"
 # Others use up what there is for all; it comes back as they end.
 NO_ROOM = "exceeded quota"
 NOT_THERE = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
@@ -209,15 +212,16 @@ class Site:
 
     def _refused(self, effect: CreatePod, namespace: str, error: ApiError) -> Fact:
         """What is the pod's own fault is final; what the cluster lacks now may come: then ClusterDown is raised."""
-        if NO_ROOM in error.message and namespace == effect.namespace:
+        # Whoever asks for a namespace of its own must find room and rights there.
+        is_own = namespace != effect.namespace
+        closed = _closed(error.message, namespace)
+        if not is_own and (closed or NO_ROOM in error.message):
             # Of all pods that wait, so not by the name of this one.
-            reason = error.message[error.message.index(NO_ROOM) :]
-            return PodRefused(pod=effect.pod, at=now_ms(), reason=reason, quota=True)
-        texts = AGAINST_RULES
-        if namespace != effect.namespace:
-            # It asked for this namespace itself.
-            texts = (*texts, "cannot create resource", f'namespaces "{namespace}" not found')
-        if error.status in BAD_POD or any(text in error.message for text in texts):
+            reason = closed or error.message[error.message.index(NO_ROOM) :]
+            return PodRefused(
+                pod=effect.pod, at=now_ms(), reason=reason, quota=True, unusable=bool(closed)
+            )
+        if closed or error.status in BAD_POD or any(t in error.message for t in AGAINST_RULES):
             reason = error.message or error.reason
             return PodRefused(pod=effect.pod, at=now_ms(), reason=reason, permanent=True)
         raise ClusterDown(f"Pod {effect.pod} cannot be created: {error}")
@@ -418,3 +422,11 @@ class Site:
                     self._left_nodes.discard(name)
                     self._nodes.release_node(name)
         self._tell_nodes()
+
+
+def _closed(message: str, namespace: str) -> str:
+    """That the namespace takes no pods at all, whichever pod was asked for; empty when something else is wrong."""
+    if GOING in message:
+        return message[message.index(GOING) :]
+    is_closed = NO_RIGHT in message or f'namespaces "{namespace}" not found' in message
+    return message if is_closed else ""
