@@ -101,7 +101,7 @@ async def _look_outside(
         namespaces=namespaces,
         patience=lease_patience(question.settings.lease_s),
     )
-    await look_at_clusters(report, ways, environments or (), wanted)
+    await look_at_clusters(report, ways, environments, wanted)
     if aws is not None:
         from airflow_eksbatch.doctor.aws.visit import look_at_aws
 

@@ -273,7 +273,7 @@ def a_lame_daemon_set(plane: ControlPlane) -> AbstractContextManager[None]:
         (a_node("unlabelled", uuid=None, tainted=True), Mark.WARNING, {"taint without label"},
          "Neither jobs nor anybody else's", "kubectl taint node unlabelled"),
         (a_node("stranger", uuid="nobody", tainted=True), Mark.WARNING, {"unknown environment"},
-         "does not have (nobody)", "kubectl label node stranger"),
+         "does not have (nobody)", "# only if no other eksbatch has this environment"),
         (cordoned, Mark.WARNING, {"nodes of ce"}, "one: cordoned", "kubectl uncordon one"),
         (a_lame_daemon_set, Mark.WARNING, {"nodes of ce", "nodes of own"}, "kube-system/huge",
          "--field-selector spec.nodeName="),
@@ -315,6 +315,24 @@ def test_an_environment_of_others_nodes_without_any_is_told_how_to_get_some(
     (found,) = not_ok(report_on(plane.kubeconfig(), MANAGED, UNMANAGED, lonely))
     assert (found.check, found.mark) == ("nodes of lonely", Mark.WARNING)
     assert f"kubectl label node NODE {labels.ENVIRONMENT_UUID}=uuid-lonely" in found.fix
+
+
+def test_without_a_database_nothing_is_said_against_labels(
+    plane: ControlPlane, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever followed such advice would take live nodes from the service that bought them."""
+    wait_until_well(plane)
+    nowhere = f"sqlite:///{tmp_path / 'not-there.db'}"
+    command = ["doctor", "--cluster", "kubeconfig", "--kubeconfig", str(plane.kubeconfig())]
+    assert main([*command, "--as", ACCOUNT, "--database", nowhere, "--json"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    (found,) = next(group for group in groups if group["title"] == "nodes in rig")["findings"]
+    assert (found["check"], found["mark"]) == ("environments", "not seen")
+    assert found["sentence"].startswith(
+        "2 nodes have the label of a compute environment (one, shared)"
+    )
+    assert "--database" in found["fix"]
+    assert "kubectl" not in found["fix"]
 
 
 # ---- no way in

@@ -22,7 +22,8 @@ class Look(msgspec.Struct, kw_only=True):
     """Whoever looks; an administrator sees more than the service may."""
     account: Connection
     """Whose rights are judged."""
-    environments: tuple[ComputeEnvironment, ...] = ()
+    environments: tuple[ComputeEnvironment, ...] | None = ()
+    """None: no database could be read that knows them."""
     user: str = ""
     """The name of `account`, as Kubernetes has it."""
 

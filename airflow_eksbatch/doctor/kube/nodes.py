@@ -15,6 +15,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.planner.words import listed, number_of
 from airflow_eksbatch.doctor.findings import Group
 from airflow_eksbatch.doctor.kube.look import Look, is_forbidden, list_all
+from airflow_eksbatch.doctor.stores import AS_SERVE
 
 TAINTS = f"{labels.TAINT}:NoSchedule {labels.TAINT}:NoExecute"
 
@@ -49,21 +50,21 @@ async def look_at_nodes(group: Group, look: Look) -> None:
     judge_nodes(group, there, look.environments)
 
 
-def judge_nodes(group: Group, there: Nodes, environments: Iterable[ComputeEnvironment]) -> None:
-    known = {environment.uuid: environment for environment in environments}
+def judge_nodes(
+    group: Group, there: Nodes, environments: Iterable[ComputeEnvironment] | None
+) -> None:
+    """None: nobody knows which there are, so nothing is said against a label."""
     mine = by_key(there.nodes, lambda node: node.metadata.labels.get(labels.ENVIRONMENT_UUID, ""))
     others = mine.pop("", [])
-    for environment in known.values():
-        _judge_environment(group, environment, mine.get(environment.uuid, []), there)
-    for uuid, several in mine.items():
-        if uuid not in known:
-            names = names_of(several)
-            group.warn(
-                "unknown environment",
-                f"{_are(several, 'is', 'are')} labelled with a compute environment that this database does not have "
-                f"({uuid}): {listed(names)}. No job gets there.",
-                f"kubectl label node {' '.join(names)} {labels.ENVIRONMENT_UUID}-",
-            )
+    if environments is None:
+        _tell_of_labelled(group, [node for several in mine.values() for node in several])
+    else:
+        known = {environment.uuid: environment for environment in environments}
+        for environment in known.values():
+            _judge_environment(group, environment, mine.get(environment.uuid, []), there)
+        for uuid, several in mine.items():
+            if uuid not in known:
+                _judge_unknown(group, uuid, several)
     tainted = [node for node in others if _taints(node)]
     if tainted:
         names = names_of(tainted)
@@ -74,6 +75,28 @@ def judge_nodes(group: Group, there: Nodes, environments: Iterable[ComputeEnviro
             f"kubectl taint node {' '.join(names)} {labels.TAINT}-    # or give it the label:\n"
             f"kubectl label node {' '.join(names)} {labels.ENVIRONMENT_UUID}=UUID    # of DescribeComputeEnvironments",
         )
+
+
+def _tell_of_labelled(group: Group, nodes: list[KubeNode]) -> None:
+    if nodes:
+        group.unseen(
+            "environments",
+            f"{_are(nodes, 'has', 'have')} the label of a compute environment ({listed(names_of(nodes))}); which "
+            "there are is known to the service's database, and none was read.",
+            AS_SERVE,
+        )
+
+
+def _judge_unknown(group: Group, uuid: str, nodes: list[KubeNode]) -> None:
+    """Taking the label from a live node makes the service that it belongs to give the node up."""
+    names = names_of(nodes)
+    group.warn(
+        "unknown environment",
+        f"{_are(nodes, 'is', 'are')} labelled with a compute environment that this database does not have "
+        f"({uuid}): {listed(names)}. No job of this service gets there.",
+        f"kubectl label node {' '.join(names)} {labels.ENVIRONMENT_UUID}-"
+        "    # only if no other eksbatch has this environment",
+    )
 
 
 def _judge_environment(

@@ -32,11 +32,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def look_at_clusters(
-    report: Report, ways: Ways, environments: Sequence[ComputeEnvironment], wanted: Wanted
+    report: Report, ways: Ways, environments: Sequence[ComputeEnvironment] | None, wanted: Wanted
 ) -> None:
-    """Every cluster that a compute environment names; without any, the one that would be used then."""
+    """Every cluster that a compute environment names; without any, the one that would be used then.
+
+    None: no database could be read that knows them.
+    """
     arns: dict[str, list[ComputeEnvironment]] = {} if environments else {"": []}
-    for environment in environments:
+    for environment in environments or ():
         arns.setdefault(environment.cluster_arn, []).append(environment)
     places: dict[str, list[ComputeEnvironment]] = {}
     for arn, several in arns.items():
@@ -46,14 +49,15 @@ async def look_at_clusters(
             names = ", ".join(environment.name for environment in several)
             report.group(f"Kubernetes of {names}").wrong("reach", str(error), _WAY)
     for place, several in places.items():
-        await look_at_place(report, ways, place, several, wanted)
+        known = None if environments is None else several
+        await look_at_place(report, ways, place, known, wanted)
 
 
 async def look_at_place(
     report: Report,
     ways: Ways,
     place: str,
-    environments: Sequence[ComputeEnvironment],
+    environments: Sequence[ComputeEnvironment] | None,
     wanted: Wanted,
 ) -> None:
     group = report.group(f"Kubernetes {place}")
@@ -61,7 +65,7 @@ async def look_at_place(
         async with _look(ways, place, environments, wanted.acts_as) as look:
             if not await look_at_cluster(group, look, wanted.patience):
                 return
-            namespaces = sorted({e.namespace for e in environments} | {*wanted.namespaces})
+            namespaces = sorted({e.namespace for e in environments or ()} | {*wanted.namespaces})
             for namespace in namespaces:
                 await look_at_rights(
                     report.group(f"rights in {place}, namespace {namespace}"), look, namespace
@@ -83,7 +87,7 @@ _WAY = "kubectl config get-contexts    # and --kubeconfig, KUBECONFIG"
 
 @asynccontextmanager
 async def _look(
-    ways: Ways, place: str, environments: Sequence[ComputeEnvironment], acts_as: str
+    ways: Ways, place: str, environments: Sequence[ComputeEnvironment] | None, acts_as: str
 ) -> AsyncIterator[Look]:
     """With two connections where rights of somebody else are judged."""
     opened: list[Connection] = []
@@ -95,6 +99,7 @@ async def _look(
             account = await ways.connect(place)
             opened.append(account)
             account.acts_as = acts_as
-        yield Look(eyes=eyes, account=account, environments=tuple(environments))
+        known = None if environments is None else tuple(environments)
+        yield Look(eyes=eyes, account=account, environments=known)
     finally:
         await asyncio.gather(*(connection.close() for connection in opened))
