@@ -32,6 +32,11 @@ async def register(call: Call) -> dict[str, Any]:
     priority = request.get("schedulingPriority", 0)
     if not 0 <= priority <= PRIORITY_MAX:
         raise Rejected(f"schedulingPriority must be 0 to {PRIORITY_MAX}, not {priority}.")
+    if (size := len(msgspec.json.encode(request))) > limits.DEFINITION_BYTES_MAX:
+        raise Rejected(
+            f"The job definition has {size:,} bytes, at most {limits.DEFINITION_BYTES_MAX:,} are allowed: "
+            "put long scripts and data into the image, or where jobs can read them."
+        )
     definition = JobDefinition(
         name=check_name(request["jobDefinitionName"], "jobDefinitionName"),
         revision=0,

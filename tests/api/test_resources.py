@@ -400,6 +400,7 @@ def container(**fields: Any) -> dict[str, Any]:
         ({"pod": {**container(), "metadata": {"namespace": "kube-system"}}}, "kube"),
         ({"schedulingPriority": 10_000}, "0 to 9999"),
         ({"schedulingPriority": -1}, "0 to 9999"),
+        ({"pod": container(args=["x" * 256 * 1024])}, "at most 262,144 are allowed"),
     ],
 )
 def test_a_definition_that_cannot_be_is_refused_with_what_to_do(

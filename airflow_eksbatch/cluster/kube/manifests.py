@@ -33,12 +33,6 @@ LASTING = [
 ]
 
 
-def namespace_of(effect: CreatePod) -> str:
-    """Where a pod goes: podProperties.metadata.namespace, else its compute environment's. Raises BadPod."""
-    metadata = _properties(effect).get("metadata") or {}
-    return metadata.get("namespace") or effect.namespace
-
-
 def pod_from(effect: CreatePod) -> Wire:
     """The Pod to create. Raises BadPod with a sentence."""
     properties = _properties(effect)

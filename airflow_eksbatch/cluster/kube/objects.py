@@ -26,7 +26,6 @@ class Metadata(_Object, frozen=True):
     uid: str = ""
     resource_version: str = ""
     labels: dict[str, str] = {}
-    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     deletion_grace_period_seconds: int | None = None
     owner_references: list[OwnerReference] = []
@@ -37,7 +36,6 @@ class Condition(_Object, frozen=True):
     status: str
     reason: str = ""
     message: str = ""
-    last_transition_time: str | None = None
 
 
 # ---- pods

@@ -15,7 +15,7 @@ DESCRIBE_MAX = 100
 BULK_MAX = 50
 LIST_JOBS_PAGE_MAX = 1_000
 TIMEOUT_S_MIN = 60
-# AWS: 30 KiB; inline scripts of DAG authors are longer than that, so ours is wider.
+# AWS: 30 KiB and 24 KiB; inline scripts of DAG authors are longer than that, so ours are wider.
 SUBMIT_BYTES_MAX = 256 * 1024
 DEFINITION_BYTES_MAX = 256 * 1024
 
@@ -37,6 +37,10 @@ NEVER_JOINED_MAX = 3
 NONE_JOINED_S = 1_800
 # Of the two minutes of a Spot notice: so long for what is nearly done, then SIGTERM, GRACE_S, and 15 s in reserve.
 SPOT_STOP_S = 75
+# What a node had for pods is believed of its type so long after the last one has gone, then twice as long, up to a day: a
+# job that no machine really fits then costs one machine a day.
+MEASURED_S = 3_600
+MEASURED_S_MAX = 86_400
 # A launch request without any answer is asked again; it is idempotent by its token.
 LAUNCH_ANSWER_S_MAX = 120
 # Karpenter's figure for how long a (type, zone, market) stays out after a refusal.
