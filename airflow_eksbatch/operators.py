@@ -52,13 +52,16 @@ class EKSBatchOperator(BaseOperator):
     :param command: what to run: a list of words, or a string for ``sh -c``. Without it the image
         or the job definition decides.
     :param arguments: arguments of the command, or of the image's own one.
-    :param image: container image; the embedded service runs plain processes and ignores it.
-    :param env: environment variables; ``env_vars`` is accepted too.
+    :param image: container image (default ``python:3.12-slim``, which each new node pulls from
+        Docker Hub: name one of your own registry); the embedded service runs plain processes of
+        its machine and ignores it.
+    :param env: environment variables.
+    :param env_vars: the same, as KubernetesPodOperator calls it.
     :param vcpus: a multiple of 0.25 (default 1).
     :param memory: MiB (default 1024).
     :param gpus: whole GPUs (default none).
     :param job_name: default: the task id.
-    :param job_queue: name or ARN.
+    :param job_queue: name or ARN (default ``default``).
     :param job_definition: name or ARN of a job definition of yours. Without one, a definition
         named by its content is registered when it is needed for the first time.
     :param container_overrides: command, environment and resourceRequirements as BatchOperator
@@ -70,19 +73,32 @@ class EKSBatchOperator(BaseOperator):
     :param array_properties: ``{"size": n}``, as BatchOperator takes it.
     :param depends_on: jobs to wait for at the service: job ids, task ids of the same run, or
         dicts with ``type`` (``N_TO_N``, ``SEQUENTIAL``).
-    :param attempts: how often the service tries a job (platform failures are not counted).
+    :param attempts: how often the service tries a job (default 1; platform failures are not
+        counted).
     :param retry_strategy: the same field of SubmitJob, with evaluateOnExit.
     :param timeout: seconds or timedelta an attempt may take, at least 60 s; default:
         ``execution_timeout``.
-    :param share_identifier: fair share; default ``backfill`` for runs of a backfill, else
-        ``today``; the empty string for none.
+    :param share_identifier: whose part of the job queue this uses; the queue's scheduling policy
+        says how large it is. Default: ``backfill`` for runs of a backfill, and for runs of the
+        schedule that began more than three days, and more than their data interval, after it
+        ended (``catchup=True``, an old run cleared); else ``today``. All tries of a run use the
+        same one. The empty string for none.
     :param scheduling_priority_override: order inside the share, e.g. ``"{{ task.priority_weight }}"``.
-    :param service_account, labels, annotations: of the pod.
+    :param tags: of the job; some say where it may run, such as ``eksbatch/on-demand-after`` and
+        ``topology.kubernetes.io/zone``: see ``docker/README.md``.
+    :param service_account: ServiceAccount of the pod; only without ``job_definition``.
+    :param labels: of the pod.
+    :param annotations: of the pod.
     :param deferrable: False keeps a worker slot while the job runs.
     :param wait_for_completion: False succeeds as soon as the job is submitted.
     :param submit_within: seconds or timedelta for which a service that is away is asked again.
     :param log_lines: how many last lines of the job's output go to the task's log.
     :param conn_id: connection of type ``eksbatch``; without it the embedded service is used.
+    :param aws_conn_id: the same, as BatchOperator calls it.
+
+    The result in XCom: ``job_id``, ``status``, ``exit_code``, and ``attempts``, which counts as
+    ``attempts`` above does: what the platform did to the job (a node lost, Spot) is free. An array
+    as a whole has no exit code and no attempts.
     """
 
     template_fields: Collection[str] = FIELDS

@@ -28,6 +28,7 @@ class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     exit_code: int | None = None
     attempts: int = 0
+    """Those that counted against the retry strategy; what the platform did to the job is free."""
     is_array: bool = False
     # Nothing a retry could change: refused, or ended by somebody's hand.
     final: bool = False
@@ -41,7 +42,7 @@ class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
         return f"job {self.job_id} {self.status}{exit_code}{because}"
 
     def result(self) -> dict[str, Any]:
-        """What goes to XCom."""
+        """What goes to XCom; an array as a whole has no exit code and no attempts."""
         return {
             "job_id": self.job_id,
             "status": self.status,
@@ -86,9 +87,12 @@ async def submit(
     """The job's id. A service that is away is asked again; the token makes that one job."""
     deadline = time.monotonic() + within_s
     pause_s, told = 0.5, False
+    say = _once_each(say)
     while True:
         try:
-            return await submit_once(feed, submission)
+            if told:
+                await feed.renewed_service()
+            return await submit_once(feed, submission, say)
         except ServiceAway as error:
             if time.monotonic() + pause_s > deadline:
                 raise ServiceAway(f"gave up after {within_s:g} s: {error}") from error
@@ -99,7 +103,20 @@ async def submit(
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
-async def submit_once(feed: JobFeed, submission: Submission) -> str:
+def _once_each(say: Callable[[str], Any]) -> Callable[[str], Any]:
+    said: set[str] = set()
+
+    def say_new(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return say_new
+
+
+async def submit_once(
+    feed: JobFeed, submission: Submission, say: Callable[[str], Any] = lambda _: None
+) -> str:
     """One SubmitJob; more calls only where the service lacks what we may add or drop."""
     service: Any = await feed.service()
     request = dict(submission.request)
@@ -113,7 +130,11 @@ async def submit_once(feed: JobFeed, submission: Submission) -> str:
             if not last and submission.definition and "definition" in text:
                 await service.call("registerjobdefinition", submission.definition)
             elif not last and not chosen and "share" in text:
-                del request["shareIdentifier"]  # the job queue has no scheduling policy
+                share = request.pop("shareIdentifier")
+                say(
+                    f"Job queue {request['jobQueue']} has no scheduling policy, so the share {share} is "
+                    "left out: its jobs run in the order they come, those of backfills and of today alike"
+                )
             else:
                 raise
     raise AssertionError("the last round returns or raises")
@@ -130,7 +151,7 @@ async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOu
             status=last.status,
             reason=last.reason,
             exit_code=last.exit_code,
-            attempts=last.attempt,
+            attempts=last.attempts,
             is_array=last.is_array,
         )
         if outcome.status == "FAILED":

@@ -96,7 +96,7 @@ class EKSBatchJobSensor(BaseSensorOperator):
             status=news.status,
             reason=news.reason,
             exit_code=news.exit_code,
-            attempts=news.attempt,
+            attempts=news.attempts,
         )
         return PokeReturnValue(is_done=True, xcom_value=result_of(outcome))
 

@@ -56,6 +56,9 @@ class JobNews(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     exit_code: int | None = None
     attempt: int = 0
+    """Counts placements, as pods and outputs are numbered."""
+    attempts: int = 0
+    """Those that count against the retry strategy, the one under way included."""
     is_array: bool = False
     cost_usd: float | None = None
     """Told with the end of the job, if it was heard on the stream."""
@@ -158,7 +161,7 @@ class JobFeed:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _read_once(self) -> AsyncIterator[None]:
-        service = await self._renewed_service()
+        service = await self.renewed_service()
         url = service.endpoint.url
         cursor = _cursor_by_url.get(url, FROM_NOW)
         async for line in service.lines("events", {"cursor": cursor}, SILENCE_S):
@@ -188,6 +191,7 @@ class JobFeed:
                 reason=event.get("statusReason") or "",
                 exit_code=event.get("exitCode"),
                 attempt=event.get("attempt") or 0,
+                attempts=event.get("attempts") or 0,
                 is_array=bool(event.get("parent")),
                 cost_usd=(event.get("cost") or {}).get("usd"),
             )
@@ -209,8 +213,8 @@ class JobFeed:
             for waiter in waiters:
                 waiter.tell(news)
 
-    async def _renewed_service(self) -> Service:
-        """The embedded service may have come back elsewhere, and keys may have changed."""
+    async def renewed_service(self) -> Service:
+        """Connected anew: the embedded service may have come back elsewhere, and keys may have changed."""
         fresh = await self._connect()
         async with self._connecting:
             stale = self._service
@@ -271,12 +275,14 @@ def news_from_job(job: dict[str, Any] | None) -> JobNews:
     """What DescribeJobs says, told like an event."""
     if job is None:
         return JobNews(status="FAILED", reason="the service does not know this job any more")
-    attempts = job.get("attempts") or job.get("eksAttempts") or []
+    ended = job.get("attempts") or job.get("eksAttempts") or []
     return JobNews(
         status=job["status"],
         reason=job.get("statusReason") or "",
         exit_code=exit_code_of(job),
-        attempt=len(attempts),
+        attempt=len(ended),
+        # Only our own service says which attempts were free.
+        attempts=sum(one.get("charged", True) for one in ended),
         is_array=bool((job.get("arrayProperties") or {}).get("size")),
     )
 

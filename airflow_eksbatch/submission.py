@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ DEFAULT_VCPUS = 1.0
 DEFAULT_MEMORY_MIB = 1024
 BACKFILL_SHARE = "backfill"
 TODAY_SHARE = "today"
+HISTORY_AFTER = timedelta(days=3)  # a long weekend: what failed on Friday is mended on Monday
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(:\d+)?")
 _TASK_ID = re.compile(r"[\w.-]+")
@@ -54,10 +56,22 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     run_type: str = "manual"
     logical_date: str | None = None
     team: str | None = None
+    late: timedelta = timedelta()
+    """How long after it was due the run began; a clear of a run that has ended begins it anew."""
+    interval: timedelta = timedelta()
+
+    @property
+    def is_history(self) -> bool:
+        """A run of a backfill, or one of the schedule that catches up (`catchup=True`, an old run cleared).
+
+        Nothing here goes on while the run does: all tries of all its tasks say the same.
+        """
+        late = self.late > max(HISTORY_AFTER, self.interval)
+        return self.run_type == "backfill" or (self.run_type == "scheduled" and late)
 
     @property
     def share(self) -> str:
-        return BACKFILL_SHARE if self.run_type == "backfill" else TODAY_SHARE
+        return BACKFILL_SHARE if self.is_history else TODAY_SHARE
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +101,15 @@ def task_key(ti: Any) -> TaskKey:
 def run_facts(dag_run: Any) -> RunFacts:
     """Of the `dag_run` of a context."""
     logical_date = getattr(dag_run, "logical_date", None)
+    due = getattr(dag_run, "data_interval_end", None)
+    since = getattr(dag_run, "data_interval_start", None)
+    began = getattr(dag_run, "start_date", None)
     return RunFacts(
         run_type=str(getattr(dag_run.run_type, "value", dag_run.run_type)),
         logical_date=logical_date.isoformat() if logical_date else None,
         team=getattr(dag_run, "team_name", None),
+        late=began - due if began and due else timedelta(),
+        interval=due - since if due and since else timedelta(),
     )
 
 

@@ -80,6 +80,7 @@ class ContractService:
                 "statusReason": "",
                 "exitCode": None,
                 "attempt": 1,
+                "attempts": 1,
                 "parent": False,
                 **more,
             }

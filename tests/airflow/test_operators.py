@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,6 +14,8 @@ from airflow.sdk import DAG, Asset, task, task_group
 
 from airflow_eksbatch.arguments import FIELDS, BadArguments
 from airflow_eksbatch.operators import EKSBatchOperator
+from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
+from airflow_eksbatch.submission import DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS
 from airflow_eksbatch.triggers import EKSBatchJobTrigger
 
 
@@ -175,6 +179,23 @@ def test_the_job_gets_the_time_limit_of_the_task() -> None:
 def test_a_dag_with_a_mistake_does_not_import(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(BadArguments, match=says):
         an_operator(**arguments)
+
+
+@pytest.mark.parametrize("operator", [EKSBatchOperator, EKSBatchJobSensor, EKSBatchJobQueueSensor])
+def test_every_argument_is_told_in_the_docstring_and_nothing_else_is(operator: type) -> None:
+    taken = inspect.signature(operator.__init__).parameters  # type: ignore[misc]
+    own = [name for name, one in taken.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert re.findall(r":param (\w+):", operator.__doc__ or "") == own
+
+
+def test_the_docstring_names_the_defaults_that_are_not_in_the_signature() -> None:
+    told = EKSBatchOperator.__doc__ or ""
+    for default in (
+        DEFAULT_IMAGE,
+        f"(default {DEFAULT_VCPUS:g})",
+        f"(default {DEFAULT_MEMORY_MIB})",
+    ):
+        assert default in told
 
 
 def test_a_misspelt_argument_is_refused() -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
 from airflow_eksbatch.arguments import BadArguments, check_fields
-from airflow_eksbatch.submission import RunFacts, Submission, TaskKey, build_submission
+from airflow_eksbatch.submission import (
+    RunFacts,
+    Submission,
+    TaskKey,
+    build_submission,
+    run_facts,
+)
 
 TASK = TaskKey(dag_id="weather", run_id="manual__2012-01-01T00:00:00+00:00", task_id="one.month")
 JOB = "3f0c1d9e-8f0a-4d7f-9a43-0f3b4c2d1e5f"
@@ -61,6 +69,40 @@ def test_backfills_and_todays_runs_are_shares_of_one_job_queue() -> None:
     assert built(RunFacts(run_type="scheduled")).request["shareIdentifier"] == "today"
     assert built(share_identifier="mine").request["shareIdentifier"] == "mine"
     assert "shareIdentifier" not in built(share_identifier="").request
+
+
+@pytest.mark.parametrize(
+    ("run_type", "interval", "late", "share"),
+    [
+        ("scheduled", timedelta(days=1), timedelta(minutes=5), "today"),
+        ("scheduled", timedelta(days=1), timedelta(days=3), "today"),
+        ("scheduled", timedelta(days=1), timedelta(days=3, seconds=1), "backfill"),
+        ("scheduled", timedelta(), timedelta(days=4), "backfill"),  # a cron trigger has no interval
+        ("scheduled", timedelta(days=30), timedelta(days=20), "today"),  # the newest month there is
+        ("scheduled", timedelta(days=30), timedelta(days=31), "backfill"),
+        ("manual", timedelta(days=1), timedelta(days=400), "today"),  # somebody waits for it
+        ("asset_triggered", timedelta(), timedelta(days=400), "today"),
+        ("backfill", timedelta(days=1), timedelta(), "backfill"),
+    ],
+)
+def test_a_run_of_the_schedule_that_began_long_after_it_was_due_is_history(
+    run_type: str, interval: timedelta, late: timedelta, share: str
+) -> None:
+    due = datetime(2026, 5, 1, tzinfo=UTC)
+    run = SimpleNamespace(
+        run_type=run_type,
+        logical_date=due - interval,
+        data_interval_start=due - interval,
+        data_interval_end=due,
+        start_date=due + late,
+    )
+    assert built(run_facts(run)).request["shareIdentifier"] == share
+    assert built(run_facts(run), share_identifier="mine").request["shareIdentifier"] == "mine"
+
+
+def test_a_run_without_dates_is_of_today() -> None:
+    run = SimpleNamespace(run_type="scheduled", logical_date=None, start_date=None)
+    assert run_facts(run).share == "today"
 
 
 def test_the_token_tells_the_try_and_the_story_tells_the_run() -> None:

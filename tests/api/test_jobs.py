@@ -105,6 +105,8 @@ def test_every_attempt_of_a_retried_job_is_told(
     job = described(batch, job_id)
     assert len(job["eksAttempts"]) == 3
     assert len({attempt["podName"] for attempt in job["eksAttempts"]}) == 3
+    last = service.get(f"/v1/eksbatch/jobs/{job_id}")["story"][-1]
+    assert (last["attempt"], last["attempts"]) == (3, 3)
     assert [rule["action"] for rule in job["retryStrategy"]["evaluateOnExit"]] == ["retry", "exit"]
 
 

@@ -133,6 +133,8 @@ def test_a_reclaimed_spot_node_costs_its_jobs_no_attempt() -> None:
     assert not stage.attempts["a-0-1"].charged
     totals = stage.world.totals
     assert (totals.reclaims, totals.free_retries, totals.retries) == (1, 1, 1)
+    told = [(event.status, event.attempt, event.attempts) for event in stage.events]
+    assert told[-2:] == [("RUNNABLE", 1, 0), ("STARTING", 2, 1)]
 
 
 def test_a_node_with_a_spot_notice_gets_no_new_work_and_its_pool_is_left_alone() -> None:

@@ -167,6 +167,7 @@ def test_an_event_speaks_the_words_of_the_wire() -> None:
                     "statusReason": None,
                     "exitCode": None,
                     "attempt": 0,
+                    "attempts": 0,
                     "parent": False,
                 }
             ],

@@ -300,6 +300,7 @@ def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
         "startedAt": attempt.started_at,
         "stoppedAt": attempt.stopped_at,
         "statusReason": end.status_reason,
+        "charged": attempt.charged,  # ours; clients that know AWS's model skip it
     }
     return {name: value for name, value in wire.items() if value is not None}
 
@@ -380,6 +381,7 @@ def event_wire(event: JobEvent) -> Wire:
         "statusReason": event.status_reason,
         "exitCode": event.exit_code,
         "attempt": event.attempt,
+        "attempts": event.attempts,
         "parent": event.parent,
         **({"cost": cost_wire(event.cost)} if event.cost is not None else {}),
     }

@@ -72,6 +72,7 @@ class Turn(msgspec.Struct, kw_only=True):
                 status_reason=reason,
                 exit_code=exit_code,
                 attempt=attempt.number if attempt is not None else 0,
+                attempts=attempt.charged_before + attempt.charged if attempt is not None else 0,
                 parent=job.is_array and index is None,
                 node_id=attempt.node_id if attempt is not None else None,
                 task_key=job.spec.task_key,

@@ -227,6 +227,9 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     status_reason: str | None = None
     exit_code: int | None = None
     attempt: int = 0
+    """Its number, which counts placements."""
+    attempts: int = 0
+    """How many count against the retry strategy, this one included unless it was free."""
     parent: bool = False
     node_id: str | None = None
     task_key: str | None = None
