@@ -15,6 +15,7 @@ from airflow_eksbatch.cluster.kube.conditions import (
 )
 from airflow_eksbatch.cluster.kube.objects import Pod, epoch_ms
 from airflow_eksbatch.core.engine.facts import Fact, PodEnded, PodRefused, PodRunning, PodSeen
+from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 from tests.cluster.objects import a_kube_pod, ended, running, waiting
 
@@ -116,6 +117,15 @@ def test_a_program_that_does_not_exist_is_named() -> None:
     status = ended(128, "StartError")
     status["containerStatuses"][0]["state"]["terminated"]["message"] = "exec: no such file"
     assert end_of(a_kube_pod(status=status)).reason == "StartError: exec: no such file"
+
+
+def test_a_container_that_could_not_be_started_did_not_begin_with_the_epoch() -> None:
+    """Its neighbour began when it did, and a timeout counts from then."""
+    status = running()
+    state = {"exitCode": 128, "reason": "StartError", "startedAt": "1970-01-01T00:00:00Z"}
+    status["containerStatuses"].append({"name": "lame", "state": {"terminated": state}})
+    _, began = facts_of(a_kube_pod(status=status))
+    assert began == PodRunning(pod=PodName("p"), at=epoch_ms("2026-01-01T00:00:00Z") or 0)
 
 
 def test_disk_that_the_pod_took_beyond_its_limit_is_its_own_doing() -> None:
@@ -250,19 +260,20 @@ def test_volumes_that_do_not_mount_have_a_deadline_too() -> None:
 # ---- pods as a real kubelet left them (tests/kubernetes/test_kubelet.py writes them)
 
 GOLDEN = Path(__file__).parent / "golden" / "pods"
+RAN = ["PodSeen", "PodRunning"]
 LEFT = {
-    "exit-3": "PodEnded EXITED 3 Error",
-    "segv": "PodEnded EXITED 139 Error",
-    "oom": "PodEnded EXITED 137 OOMKilled",
-    "no-program": "PodEnded EXITED 128 StartError",
-    "init-fails": "PodEnded EXITED 5 Error",
-    "one-of-two": "PodEnded EXITED 8 Error",
-    "out-of-cpu": "PodRefused OutOfcpu",
-    "out-of-memory": "PodRefused OutOfmemory",
-    "no-image": "stuck ErrImagePull",
-    "bad-image": "stuck InvalidImageName",
-    "never-pulled": "stuck ErrImageNeverPull",
-    "not-as-root": "stuck CreateContainerConfigError",
+    "exit-3": [*RAN, "PodEnded EXITED 3 Error"],
+    "segv": [*RAN, "PodEnded EXITED 139 Error"],
+    "oom": [*RAN, "PodEnded EXITED 137 OOMKilled"],
+    "no-program": ["PodSeen", "PodEnded EXITED 128 StartError"],
+    "init-fails": ["PodSeen", "PodEnded EXITED 5 Error"],
+    "one-of-two": [*RAN, "PodEnded EXITED 8 Error"],
+    "out-of-cpu": ["PodRefused OutOfcpu"],
+    "out-of-memory": ["PodRefused OutOfmemory"],
+    "no-image": ["PodSeen", "stuck ErrImagePull"],
+    "bad-image": ["PodSeen", "stuck InvalidImageName"],
+    "never-pulled": ["PodSeen", "stuck ErrImageNeverPull"],
+    "not-as-root": ["PodSeen", "stuck CreateContainerConfigError"],
 }
 
 
@@ -272,15 +283,23 @@ def test_every_golden_pod_is_looked_at() -> None:
 
 @pytest.mark.parametrize("name", LEFT)
 def test_a_pod_as_a_real_kubelet_left_it_is_understood(name: str) -> None:
-    pod = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=Pod)
-    trouble, last = trouble_of(pod), facts_of(pod)[-1]
-    if trouble is not None:
-        said = f"stuck {trouble.reason.partition(':')[0]}"
-    elif isinstance(last, PodEnded):
-        end = last.end
-        reason = (end.reason or "").partition(":")[0]
-        said = f"PodEnded {end.cause.value} {end.exit_code} {reason}"
-    else:
-        assert isinstance(last, PodRefused)
-        said = f"PodRefused {last.reason.partition(':')[0]}"
-    assert said == LEFT[name]
+    wire = msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes())
+    pod, made = msgspec.convert(wire, Pod), epoch_ms(wire["metadata"]["creationTimestamp"]) or 0
+    facts = facts_of(pod, now=made + 3_600_000)
+    # Each in its time: a job that had begun long ago would have timed out.
+    assert all(made <= fact.at <= made + 3_600_000 for fact in facts)  # type: ignore[attr-defined]
+    trouble = trouble_of(pod)
+    stuck = [] if trouble is None else [f"stuck {trouble.reason.partition(':')[0]}"]
+    assert [said(fact) for fact in facts] + stuck == LEFT[name]
+
+
+def said(fact: Fact) -> str:
+    """A fact as it is written above."""
+    match fact:
+        case PodEnded(end=end):
+            reason = (end.reason or "").partition(":")[0]
+            return f"PodEnded {end.cause.value} {end.exit_code} {reason}"
+        case PodRefused(reason=reason):
+            return f"PodRefused {reason.partition(':')[0]}"
+        case _:
+            return type(fact).__name__

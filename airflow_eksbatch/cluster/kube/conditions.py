@@ -89,7 +89,7 @@ def started_at(pod: Pod, now: int, ahead_ms: int = 0) -> int | None:
     begun: list[int] = []
     for status in pod.status.container_statuses:
         state = status.state.running or status.state.terminated
-        at = None if state is None else epoch_ms(state.started_at)
+        at = None if state is None else _moment(state.started_at)
         if at is not None:
             begun.append(at + ahead_ms)
     if not begun or pod.status.phase == "Pending":
@@ -100,7 +100,7 @@ def started_at(pod: Pod, now: int, ahead_ms: int = 0) -> int | None:
 def ended_at(pod: Pod, now: int, ahead_ms: int = 0) -> int:
     """When the last container ended, as well as it is known."""
     states = (s.state.terminated for s in _statuses(pod))
-    times = [at for state in states if state and (at := epoch_ms(state.finished_at)) is not None]
+    times = [at for state in states if state and (at := _moment(state.finished_at)) is not None]
     last = max(times) + ahead_ms if times else now
     return last if now - last >= FRESH_MS else now
 
@@ -178,6 +178,12 @@ def sentence(reason: str, message: str) -> str:
 
 
 # ---- parts
+
+
+def _moment(text: str | None) -> int | None:
+    """Of a container that never ran (StartError) a kubelet says that it began with the epoch."""
+    at = epoch_ms(text)
+    return at if at is not None and at > 0 else None
 
 
 def _statuses(pod: Pod) -> list[ContainerStatus]:
