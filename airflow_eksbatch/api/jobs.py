@@ -151,9 +151,9 @@ def check_can_ever_run(world: World, queue: JobQueue, resources: Resources) -> N
         environment = world.compute_environments.get(name)
         if environment is None or not environment.managed or name not in world.offerings:
             return
-        if any(resources.fits(offering.allocatable) for offering in world.offerings[name]):
+        if any(resources.fits(offering.promised) for offering in world.offerings[name]):
             return
-    rooms = [o.allocatable for name in queue.compute_environments for o in world.offerings[name]]
+    rooms = [o.promised for name in queue.compute_environments for o in world.offerings[name]]
     if not rooms:
         return
     largest = max(rooms)

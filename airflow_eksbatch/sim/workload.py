@@ -192,13 +192,17 @@ class Draw:
     def _switches(
         self, environments: Sequence[ComputeEnvironment], within_s: float
     ) -> list[Request]:
-        """Somebody disables a compute environment, or makes it smaller, and takes it back later."""
+        """Somebody disables a compute environment, makes it smaller or keeps it warm, and takes it back later."""
         requests: list[Request] = []
         for environment in environments:
             if self.dice.random() < 0.7:
                 continue
             less = self.dice.choice(
-                ({"state": "DISABLED"}, {"max_vcpus": environment.max_vcpus // 2})
+                (
+                    {"state": "DISABLED"},
+                    {"max_vcpus": environment.max_vcpus // 2},
+                    {"min_vcpus": environment.max_vcpus // 2},
+                )
             )
             changed = msgspec.structs.replace(environment, **less)
             at_s = self.dice.uniform(0, within_s)

@@ -251,6 +251,7 @@ def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) ->
         environment = msgspec.structs.replace(environment, status=status)
         turn.effects.append(effects.CheckEnvironment(name=environment.name))
     world.put_compute_environment(environment)
+    world.measured.forget_environment(environment.name)
     return environment
 
 

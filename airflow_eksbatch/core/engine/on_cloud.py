@@ -20,7 +20,8 @@ from airflow_eksbatch.core.model.retry import Cause
 
 def on_offerings_listed(turn: Turn, fact: facts.OfferingsListed) -> None:
     """Kept in memory only: it is read anew at every start."""
-    turn.world.offerings[fact.compute_environment] = fact.offerings
+    name = fact.compute_environment
+    turn.world.offerings[name] = turn.world.measured.corrected(name, fact.offerings)
 
 
 def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:

@@ -11,6 +11,7 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
 from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.world.measured import kind_of
 
 WAIT_BUCKETS = 40
 # As AWS words it.
@@ -130,6 +131,7 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
     if node.status is NodeStatus.READY:
         if node.allocatable != fact.allocatable:
             turn.world.set_allocatable(node, fact.allocatable)
+            turn.world.measured.grow(node)
         return
     if node.status is NodeStatus.TERMINATING:
         return
@@ -139,7 +141,19 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
     turn.world.set_allocatable(node, fact.allocatable)
     turn.world.move_node(node, NodeStatus.READY)
     turn.world.never_joined.pop(node.compute_environment, None)
+    measure(turn, node)
     turn.wake_in(turn.idle_s(node), "idle", node.node_id)
+
+
+def measure(turn: Turn, node: Node) -> None:
+    """What it has for pods, others of its type are believed to have."""
+    measured, kind = turn.world.measured, kind_of(node)
+    environment = turn.world.compute_environments.get(node.compute_environment)
+    if environment is not None and environment.managed and measured.join(node):
+        believed_s = limits.doubled(
+            limits.MEASURED_S, measured.forgotten[kind] + 1, limits.MEASURED_S_MAX
+        )
+        turn.wake_in(believed_s, "measured", "/".join(kind))
 
 
 def on_node_found(turn: Turn, fact: facts.NodeFound) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow_eksbatch.core.engine.effects import CheckEnvironment, LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
-from airflow_eksbatch.core.engine.on_cluster import host_ended
+from airflow_eksbatch.core.engine.on_cluster import host_ended, measure
 from airflow_eksbatch.core.engine.quotas import try_namespace
 from airflow_eksbatch.core.engine.setbacks import fail_to_join, is_to_be_tried, watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
@@ -12,6 +12,7 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.world.measured import kind_of
 
 # Of these only the time counts: the planner may buy again.
 BUYING = ("refusal", "gather")
@@ -30,6 +31,8 @@ def on_time(turn: Turn) -> None:
                 watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
+        elif kind == "measured":
+            doubt_measure(turn, key)
         elif kind not in BUYING:
             on_node_deadline(turn, kind, NodeId(key))
 
@@ -89,6 +92,18 @@ def try_environment(turn: Turn, name: str) -> None:
         turn.effects.append(CheckEnvironment(name=name))
 
 
+def doubt_measure(turn: Turn, key: str) -> None:
+    """Without a node to ask, what was measured may be over: a DaemonSet is taken away again, a device plugin comes."""
+    environment, _, instance_type = key.partition("/")
+    kind = (environment, instance_type)
+    if any(
+        node.ready_at is not None and kind_of(node) == kind for node in turn.world.nodes.values()
+    ):
+        turn.wake_in(limits.MEASURED_S, "measured", key)
+    else:
+        turn.world.measured.forget(kind)
+
+
 def ask_launch(turn: Turn, node: Node) -> None:
     """Buy the node's instance; the node id makes a second request harmless."""
     turn.effects.append(
@@ -113,7 +128,9 @@ def derive_deadlines(turn: Turn) -> None:
         if attempt.started_at is not None and job.spec.timeout_s is not None:
             at = attempt.started_at + job.spec.timeout_s * 1000
             turn.world.wake_at(at, "timeout", attempt.pod_name)
-    for node in turn.world.nodes.values():
+    for node in sorted(turn.world.nodes.values(), key=lambda node: node.ready_at or 0):
+        if node.status is NodeStatus.READY:
+            measure(turn, node)
         if node.idle_since is not None:
             turn.wake_in(turn.idle_s(node), "idle", node.node_id)
         if node.status is NodeStatus.LAUNCHED:

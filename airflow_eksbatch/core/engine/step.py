@@ -21,6 +21,7 @@ from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.planner.check import check_plan
 from airflow_eksbatch.core.planner.plan import Launch, Placement, Plan
 from airflow_eksbatch.core.planner.planning import make_plan
+from airflow_eksbatch.core.world.measured import apply_measures
 from airflow_eksbatch.core.world.world import World
 
 REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
@@ -62,6 +63,7 @@ def step(world: World, news: Sequence[facts.Fact], now: int, settings: StepSetti
     answers = [react(turn, fact) for fact in news]
     on_time.on_time(turn)
     wake_dependents(turn)
+    apply_measures(world)
     due = world.gathering.due(now, int(settings.gather_s * 1000))
     if due > now:
         world.wake_at(due, "gather", "")
@@ -117,7 +119,7 @@ def order_nodes(turn: Turn, launch: Launch) -> None:
         node = Node(
             node_id=turn.world.next_node_id(launch.compute_environment),
             compute_environment=launch.compute_environment,
-            offering=launch.offering,
+            offering=launch.offering.as_listed,
             allocatable=launch.offering.allocatable,
             bought_for=launch.load,
             requested_at=turn.now,

@@ -46,10 +46,33 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True):
     gpu: int = 0
     architecture: str = "x86_64"
     allocatable: Resources
-    """What pods may use of it, before a node of the type was seen: an estimate (estimate_allocatable)."""
+    """What pods may use of it: an estimate (estimate_allocatable) until a node of the type was seen."""
     price_usd_hour: float
     on_demand_usd_hour: float = 0.0
     """What the type costs On-Demand; 0 if nobody said."""
+    estimate: Resources | None = None
+    """What was estimated, where `allocatable` is what nodes of the type really had."""
+
+    @property
+    def as_listed(self) -> Offering:
+        """As the cloud listed it: machines are ordered so."""
+        if self.estimate is None:
+            return self
+        return msgspec.structs.replace(self, allocatable=self.estimate, estimate=None)
+
+    def with_room(self, room: Resources | None) -> Offering:
+        """With what nodes of the type really had; None goes back to the estimate."""
+        listed = self.as_listed
+        if room is None or room == listed.allocatable:
+            return listed
+        return msgspec.structs.replace(listed, allocatable=room, estimate=listed.allocatable)
+
+    @property
+    def promised(self) -> Resources:
+        """What it may hold yet: GPUs show on a node some time after the node itself."""
+        if self.estimate is None or self.estimate.gpu <= self.allocatable.gpu:
+            return self.allocatable
+        return msgspec.structs.replace(self.allocatable, gpu=self.estimate.gpu)
 
     @property
     def pool(self) -> str:

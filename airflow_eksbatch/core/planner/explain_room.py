@@ -146,11 +146,24 @@ def explain_growth(
 
 
 def explain_misfit(name: str, offerings: tuple[Offering, ...], shape: Resources) -> str:
-    """No instance type is large enough: say how large they get."""
+    """No instance type is large enough: say how large they get, and which were thought to be."""
     largest = max(offerings, key=lambda offering: (offering.gpu, offering.allocatable))
-    return (
+    sentence = (
         f"No instance type of compute environment {name} can hold {amount(shape)}: the largest, "
         f"{largest.instance_type}, has {amount(largest.allocatable)} for jobs."
+    )
+    less = {o.instance_type: o for o in offerings if shape.fits(o.as_listed.allocatable)}
+    if not less:
+        return sentence
+    rooms = [
+        f"{instance_type} offer {amount(less[instance_type].allocatable)} to jobs"
+        for instance_type in sorted(less)
+    ]
+    plugin = any(shape.gpu > offering.allocatable.gpu for offering in less.values())
+    return (
+        f"{sentence} Instances of type {listed(rooms)}, less than it wants: that is what the last node of the type had "
+        f"beside its DaemonSets.{' Is the NVIDIA device plugin installed?' if plugin else ''} "
+        "UpdateComputeEnvironment has it tried again at once."
     )
 
 

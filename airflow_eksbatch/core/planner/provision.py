@@ -136,14 +136,18 @@ class Coming:
         places = self._places.setdefault(site, Counter())
         floor = self._floors.setdefault(site, Floor())
         while nodes:
-            held = {s: min(n, self._wanted[s]) for s, n in load if self._wanted.get(s)}
+            held: Shapes = {}
+            rest = room
+            for shape, number in load:
+                # What was measured meanwhile may be less than what they were bought for.
+                if count := min(number, self._wanted.get(shape, 0), shape.count_in(rest)):
+                    held[shape] = count
+                    rest = rest.minus(shape.times(count))
             alike = min((self._wanted[s] // n for s, n in held.items()), default=len(nodes))
             alike = min(alike, len(nodes))
-            rest = room
             for shape, number in held.items():
                 places[shape] += number * alike
                 self._wanted[shape] -= number * alike
-                rest = rest.minus(shape.times(number))
             floor.add(rest, nodes[:alike])
             nodes = nodes[alike:]
 

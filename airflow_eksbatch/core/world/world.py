@@ -34,6 +34,7 @@ from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Tot
 from airflow_eksbatch.core.world.gathering import Gathering
 from airflow_eksbatch.core.world.index_check import check_indexes
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
+from airflow_eksbatch.core.world.measured import Measured
 
 Room = tuple[str, Resources]
 """Compute environment and what is free: nodes alike in both are alike for packing."""
@@ -55,6 +56,7 @@ class World:
         self.definitions: dict[str, dict[int, JobDefinition]] = {}
         self.usages: dict[tuple[str, str], ShareUsage] = {}
         self.offerings: dict[str, tuple[Offering, ...]] = {}
+        self.measured = Measured()
         self.refused_until: dict[str, int] = {}
         """Pools and quotas of offerings that were refused, and until when each is left alone."""
         self.refused_times: dict[str, int] = {}
