@@ -103,6 +103,25 @@ def test_an_init_container_that_fails_is_the_jobs_failure() -> None:
     assert end_of(a_kube_pod(spec=spec, status=status)).exit_code == 5
 
 
+@pytest.mark.parametrize(("main", "init", "code"), [(3, 0, 3), (0, 5, 5), (0, 0, 143)])
+def test_a_sidecar_that_was_ended_does_not_speak_for_the_others(
+    main: int, init: int, code: int
+) -> None:
+    """Webhooks put them in (meshes, agents); the last case is a failure that nothing else explains."""
+    spec = {"initContainers": [{"name": "mesh", "restartPolicy": "Always"}, {"name": "init"}]}
+    codes = {"mesh": 143, "init": init, "default": main}
+    states = [
+        {"name": name, "state": {"terminated": {"exitCode": code, "reason": "Error"}}}
+        for name, code in codes.items()
+    ]
+    status = {
+        "phase": "Failed",
+        "initContainerStatuses": states[:2],
+        "containerStatuses": states[2:],
+    }
+    assert end_of(a_kube_pod(spec=spec, status=status)).exit_code == code
+
+
 def test_of_several_containers_the_first_that_failed_in_their_order_counts() -> None:
     spec = {"containers": [{"name": name} for name in "zab"]}
     statuses = [

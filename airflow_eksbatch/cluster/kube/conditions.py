@@ -191,9 +191,13 @@ def _statuses(pod: Pod) -> list[ContainerStatus]:
 
 
 def _failed_container(pod: Pod) -> Terminated | None:
-    """The first that failed, init containers first, then in the order of the specification."""
+    """The first that failed, init containers first, then in the order of the specification; sidecars at last.
+
+    Those are ended when their work is, and many say 143 then.
+    """
     by_name = {status.name: status.state.terminated for status in _statuses(pod)}
-    for container in (*pod.spec.init_containers, *pod.spec.containers):
+    containers = (*pod.spec.init_containers, *pod.spec.containers)
+    for container in sorted(containers, key=lambda container: container.is_sidecar):
         ended = by_name.get(container.name)
         if ended is not None and ended.exit_code != 0:
             return ended

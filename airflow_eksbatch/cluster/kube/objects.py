@@ -51,6 +51,11 @@ class ContainerSpec(_Object, frozen=True):
     resources: ResourceLists = ResourceLists()
     restart_policy: str = ""
 
+    @property
+    def is_sidecar(self) -> bool:
+        """An init container that runs beside the others, as long as they do; how it ends says nothing."""
+        return self.restart_policy == "Always"
+
 
 class Toleration(_Object, frozen=True):
     key: str = ""
@@ -242,7 +247,7 @@ def requests_of(spec: PodSpec) -> Resources:
     largest: dict[str, float] = {}
     for container in spec.init_containers:
         own = _requests(container)
-        if container.restart_policy == "Always":
+        if container.is_sidecar:
             sidecars.append(own)
             own = {}
         for key, value in _sum([*sidecars, own]).items():
