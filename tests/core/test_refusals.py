@@ -117,6 +117,7 @@ WITH_GPU = an_offering("g4dn.xlarge", gpu=1, price=0.53)
 
 
 def test_a_quota_that_is_used_up_is_not_tried_type_by_type() -> None:
+    """None of the others is smaller than the one that did not fit."""
     stage = Stage(a_world(offerings=(*STANDARD, WITH_GPU)))
     stage.submit("a", vcpus=4)
     assert types_asked(stage) == ["c5.xlarge"]
@@ -124,6 +125,44 @@ def test_a_quota_that_is_used_up_is_not_tried_type_by_type() -> None:
     assert refused(stage, quota=True) == []
     stage.wait(limits.REFUSAL_S)
     assert types_asked(stage) == ["c5.xlarge"]
+
+
+SIZES_OF_C5 = tuple(
+    an_offering(f"c5.{name}", vcpus=vcpus, memory_mib=vcpus * 4_096, price=vcpus * per_vcpu)
+    for name, vcpus, per_vcpu in (
+        ("large", 2, 0.055), ("xlarge", 4, 0.05), ("2xlarge", 8, 0.045), ("4xlarge", 16, 0.04)
+    )
+)  # fmt: skip
+
+
+def test_smaller_machines_that_fit_into_what_is_left_of_a_quota_are_bought() -> None:
+    """EC2 says VcpuLimitExceeded of this machine; 6 vCPUs may be left, and half of the work need not wait for hours."""
+    stage = Stage(a_world(offerings=SIZES_OF_C5))
+    stage.submit("a", vcpus=2, size=8)
+    assert types_asked(stage) == ["c5.4xlarge"]
+    assert refused(stage, quota=True) == ["c5.2xlarge"] * 2
+    assert refused(stage, quota=True) == ["c5.xlarge"] * 4
+    first, *others = stage.of(LaunchNode)
+    stage.step(
+        InstanceLaunched(node_id=first.node_id, instance_id="i", at=stage.now),
+        *(no(effect, stage.now, quota=True) for effect in others),
+    )
+    assert types_asked(stage) == ["c5.large"] * 6
+    assert refused(stage, quota=True) == []
+
+
+def test_the_grant_of_a_smaller_machine_does_not_end_the_row_of_a_quota() -> None:
+    stage = Stage(a_world(offerings=SIZES_OF_C5))
+    stage.submit("a", vcpus=2, size=8)
+    refused(stage, quota=True)
+    small, _ = stage.of(LaunchNode)
+    stage.wait(limits.REFUSAL_S + 1)
+    stage.step(InstanceLaunched(node_id=small.node_id, instance_id="i", at=stage.now))
+    assert stage.world.refused_times == {"standard/EC2": 1}
+    stage.submit("b", vcpus=16)
+    (large,) = stage.of(LaunchNode)
+    stage.step(InstanceLaunched(node_id=large.node_id, instance_id="i", at=stage.now))
+    assert stage.world.refused_times == stage.world.refused_vcpus == {}
 
 
 def test_a_quota_of_spot_is_not_that_of_on_demand() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from airflow_eksbatch.core.engine.effects import DeletePod, LaunchNode, TerminateNode
 from airflow_eksbatch.core.engine.facts import (
+    InstanceLaunched,
+    InstancesListed,
     NodeClosed,
     RebalanceRecommended,
     SpotInterrupted,
@@ -13,7 +16,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
-from airflow_eksbatch.core.model.node import REBALANCE, SPOT_NOTICE, NodeId
+from airflow_eksbatch.core.model.node import REBALANCE, SPOT_NOTICE, Node, NodeId
 from airflow_eksbatch.core.model.retry import Cause
 from tests.build import a_node, a_world, an_environment, an_offering
 from tests.core.stage import Stage
@@ -82,6 +85,71 @@ def test_a_cluster_does_not_open_again_what_is_leaving(reason: str | None) -> No
     stage.step(RebalanceRecommended(node_id=HOME, at=stage.now))
     stage.step(NodeClosed(node_id=HOME, reason=reason, at=stage.now))
     assert stage.world.nodes[HOME].closed == REBALANCE
+
+
+def on_its_way(stage: Stage) -> Node:
+    """An instance that was launched, and has not joined."""
+    (effect,) = stage.of(LaunchNode)
+    stage.step(InstanceLaunched(node_id=effect.node_id, instance_id="i-1", at=stage.now))
+    return stage.world.nodes[effect.node_id]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_what_has_not_joined_is_ended_at_once_and_bought_elsewhere(launched: bool) -> None:
+    stage = Stage(a_world(an_environment(market=Market.SPOT), offerings=(SPOT, OTHER)))
+    stage.submit("a", vcpus=4)
+    (effect,) = stage.of(LaunchNode)
+    if launched:
+        on_its_way(stage)
+    stage.step(RebalanceRecommended(node_id=effect.node_id, at=stage.now))
+    assert [e.node_id for e in stage.of(TerminateNode)] == [effect.node_id]
+    assert [e.offering for e in stage.of(LaunchNode)] == [OTHER]
+    assert not stage.world.never_joined, "it could not show whether it would have joined"
+
+
+def test_a_recommendation_for_what_is_ending_already_changes_nothing() -> None:
+    stage = running("a")
+    stage.end("a")
+    stage.wait(60)
+    (effect,) = stage.of(TerminateNode)
+    stage.step(RebalanceRecommended(node_id=effect.node_id, at=stage.now))
+    assert stage.world.nodes[HOME].closed is None
+    assert stage.world.refused_until == {}
+
+
+@pytest.mark.parametrize("why", [SPOT_NOTICE, REBALANCE])
+def test_a_closed_node_that_never_joins_is_ended_when_its_time_is_over(why: str) -> None:
+    """As an earlier release left them, or as EC2 tells of a reclaim that does not come."""
+    stage = Stage(a_world(an_environment(market=Market.SPOT), offerings=(SPOT, OTHER)))
+    stage.submit("a", vcpus=4)
+    node = on_its_way(stage)
+    stage.world.close_node(node, why)
+    stage.wait(limits.NODE_JOIN_S_MAX)
+    assert node.node_id in [effect.node_id for effect in stage.of(TerminateNode)]
+    assert not stage.world.never_joined
+
+
+@pytest.mark.parametrize("why", [SPOT_NOTICE, REBALANCE])
+def test_no_deletion_waits_for_a_closed_node_that_never_joins(why: str) -> None:
+    stage = Stage(a_world(an_environment(market=Market.SPOT), offerings=(SPOT, OTHER)))
+    stage.submit("a", vcpus=4)
+    node = on_its_way(stage)
+    stage.world.close_node(node, why)
+    environment = stage.world.compute_environments["ce"]
+    stage.world.put_compute_environment(msgspec.structs.replace(environment, status="DELETING"))
+    stage.step()
+    assert node.node_id in [effect.node_id for effect in stage.of(TerminateNode)]
+
+
+def test_a_reclaimed_instance_that_is_missed_on_the_list_is_no_failure_to_join() -> None:
+    stage = Stage(a_world(an_environment(market=Market.SPOT), offerings=(SPOT, OTHER)))
+    stage.submit("a", vcpus=4)
+    node = on_its_way(stage)
+    stage.step(SpotInterrupted(node_id=node.node_id, at=stage.now))
+    stage.wait(130)
+    stage.step(InstancesListed(compute_environment="ce", instances={}, at=stage.now))
+    assert node.node_id not in stage.world.nodes
+    assert not stage.world.never_joined
 
 
 # ---- a notice

@@ -212,7 +212,7 @@ class LaunchRefused(Fact, frozen=True, kw_only=True):
     message: str
     at: int
     quota: bool = False
-    """It holds for all that counts against the same quota (VcpuLimitExceeded, ...), not for its pool only."""
+    """It holds for all that counts against the same quota (VcpuLimitExceeded, ...) and is not smaller, in all pools."""
     for_good: bool = False
     """Only a person can mend it (UnauthorizedOperation, wrong subnet): the environment goes INVALID."""
 

@@ -10,6 +10,7 @@ from airflow_eksbatch.core.engine.setbacks import (
     forget_refusals,
     invalidate,
     rest,
+    rest_quota,
 )
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
@@ -44,7 +45,10 @@ def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is None or node.launched_at is not None:
         return
-    rest(turn, node.offering.quota if fact.quota else node.offering.pool)
+    if fact.quota:
+        rest_quota(turn, node.offering)
+    else:
+        rest(turn, node.offering.pool)
     turn.world.totals.refused += 1
     turn.world.remove_node(node, turn.now, f"{fact.code}: {fact.message}")
     environment = turn.world.compute_environments.get(node.compute_environment)
@@ -68,11 +72,18 @@ def on_spot_interrupted(turn: Turn, fact: facts.SpotInterrupted) -> None:
 
 
 def on_rebalance_recommended(turn: Turn, fact: facts.RebalanceRecommended) -> None:
-    """More likely than others to be taken back: no new work there, and none of what runs is touched."""
+    """More likely than others to be taken back: no new work there, and none of what runs is touched.
+
+    One that has not joined yet would do no work at all: it is ended at once.
+    """
     node = turn.world.nodes.get(fact.node_id)
-    if node is not None and not node.is_leaving:
+    if node is None or node.is_leaving or node.status is NodeStatus.TERMINATING:
+        return
+    rest(turn, node.offering.pool)
+    if node.is_young:
+        turn.terminate_node(node, REBALANCE)
+    else:
         turn.world.close_node(node, REBALANCE)
-        rest(turn, node.offering.pool)
 
 
 def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:
@@ -86,7 +97,7 @@ def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:
 
 def lose_instance(turn: Turn, node: Node, at: int, reason: str, *, reclaimed: bool) -> None:
     """One that ends while its node is coming, and that nobody took back, did not get as far as others do."""
-    if node.status is NodeStatus.LAUNCHED and not reclaimed:
+    if node.status is NodeStatus.LAUNCHED and not reclaimed and not node.is_leaving:
         distrust(turn, node, f"ended before it joined: {reason.rstrip('.')}")
     give_up_node(turn, node, at, reason)
 

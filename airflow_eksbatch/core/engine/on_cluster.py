@@ -209,7 +209,7 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
     environment = turn.world.compute_environments.get(node.compute_environment)
     if environment is not None and not environment.managed:
         give_up_node(turn, node, fact.at, fact.reason)
-    elif node.is_coming:
+    elif node.is_young:
         fail_to_join(turn, node, fact.reason)
     elif node.status is not NodeStatus.TERMINATING:
         turn.terminate_node(node, fact.reason)

@@ -57,7 +57,7 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
         return
     if kind == "launch" and node.status is NodeStatus.REQUESTED:
         ask_launch(turn, node)
-    elif kind == "join" and node.is_coming:
+    elif kind == "join" and node.is_young:
         look_at_youth(turn, node)
     elif kind == "reclaim":
         empty_reclaimed(turn, node)

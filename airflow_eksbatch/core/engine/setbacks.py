@@ -18,29 +18,44 @@ NONE_JOINED = (
 )
 
 
-def rest(turn: Turn, where: str) -> None:
+def rest_quota(turn: Turn, offering: Offering) -> None:
+    """EC2 says only that this machine does not fit into what is left of the quota: smaller ones may."""
+    quota, least = offering.quota, turn.world.refused_vcpus
+    was_resting = not rest(turn, quota)
+    if not was_resting or offering.vcpus < least.get(quota, 0):
+        least[quota] = offering.vcpus
+
+
+def rest(turn: Turn, where: str) -> bool:
     """Leave a pool or a quota alone for a while, and longer each time; what comes while it rests was on its way."""
     until, times = turn.world.refused_until, turn.world.refused_times
     since = turn.now - until.get(where, 0)
     if since < 0:
-        return
+        return False
     times[where] = times.get(where, 0) + 1 if since <= limits.REFUSAL_S_MAX * 1000 else 1
     rest_s = limits.doubled(limits.REFUSAL_S, times[where], limits.REFUSAL_S_MAX)
     until[where] = turn.now + rest_s * 1000
     turn.wake_in(rest_s, "refusal", where)
+    return True
 
 
 def forget_refusals(turn: Turn, offering: Offering) -> None:
-    """It was granted; a grant that comes after a no was there before it."""
-    for place in (offering.pool, offering.quota):
-        if turn.world.refused_until.get(place, turn.now) < turn.now:
-            del turn.world.refused_until[place], turn.world.refused_times[place]
+    """It was granted; a grant that comes after a no was there before it, and one of a smaller machine says little."""
+    world, quota = turn.world, offering.quota
+    places = [offering.pool]
+    if offering.vcpus >= world.refused_vcpus.get(quota, 0):
+        places.append(quota)
+    for place in places:
+        if world.refused_until.get(place, turn.now) < turn.now:
+            del world.refused_until[place], world.refused_times[place]
+            world.refused_vcpus.pop(place, None)
 
 
 def fail_to_join(turn: Turn, node: Node, reason: str) -> None:
-    """Its time is over: its instance is ended."""
+    """Its time is over: its instance is ended. One that was being taken back says nothing of the others."""
     turn.terminate_node(node, reason)
-    distrust(turn, node, reason)
+    if not node.is_leaving:
+        distrust(turn, node, reason)
 
 
 def distrust(turn: Turn, node: Node, reason: str) -> None:

@@ -171,8 +171,14 @@ class Node(msgspec.Struct, kw_only=True):
         return self.closed in (SPOT_NOTICE, REBALANCE)
 
     @property
+    def is_young(self) -> bool:
+        """Asked for, and not ready yet."""
+        return self.status in (NodeStatus.REQUESTED, NodeStatus.LAUNCHED)
+
+    @property
     def is_coming(self) -> bool:
-        return self.status in (NodeStatus.REQUESTED, NodeStatus.LAUNCHED) and self.closed is None
+        """Whether its room may be counted on; a young node that is closed still has to join in time, or to end."""
+        return self.is_young and self.closed is None
 
 
 def estimate_allocatable(

@@ -65,7 +65,7 @@ def why_retire(world: World, node: Node, busy: set[NodeId], now: int, idle_s: fl
     environment = world.compute_environments.get(node.compute_environment)
     if environment is None or not environment.managed:
         return None
-    if node.is_coming and environment.status == "DELETING":
+    if node.is_young and environment.status == "DELETING":
         return "its compute environment is being deleted"
     if node.status is not NodeStatus.READY or node.idle_since is None or node.node_id in busy:
         return None

@@ -61,6 +61,8 @@ class World:
         """Pools and quotas of offerings that were refused, and until when each is left alone."""
         self.refused_times: dict[str, int] = {}
         """How often in a row."""
+        self.refused_vcpus: dict[str, int] = {}
+        """Quotas, and the least vCPUs of a machine that did not fit into what is left of them."""
         self.full: dict[str, NamespaceFull] = {}
         """Compute environments whose namespace has no room under its quota; nothing new goes there now."""
         self.full_times: Counter[str] = Counter()
@@ -287,8 +289,9 @@ class World:
 
     def rests_until(self, offering: Offering) -> int:
         """When this may be asked for; in the past if nobody refused it lately."""
-        until = self.refused_until
-        return max(until.get(offering.pool, 0), until.get(offering.quota, 0))
+        until, quota = self.refused_until, offering.quota
+        fits = offering.vcpus < self.refused_vcpus.get(quota, 0)
+        return max(until.get(offering.pool, 0), 0 if fits else until.get(quota, 0))
 
     def note_node(self, node: Node) -> None:
         self._dirty_nodes[node.node_id] = node
