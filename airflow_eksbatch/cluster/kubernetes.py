@@ -15,7 +15,7 @@ from pathlib import Path
 from airflow_eksbatch.cluster.kube.access import find_trouble
 from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, Ways
 from airflow_eksbatch.cluster.kube.site import NOT_THERE, Site, now_ms
-from airflow_eksbatch.cluster.outputs import Outputs
+from airflow_eksbatch.cluster.outputs import OutputFiles, Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
 from airflow_eksbatch.core.engine.facts import Fact, PodEnded
@@ -41,7 +41,7 @@ class KubernetesCluster:
         """
         self._ways = ways
         self._parts = directory.absolute() / "logs-live"
-        self._outputs = outputs or Outputs(directory.absolute() / "logs")
+        self._outputs = outputs or OutputFiles(directory.absolute() / "logs")
         self._tell_trouble = tell_trouble
         self._may_write = may_write
         self._sites: dict[str, Site] = {}
@@ -113,6 +113,7 @@ class KubernetesCluster:
     async def stop(self) -> None:
         """Pods go on; the next start finds them."""
         await asyncio.gather(*(site.close() for site in self._sites.values()))
+        await asyncio.to_thread(self._outputs.close)
 
     async def _site_at(self, place: str) -> Site:
         async with self._connecting:

@@ -23,7 +23,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from airflow_eksbatch.cluster.containers import BadPod, Container, read_containers
-from airflow_eksbatch.cluster.outputs import Outputs, read_part
+from airflow_eksbatch.cluster.outputs import OutputFiles, Outputs, read_part
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.cluster.process import (
     NEW,
@@ -128,7 +128,7 @@ class LocalCluster:
     ) -> None:
         self._directory = directory.absolute() / "pods"
         self._environ = inherited_environ(os.environ if environ is None else environ)
-        self._outputs = outputs or Outputs(directory.absolute() / "logs")
+        self._outputs = outputs or OutputFiles(directory.absolute() / "logs")
         self._nodes: dict[NodeId, Node] = {}
         self._pods: dict[PodName, Pod] = {}
         self._starting: dict[PodName, tuple[NodeId, asyncio.Task[None]]] = {}

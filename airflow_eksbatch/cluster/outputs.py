@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 # Nobody reads more of one log than this; it keeps a runaway job from pushing out all others.
 OUTPUT_BYTES_MAX = 16 * 1024**2
@@ -14,8 +15,33 @@ ALL_BYTES_MAX = 2 * 1024**3
 BLOCK_BYTES = 4096
 
 
-class Outputs:
-    """A directory of files; all calls block, so they are made on a thread."""
+class Outputs(Protocol):
+    """All calls but `has` block, so they are made on a thread; they raise OSError while there is no room or no way."""
+
+    def open(self) -> None:
+        """Find again what is kept."""
+        ...
+
+    def has(self, pod: str) -> bool:
+        """Whether its output was put away, as far as that is known here without asking."""
+        ...
+
+    def keep(self, pod: str, output: Path) -> None:
+        """Take a file over, or its last part, for good: it is gone from where it was. Nothing is done if there is none."""
+        ...
+
+    def read(self, pod: str, offset: int, limit: int) -> tuple[bytes, int] | None:
+        """Up to `limit` bytes from `offset` (negative: from the end) and the next offset; None: it is not here.
+
+        Offsets are those of the whole output, even where its first part was dropped.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class OutputFiles:
+    """A directory of files, for the services of one machine."""
 
     def __init__(
         self,
@@ -37,7 +63,6 @@ class Outputs:
         return self._file(pod).exists()
 
     def keep(self, pod: str, output: Path) -> None:
-        """Move an output here, or its last part. What is here already stays as it is."""
         kept = self._file(pod)
         if not output.exists():
             return
@@ -52,13 +77,15 @@ class Outputs:
             self._drop_oldest()
 
     def read(self, pod: str, offset: int, limit: int) -> tuple[bytes, int] | None:
-        """As of the whole output, even where its first part was dropped."""
         kept = self._file(pod)
         try:
             dropped = int(kept.with_suffix(".dropped").read_text())
         except FileNotFoundError:
             dropped = 0
         return read_part(kept, offset, limit, dropped=dropped)
+
+    def close(self) -> None:
+        """Files need no end."""
 
     def _keep_end(self, output: Path, kept: Path, dropped: int) -> None:
         partial = kept.with_suffix(".new")

@@ -82,7 +82,10 @@ class ServiceDesk:
             raise unavailable(f"The database cannot be read now: {error}") from error
 
     async def read_log(self, attempt: Attempt, offset: int, limit: int) -> tuple[bytes, int] | None:
-        return await self._cluster.read_log(attempt.pod_name, offset, limit)
+        try:
+            return await self._cluster.read_log(attempt.pod_name, offset, limit)
+        except OSError as error:
+            raise unavailable(f"The output cannot be read now: {error}") from error
 
     def subscribe(self, cursor: int) -> AsyncIterator[dict[str, Any]]:
         if self._loop.world is None:

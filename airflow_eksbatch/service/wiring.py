@@ -13,6 +13,7 @@ from airflow_eksbatch.api.app import make_app
 from airflow_eksbatch.api.dashboard import fetch_from
 from airflow_eksbatch.api.port import ApiSettings
 from airflow_eksbatch.cloud.port import Cloud
+from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import Cluster
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.service import embedded
@@ -52,7 +53,7 @@ def make_store(settings: Settings) -> Store:
 
         path = Path(rest.removeprefix("///")).expanduser()
         return sqlite_store(path, pages_max=settings.sqlite_pages or None)
-    if scheme.partition("+")[0] in ("postgresql", "postgres"):
+    if _is_postgres(url):
         from airflow_eksbatch.store.postgres import postgres_store
 
         return postgres_store(url)
@@ -60,6 +61,10 @@ def make_store(settings: Settings) -> Store:
         "--database must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, "
         f"not one that begins with {scheme!r}."
     )
+
+
+def _is_postgres(url: str) -> bool:
+    return url.partition(":")[0].partition("+")[0] in ("postgresql", "postgres")
 
 
 def make_cluster_and_cloud(
@@ -114,7 +119,17 @@ def _make_kubernetes(
         settings.home_path,
         tell_trouble=lambda trouble, failures: telemetry.watch_broke("cluster", trouble, failures),
         may_write=may_write,
+        outputs=_make_outputs(settings, may_write),
     )
+
+
+def _make_outputs(settings: Settings, may_keep: Callable[[], bool]) -> Outputs | None:
+    """Beside the jobs, where other services may need them; None: on this machine."""
+    if not _is_postgres(settings.database_url):
+        return None
+    from airflow_eksbatch.store.postgres import postgres_outputs
+
+    return postgres_outputs(settings.database_url, may_keep)
 
 
 def make_aws(settings: Settings) -> Aws:

@@ -81,7 +81,21 @@ def add_costs(connection: Connection) -> None:
         )
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (create_first, add_costs)
+OUTPUTS = """
+CREATE TABLE eksbatch_outputs (
+    pod TEXT NOT NULL PRIMARY KEY, kept_at BIGINT NOT NULL, dropped BIGINT NOT NULL, body {bytes} NOT NULL
+);
+CREATE INDEX eksbatch_outputs_kept ON eksbatch_outputs (kept_at)
+"""
+
+
+def add_outputs(connection: Connection) -> None:
+    """Version 3: the outputs of pods that are gone, for whichever service leads next."""
+    for statement in OUTPUTS.format(bytes=BYTES[connection.dialect.name]).split(";"):
+        connection.exec_driver_sql(statement)
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (create_first, add_costs, add_outputs)
 """STEPS[n] leads from version n to n + 1. A released step is never changed."""
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ArgumentError
 
+from airflow_eksbatch.store.outputs import StoredOutputs
 from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.store.sql import SqlStore
 
@@ -27,10 +31,34 @@ SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 def postgres_store(url: str) -> SqlStore:
     """A store in this database (postgresql://user:password@host/name)."""
+    engine = _make_engine(url)
+    return SqlStore(
+        engine,
+        insert,
+        lambda error: _explain(error, engine.url),
+        lock=MIGRATION_LOCK,
+        snapshot=SNAPSHOT,
+        evict=EVICT,
+        clock=CLOCK,
+    )
+
+
+def postgres_outputs(url: str, may_keep: Callable[[], bool], **bounds: int) -> StoredOutputs:
+    """Outputs of pods in this database, once a store has brought it forward; its connections are its own."""
+    engine = _make_engine(url, isolation_level="AUTOCOMMIT", pool_size=2)
+
+    def explain(error: Exception) -> str:
+        return _explain(error, engine.url)
+
+    return StoredOutputs(engine, insert, explain, may_keep, **bounds)
+
+
+def _make_engine(url: str, **more: Any) -> Engine:
+    """Raises StoreError."""
     try:
         parsed = make_url(url).set(drivername="postgresql+psycopg")
-        engine = create_engine(
-            parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S}
+        return create_engine(
+            parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S}, **more
         )
     except (ArgumentError, ValueError) as error:
         # Not told what is wrong with it: that could be a part of the password.
@@ -43,20 +71,11 @@ def postgres_store(url: str) -> SqlStore:
             f"PostgreSQL needs a package that is not here ({error.name}): "
             "pip install 'airflow-eksbatch[postgres]'."
         ) from error
-    place = f"PostgreSQL at {parsed.host or 'the local socket'}, database {parsed.database},"
-    return SqlStore(
-        engine,
-        insert,
-        lambda error: _explain(error, place),
-        lock=MIGRATION_LOCK,
-        snapshot=SNAPSHOT,
-        evict=EVICT,
-        clock=CLOCK,
-    )
 
 
-def _explain(error: Exception, place: str) -> str:
+def _explain(error: Exception, url: URL) -> str:
     """One sentence that says what to do."""
+    place = f"PostgreSQL at {url.host or 'the local socket'}, database {url.database},"
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     words = lines[0] if lines else type(error).__name__
     if "No space left" in words or "quota" in words:

@@ -19,7 +19,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 2
+VERSION = 3
 metadata = MetaData()
 
 meta = Table(
@@ -139,6 +139,17 @@ costs = Table(
     Column("instance_ms", BigInteger, nullable=False),
     Column("vcpu_ms", BigInteger, nullable=False),
 )
+
+# What pods have said; written one by one, so it is no part of a commit.
+outputs = Table(
+    "eksbatch_outputs",
+    metadata,
+    Column("pod", Text, primary_key=True),
+    Column("kept_at", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+Index("eksbatch_outputs_kept", outputs.c.kept_at)
 
 keys = Table(
     "eksbatch_keys",

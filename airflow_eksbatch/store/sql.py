@@ -317,6 +317,7 @@ class SqlStore:
             if job_ids:
                 self._put(connection, schema.meta, [rows.meta_row(FORGOTTEN, forgotten)])
             connection.execute(delete(schema.nodes).where(schema.nodes.c.ended_at < time))
+            connection.execute(delete(schema.outputs).where(schema.outputs.c.kept_at < time))
             costs.forget_before(connection, time)
         return len(job_ids)
 

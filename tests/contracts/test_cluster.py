@@ -21,7 +21,6 @@ import pytest
 from airflow_eksbatch.cluster import local, process
 from airflow_eksbatch.cluster.containers import BadPod, expand, read_containers
 from airflow_eksbatch.cluster.local import LocalCluster, inherited_environ
-from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import Cluster, ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
 from airflow_eksbatch.core.engine.facts import (
@@ -733,34 +732,6 @@ async def test_a_disk_that_cannot_be_written_is_told_and_leaves_nothing(bed: Loc
 
 
 # ---- what needs no process
-
-
-def test_only_the_last_part_of_a_long_output_is_kept(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path / "logs", output_bytes_max=10)
-    outputs.open()
-    log = tmp_path / "log"
-    log.write_bytes(b"0123456789abcdef")
-    outputs.keep("p", log)
-    assert not log.exists()
-    assert outputs.read("p", 0, 4) == (b"6789", 10)
-    assert outputs.read("p", 14, 9) == (b"ef", 16)
-    assert outputs.read("p", -2, 9) == (b"ef", 16)
-    assert outputs.read("q", 0, 9) is None
-
-
-def test_the_oldest_outputs_make_room_for_new_ones(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path / "logs", all_bytes_max=10 * 4096)
-    outputs.open()
-    for number in range(12):
-        log = tmp_path / "log"
-        log.write_text(f"{number}")
-        os.utime(log, (number, number))
-        outputs.keep(f"p{number}", log)
-    kept = [number for number in range(12) if outputs.has(f"p{number}")]
-    assert kept == [3, 4, 5, 6, 7, 8, 9, 10, 11]
-    again = Outputs(tmp_path / "logs", all_bytes_max=10 * 4096)
-    again.open()
-    assert again.read("p11", 0, 10) == (b"11", 2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.airflow.processes import wait_for
 from tests.airflow.rig import free_port
 from tests.contracts.databases import Database, Postgres, get_server
 from tests.kubernetes.bed import a_plane, service_for
-from tests.kubernetes.load import ENDS_WITHIN_S, Load, a_load, errors
+from tests.kubernetes.load import ENDS_WITHIN_S, PODS, Load, a_load, errors, submit
 from tests.kubernetes.rig import history
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
@@ -208,3 +208,21 @@ def test_replicas_whose_clocks_differ_do_not_take_the_lease_from_each_other(
         leader.kill()
         standby.wait_until_ready()
         check(load)
+
+
+def test_what_a_job_said_is_there_after_its_pod_and_its_leader_are_gone(
+    plane: ControlPlane, nodes: FakeNodes, make_replica: MakeReplica
+) -> None:
+    """1. a job ends, its pod goes; 2. kill -9; 3. the standby, with a disk of its own, tells the same output."""
+    leader, standby = make_replica(), make_replica()
+    leader.start()
+    standby.start_beside()
+    with a_load(plane, nodes, standby) as load:
+        job_id = submit(load.batch, "work")
+        assert standby.wait_for_ends({job_id}) == {job_id: "SUCCEEDED"}
+        plane.wait_for("its pod to go", lambda: not plane.admin.list(PODS))
+        leader.kill()
+        standby.wait_until_ready()
+        said = standby.get(f"/v1/eksbatch/jobs/{job_id}/log")
+        # A fake node's kubelet has no output; this is what is kept instead.
+        assert said.startswith(f"eksbatch: the output of {job_id}-0-1 on ")
