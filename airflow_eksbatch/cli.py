@@ -26,6 +26,8 @@ from airflow_eksbatch.terminal import (
 )
 
 OK, NO, WRONG = 0, 1, 2
+LOCAL = {"port": 0}
+"""Where `eksbatch local` differs from `serve` when nothing is said."""
 LIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 STATUSES = (*LIVE, "SUCCEEDED", "FAILED")
 
@@ -67,7 +69,7 @@ def serve(given: argparse.Namespace) -> int:
 def local(given: argparse.Namespace) -> int:
     from airflow_eksbatch.service.wiring import serve_embedded
 
-    settings = read_settings(vars(given), os.environ, port=0)
+    settings = read_settings(vars(given), os.environ, **LOCAL)
     return serve_embedded(settings, given.leave_when_idle)
 
 
@@ -307,9 +309,10 @@ def _local_options(command: argparse.ArgumentParser) -> None:
         "--leave-when-idle",
         type=float,
         metavar="MINUTES",
-        help="end after so long without jobs, instances and requests [default: stay]",
+        help="end after so long without jobs, instances and requests [default: stay; "
+        "one that a task has started: 60]",
     )
-    add_settings(command)
+    add_settings(command, **LOCAL)
 
 
 def _client_options(command: argparse.ArgumentParser) -> None:

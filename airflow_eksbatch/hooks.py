@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_CONN_ID = "eksbatch_default"
 DEFAULT_REGION = "us-east-1"
 EMBEDDED_START_S = 60  # a cold start of the embedded service on a loaded laptop
+EMBEDDED_IDLE_MIN = (
+    60.0  # one that a task has started ends by itself, and the next task starts it again
+)
 CALL_TIMEOUT_S = 30
 
 
@@ -56,7 +60,8 @@ class EKSBatchHook(BaseHook):
     :param conn_id: connection of type ``eksbatch``: host (a full URL, or a name with port and
         http/https as schema), access key id as login, secret access key as password, and
         ``region`` and ``verify`` as extras. Without this connection, and when it names no host,
-        the embedded service of this machine is found or started.
+        the embedded service of this machine is found or started. One that was started so ends
+        after an hour without jobs, instances and callers; ``eksbatch local`` stays.
     """
 
     conn_name_attr = "conn_id"
@@ -154,13 +159,18 @@ def _url_from_parts(connection: Any) -> str:
 
 # ---- the embedded service ----
 
+_one_starter = threading.Lock()
+# What this process has started; asked again before the next start, so that none that has ended stays a zombie.
+_begun: list[subprocess.Popen[bytes]] = []
+
 
 def find_or_start_embedded() -> str:
     """The URL of the service this machine uses when nothing else is said."""
     if url := os.environ.get("EKSBATCH_URL"):
         return url.rstrip("/")
     home = _embedded_home()
-    return _running_embedded(home) or _start_embedded(home)
+    with _one_starter:  # a thousand tasks of a triggerer ask at once
+        return _running_embedded(home) or _start_embedded(home)
 
 
 def _embedded_home() -> Path:
@@ -179,28 +189,39 @@ def _running_embedded(home: Path) -> str | None:
 def _start_embedded(home: Path) -> str:
     """Start `eksbatch local`, detached; it holds a lock, so two starters get one service."""
     home.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + EMBEDDED_START_S
+    while time.monotonic() < deadline:
+        process = _begin_embedded(home)
+        while process.poll() is None and time.monotonic() < deadline:
+            if url := _running_embedded(home):
+                return url
+            time.sleep(0.1)
+        if url := _running_embedded(home):
+            return url
+        if process.returncode:
+            break
+        # It found another one, which has left meanwhile.
+    raise ServiceAway(
+        f"the embedded service did not start within {EMBEDDED_START_S} s; "
+        f"its output is in {home / 'local.log'}. To use another service, create the connection "
+        f"{DEFAULT_CONN_ID} or set EKSBATCH_URL"
+    )
+
+
+def _begin_embedded(home: Path) -> subprocess.Popen[bytes]:
     program = "from airflow_eksbatch.cli import main; raise SystemExit(main())"
+    _begun[:] = [process for process in _begun if process.poll() is None]
     with (home / "local.log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, "local"],
+            [sys.executable, "-c", program, "local", "--leave-when-idle", str(EMBEDDED_IDLE_MIN)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env={**os.environ, "EKSBATCH_HOME": str(home)},
         )
-    deadline = time.monotonic() + EMBEDDED_START_S
-    while time.monotonic() < deadline:
-        if url := _running_embedded(home):
-            return url
-        if process.poll():
-            break
-        time.sleep(0.1)
-    raise ServiceAway(
-        f"the embedded service did not start within {EMBEDDED_START_S} s; "
-        f"its output is in {home / 'local.log'}. To use another service, create the connection "
-        f"{DEFAULT_CONN_ID} or set EKSBATCH_URL"
-    )
+    _begun.append(process)
+    return process
 
 
 # ---- the client for event loops ----

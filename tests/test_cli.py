@@ -358,3 +358,9 @@ def test_migrate_makes_the_schema_and_is_harmless_twice(tmp_path: Path) -> None:
     assert json.loads(run("migrate", "--json", EKSBATCH_HOME=str(tmp_path)).stdout) == {
         "migrated": True
     }
+
+
+def test_the_help_of_local_says_that_it_takes_any_free_port() -> None:
+    page = " ".join(run("local", "--help").stdout.split())
+    assert "[EKSBATCH_PORT, default 0]" in page
+    assert "[EKSBATCH_PORT, default 8642]" in " ".join(run("serve", "--help").stdout.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -42,6 +43,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._announcement = path / "service.json"
+        self._last = path / "service.last.json"
         self._lock: int | None = None
 
     def try_lock(self) -> bool:
@@ -56,6 +58,11 @@ class Home:
         self._lock = lock
         return True
 
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def announce(self, url: str) -> None:
         """Tell clients where we are; whole or not at all."""
         new = self._announcement.with_suffix(".new")
@@ -63,29 +70,40 @@ class Home:
         new.replace(self._announcement)
 
     def withdraw(self) -> None:
-        self._announcement.unlink(missing_ok=True)
+        """Whoever looks for us from now on starts another."""
+        with contextlib.suppress(FileNotFoundError):
+            self._announcement.replace(self._last)
 
     def announced_url(self) -> str | None:
         """Where a service said it listens; it may have died since."""
-        try:
-            return str(json.loads(self._announcement.read_text())["url"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return _url_in(self._announcement)
 
     def last_port(self) -> int:
-        """Clients of a service that was killed find it where it was; 0 when there was none."""
-        url = self.announced_url() or ""
+        """Clients of a service that has ended find the next one where it was; 0 when there was none."""
+        url = self.announced_url() or _url_in(self._last) or ""
         _, _, port = url.rpartition(":")
         return int(port) if port.isdigit() else 0
 
-    def wait_for_other(self, seconds: float = START_S) -> str | None:
-        """The URL of the service that holds the lock, once it answers."""
+    def lock_or_find(self, seconds: float = START_S) -> str | None:
+        """None: we are the one service of this directory now. Else the URL of the one that is, once it answers.
+
+        One that is leaving answers no more and then lets the lock go. Raises TimeoutError if neither comes about.
+        """
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while not self.try_lock():
             url = self.announced_url()
             if url is not None and answers(url):
                 return url
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.path / 'lock'} is held, and nobody answers")
             time.sleep(0.1)
+        return None
+
+
+def _url_in(announcement: Path) -> str | None:
+    try:
+        return str(json.loads(announcement.read_text())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -142,16 +160,23 @@ def first_facts(settings: Settings, desk: ServiceDesk) -> list[Fact]:
     ]
 
 
-async def leave_when_idle(process: Process, minutes: float) -> None:
-    """Stop once there was no job, no instance and no request for so long; a start finds everything again."""
+async def leave_when_idle(process: Process, home: Home, minutes: float) -> None:
+    """Stop once there was no job, no instance and nobody who asks or listens for so long.
+
+    Between the last look and the end nothing is accepted, and whoever looks for a service starts the next one.
+    """
     idle_since = time.monotonic()
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        world = process.parts.loop.world
-        if world is None or world.jobs or world.nodes:
+        world, front = process.parts.loop.world, process.front
+        if world is None or world.jobs or world.nodes or front.open_requests:
             idle_since = time.monotonic()
-        idle_since = max(idle_since, process.front.last_request_s)
+        idle_since = max(idle_since, front.last_request_s)
         if time.monotonic() - idle_since > minutes * 60:
-            process.parts.telemetry.log.info("nobody needs this service now: it leaves")
+            process.parts.telemetry.log.info(
+                "nobody needs this service now: it leaves; the next task, or `eksbatch local`, starts it again"
+            )
+            home.withdraw()
+            process.parts.inbox.close("The service is stopping.")
             process.stop()
             return

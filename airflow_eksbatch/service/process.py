@@ -187,7 +187,7 @@ def _exit_code(error: BaseException | None, telemetry: Telemetry) -> int:
 
 
 class Front:
-    """The API, here or where the beat is, and when somebody last asked for anything."""
+    """The API, here or where the beat is; who asks or listens, and when somebody last did."""
 
     OWN = frozenset({"/healthz", "/metrics"})
     LOOKS = OWN | {"/readyz"}
@@ -197,13 +197,21 @@ class Front:
         self._standby = standby
         self._is_standby = is_standby
         self.last_request_s = time.monotonic()
+        self.open_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path")
-        if path not in self.LOOKS:
-            self.last_request_s = time.monotonic()
         forward = self._is_standby() and path not in self.OWN
-        await (self._standby if forward else self._app)(scope, receive, send)
+        app = self._standby if forward else self._app
+        if path in self.LOOKS:
+            await app(scope, receive, send)
+            return
+        self.open_requests += 1
+        try:
+            await app(scope, receive, send)
+        finally:
+            self.open_requests -= 1
+            self.last_request_s = time.monotonic()
 
 
 class _Server(uvicorn.Server):

@@ -292,17 +292,20 @@ def default_home(environ: Mapping[str, str]) -> Path:
     return Path(named).expanduser() if named else Path.home() / ".local" / "share" / "eksbatch"
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every setting; what is not given stays None and is looked up elsewhere."""
+def add_settings(parser: argparse.ArgumentParser, **preset: object) -> None:
+    """An option for every setting; what is not given stays None and is looked up elsewhere.
+
+    `preset` are defaults of this command that differ: help tells them.
+    """
     for group, title in GROUPS.items():
         options = parser.add_argument_group(title)
         for setting in SETTINGS:
             if setting.group == group:
-                _add_setting(options, setting)
+                _add_setting(options, setting, preset.get(setting.name, setting.default))
 
 
-def _add_setting(options: argparse._ArgumentGroup, setting: Setting) -> None:
-    default = "empty" if setting.default == "" else setting.default
+def _add_setting(options: argparse._ArgumentGroup, setting: Setting, default: object) -> None:
+    default = "empty" if default == "" else default
     said = f"{setting.sentence} [{setting.variable}, default {default}]".replace("%", "%%")
     if isinstance(setting.default, bool):
         options.add_argument(setting.flag, action="store_const", const="true", help=said)

@@ -276,24 +276,29 @@ def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int
     """`eksbatch local`: become the service of this home, or name the one that is."""
     configure_logging(as_json=settings.log_format == "json", level=settings.log_level)
     home = embedded.Home(settings.home_path)
-    if not home.try_lock():
-        url = home.wait_for_other()
-        if url is None:
-            raise BadSetting(
-                f"Another service holds {home.path / 'lock'} but does not answer; end it, or choose "
-                "another --home."
-            )
+    try:
+        url = home.lock_or_find()
+    except TimeoutError:
+        raise BadSetting(
+            f"Another service holds {home.path / 'lock'} but does not answer; end it, or choose "
+            "another --home."
+        ) from None
+    if url is not None:
         print(url, flush=True)
         return 0
     background: set[asyncio.Task[None]] = set()
 
     async def on_ready(process: Process) -> None:
         await embedded.set_up(process.parts.desk, settings)
+        if settings.cluster == "local":
+            from airflow_eksbatch.cluster.local import NOTICE
+
+            process.parts.telemetry.log.info(NOTICE)
         home.announce(process.parts.desk.settings.base_url)
         print(process.parts.desk.settings.base_url, flush=True)
         if leave_after_minutes is not None:
             background.add(
-                asyncio.create_task(embedded.leave_when_idle(process, leave_after_minutes))
+                asyncio.create_task(embedded.leave_when_idle(process, home, leave_after_minutes))
             )
 
     # The lock of the home keeps others out, so the lease of a killed service needs no waiting for.

@@ -107,6 +107,10 @@ class RunningService:
         self.process.send_signal(signal.SIGTERM)
         return self._reap()
 
+    def ended(self) -> int:
+        """How it ended by itself."""
+        return self._reap()
+
     def _reap(self) -> int:
         assert self.process is not None
         code = self.process.wait(END_S)

@@ -294,13 +294,6 @@ def test_a_bad_setting_a_taken_port_and_a_dead_service_are_one_sentence_each(
     assert "eksbatch local" in one_sentence(asked)
 
 
-def test_the_embedded_service_leaves_when_nobody_needs_it(make_service: MakeService) -> None:
-    service = make_service(*QUICK, "--leave-when-idle", "0.01").start()
-    assert service.process is not None
-    assert service.process.wait(30) == 0
-    assert not (service.home / "service.json").exists()
-
-
 def test_ctrl_c_ends_it_as_cleanly_as_sigterm(service: RunningService) -> None:
     assert service.process is not None
     service.process.send_signal(signal.SIGINT)

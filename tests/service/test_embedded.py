@@ -1,0 +1,67 @@
+"""The private service of a machine: one for each home, there while somebody needs it, and found again where it was."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from airflow_eksbatch.service.embedded import Home
+from tests.service.conftest import MakeService
+from tests.service.running import RunningService
+
+SOON = ("--leave-when-idle", "0.01")  # minutes
+WAIT_S = 60
+
+
+def test_it_says_that_jobs_are_processes_here(service: RunningService) -> None:
+    assert "images are not used" in service.text
+
+
+def test_it_leaves_when_nobody_needs_it_and_the_next_is_where_it_was(
+    make_service: MakeService,
+) -> None:
+    service = make_service(*SOON).start()
+    was = service.url
+    assert service.ended() == 0
+    assert not (service.home / "service.json").exists()
+    assert "starts it again" in service.text
+    service.start()
+    assert service.url == was
+
+
+def test_it_stays_while_somebody_listens_to_its_events(make_service: MakeService) -> None:
+    """Two heartbeats are many times the idle time; with the listener it goes."""
+    service = make_service(*SOON).start()
+    with urllib.request.urlopen(f"{service.url}/v1/eksbatch/events?cursor=-1", timeout=30) as lines:
+        heard = [json.loads(lines.readline()) for _ in range(3)]
+        assert "hello" in heard[0]
+        assert service.process is not None
+        assert service.process.poll() is None
+    assert service.ended() == 0
+
+
+def test_who_comes_while_one_leaves_takes_its_place(tmp_path: Path) -> None:
+    """1 one holds the lock and answers no more 2 another comes and waits 3 the lock is let go 4 the other has it."""
+    leaving, coming = Home(tmp_path), Home(tmp_path)
+    assert leaving.try_lock()
+    leaving.announce("http://127.0.0.1:9")
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(coming.lock_or_find, WAIT_S)
+        leaving.withdraw()
+        leaving.unlock()
+        assert found.result() is None
+    assert not leaving.try_lock()
+    assert coming.last_port() == 9
+    coming.unlock()
+
+
+def test_one_that_holds_the_lock_and_never_answers_is_no_service(tmp_path: Path) -> None:
+    stuck = Home(tmp_path)
+    assert stuck.try_lock()
+    with pytest.raises(TimeoutError, match="nobody answers"):
+        Home(tmp_path).lock_or_find(0.1)
+    stuck.unlock()
