@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
@@ -44,7 +45,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
 
 class PerformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     at_once: int = 32
-    """Calls to cluster and cloud under way at the same time."""
+    """Calls under way at the same time for the pods of one compute environment, and as many that put outputs away."""
     batch_max: int = 200
     """Instances asked for in one call."""
     backoff: Backoff = Backoff()
@@ -113,6 +114,16 @@ _MERGED: dict[type[Effect], str] = {
 }
 
 
+class _Pool:
+    """Lanes that share a number of calls: a cluster, or kubelets, that do not answer hold up nobody else."""
+
+    __slots__ = ("ready", "under_way")
+
+    def __init__(self) -> None:
+        self.ready: deque[str] = deque()
+        self.under_way = 0
+
+
 Act = Callable[[Sequence[Effect]], Awaitable[Iterable[Fact | None]]]
 
 
@@ -137,7 +148,8 @@ class Performer:
         self._settings = settings
         self._lanes: dict[str, _Lane] = {}
         self._refusals: dict[Key, Fact] = {}
-        self._ready: asyncio.Queue[str] = asyncio.Queue()
+        self._pools: dict[str, _Pool] = {}
+        self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -148,17 +160,13 @@ class Performer:
         """Effects not done yet."""
         return sum(len(lane.waiting) + len(lane.under_way) for lane in self._lanes.values())
 
-    def open(self) -> None:
-        """Begin to work."""
-        for number in range(self._settings.at_once):
-            self._tasks.add(asyncio.create_task(self._work(), name=f"performer-{number}"))
-
     async def idle(self) -> None:
         """Until everything asked for is done."""
         await self._idle.wait()
 
     async def close(self) -> None:
         """Stop where it stands: what was not done is derived again at the next start."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -178,7 +186,7 @@ class Performer:
             lane.enter(effect)
             if not lane.is_queued:
                 lane.is_queued = True
-                self._ready.put_nowait(key)
+                self._queue(key)
 
     def _lane_for(self, effect: Effect) -> str:
         """Ends wait for no launches but their own, and for that only while it is under way."""
@@ -192,21 +200,37 @@ class Performer:
                     return key
         return _lane_of(effect)
 
-    async def _work(self) -> None:
-        while True:
-            key = await self._ready.get()
+    def _queue(self, key: str) -> None:
+        """Its turn comes when fewer calls of its pool are under way than may be."""
+        if self._is_closed:
+            return
+        name = _pool_of(key, self._lanes[key])
+        pool = self._pools.setdefault(name, _Pool())
+        pool.ready.append(key)
+        if pool.under_way < self._settings.at_once:
+            pool.under_way += 1
+            task = asyncio.create_task(self._work(name, pool), name=f"performer {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, name: str, pool: _Pool) -> None:
+        while pool.ready:
+            key = pool.ready.popleft()
             lane = self._lanes[key]
             wait_s = 0.0
             if lane.waiting:
                 wait_s = await self._perform(lane, lane.begin(self._settings.batch_max))
             if wait_s:
-                asyncio.get_running_loop().call_later(wait_s, self._ready.put_nowait, key)
+                asyncio.get_running_loop().call_later(wait_s, self._queue, key)
             elif lane.waiting:
-                self._ready.put_nowait(key)
+                self._queue(key)
             else:
                 del self._lanes[key]
                 if not self._lanes:
                     self._idle.set()
+        pool.under_way -= 1
+        if not pool.under_way:
+            del self._pools[name]
 
     async def _perform(self, lane: _Lane, batch: Sequence[Effect]) -> float:
         """Do the batch; 0 when it is done, else the seconds until it is tried again."""
@@ -320,6 +344,18 @@ def _lane_of(effect: Effect) -> str:
             return f"environment {name}"
         case _:
             raise AssertionError(f"nobody performs {type(effect).__name__}")
+
+
+def _pool_of(key: str, lane: _Lane) -> str:
+    """By what comes first. What the cloud is asked goes lane by lane, and there are few of these."""
+    match next(iter(lane.waiting.values()), None):
+        case CreatePod(compute_environment=name) | DeletePod(compute_environment=name):
+            return f"pods {name}"
+        case ForgetPod(compute_environment=name):
+            # A kubelet that does not answer is waited for.
+            return f"outputs {name}"
+        case _:
+            return key
 
 
 def _launches_of(environment: str) -> str:

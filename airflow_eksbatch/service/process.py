@@ -122,7 +122,6 @@ class Process:
         parts = self.parts
         await parts.cluster.start()
         await parts.cloud.start()
-        parts.performer.open()
         parts.watchers.open()
         return [
             asyncio.create_task(parts.loop.run(), name="loop"),

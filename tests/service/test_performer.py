@@ -43,10 +43,10 @@ OFFERING = Offering(
 )
 
 
-def create(pod: str) -> CreatePod:
+def create(pod: str, environment: str = "ce") -> CreatePod:
     return CreatePod(
         pod=PodName(pod),
-        compute_environment="ce",
+        compute_environment=environment,
         node_id=NodeId("n"),
         node_name="n",
         namespace="default",
@@ -59,6 +59,10 @@ def create(pod: str) -> CreatePod:
 
 def delete(pod: str) -> DeletePod:
     return DeletePod(pod=PodName(pod), compute_environment="ce", grace_s=30)
+
+
+def forget(pod: str) -> ForgetPod:
+    return ForgetPod(pod=PodName(pod), compute_environment="ce")
 
 
 def launch(node: str) -> LaunchNode:
@@ -82,9 +86,14 @@ class Outside:
         self.trouble: str | None = None
         self.refusals: dict[str, Fact] = {}
         self.gates: dict[str, asyncio.Event] = {}
+        self.silent: set[str] = set()
+        """What is never answered."""
+        self.silent_environments: set[str] = set()
 
     async def _enter(self, what: str) -> None:
         await self.gate.wait()
+        if what.split()[0] in self.silent:
+            await asyncio.Event().wait()
         if what in self.gates:
             await self.gates[what].wait()
         if self.down:
@@ -100,6 +109,8 @@ class Outside:
         return self.trouble
 
     async def create_pod(self, effect: CreatePod) -> Fact | None:
+        if effect.compute_environment in self.silent_environments:
+            await asyncio.Event().wait()
         await self._enter(f"create pod {effect.pod}")
         if effect.pod in self.refusals:
             return self.refusals.pop(effect.pod)
@@ -160,7 +171,6 @@ class Bench:
 def run(scenario: Callable[[Bench], Awaitable[None]], **how: ComputeEnvironment) -> None:
     async def bounded() -> None:
         bench = Bench(**how)
-        bench.performer.open()
         async with asyncio.timeout(10):
             await scenario(bench)
         await bench.performer.close()
@@ -192,8 +202,7 @@ def test_a_refusal_stays_one_although_it_would_be_taken_back() -> None:
 def test_effects_of_one_pod_keep_their_order() -> None:
     async def scenario(bench: Bench) -> None:
         await bench.perform(create("a"))
-        forget = ForgetPod(pod=PodName("a"), compute_environment="ce")
-        asked = await bench.perform(delete("a"), forget)
+        asked = await bench.perform(delete("a"), forget("a"))
         assert asked == ["create pod a", "delete pod a", "forget pod a"]
 
     run(scenario)
@@ -294,6 +303,54 @@ def test_what_fails_is_tried_again_and_nothing_else_waits_for_it() -> None:
         bench.outside.down = 3
         asked = await bench.perform(launch("a"), create("b"))
         assert sorted(asked) == ["create pod b", "launch a"]
+
+    run(scenario)
+
+
+async def until_asked(bench: Bench, *wanted: str) -> None:
+    while not set(wanted) <= set(bench.outside.asked):
+        await asyncio.sleep(0)
+
+
+def test_kubelets_that_do_not_answer_hold_up_outputs_only() -> None:
+    """Port 10250 is blocked: pods are still created and ended, and instances given back."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.outside.silent = {"forget"}
+        bench.performer.start([forget(f"ended-{number}") for number in range(100)])
+        bench.performer.start([create("a"), delete("b"), terminate("n"), launch("m")])
+        await until_asked(bench, "create pod a", "delete pod b", "terminate n", "launch m")
+
+    run(scenario)
+
+
+def test_a_cluster_that_does_not_answer_holds_up_no_other() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.outside.silent_environments = {"away"}
+        bench.performer.start([create(f"stuck-{number}", "away") for number in range(1_000)])
+        bench.performer.start([create("a"), terminate("n")])
+        await until_asked(bench, "create pod a", "terminate n")
+
+    run(scenario)
+
+
+def test_no_more_calls_than_allowed_are_under_way_for_an_environment() -> None:
+    async def scenario(bench: Bench) -> None:
+        gates = bench.outside.gates
+        gates.update({f"create pod {n}": asyncio.Event() for n in range(9)})
+        bench.performer.start([create(str(number)) for number in range(9)])
+        bench.performer.start([create("other", "another")])
+        await until_asked(bench, "create pod other")
+        # The fifth is let through, but its turn has not come: four others are under way.
+        gates["create pod 4"].set()
+        bench.performer.start([create("later", "another")])
+        await until_asked(bench, "create pod later")
+        assert "create pod 4" not in bench.outside.asked
+        gates["create pod 0"].set()
+        await until_asked(bench, "create pod 0", "create pod 4")
+        for gate in gates.values():
+            gate.set()
+        await bench.performer.idle()
 
     run(scenario)
 
