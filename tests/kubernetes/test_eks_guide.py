@@ -18,15 +18,21 @@ from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
 from tests.kubernetes.rig.joiner import Joiner
 from tests.kubernetes.rig.machines import KwokMachines
+from tests.test_deploy import guide_environ, pod_environ
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docker" / "eks.md"
 ELB = "kubernetes.io/role/internal-elb"
-# What cannot run here; EKS is moto's, and its cluster is there already. The AWS CLI 1 does not read for SQS where AWS is.
+# What cannot run here; EKS is moto's, and its cluster is there already. Keys are made as in the pod, in the database of
+# the service that the test starts. The AWS CLI 1 does not read for SQS where AWS is.
 STUBS = """
 set -euo pipefail
 eksctl() { :; }
-kubectl() { :; }
+airflow() { :; }
+pip() { :; }
+kubectl() {
+  case "$*" in *" -- eksbatch keys create") env $IN_THE_POD eksbatch keys create ;; esac
+}
 docker() { [ "$1" != login ] || cat > /dev/null; }
 aws() {
   case $1 in sqs) command aws --endpoint-url $AWS_ENDPOINT_URL "$@" ;; *) command aws "$@" ;; esac
@@ -49,7 +55,7 @@ def chapters() -> dict[str, str]:
 class Reader:
     """Follows the guide, a chapter at a time, in one shell."""
 
-    def __init__(self, account: Account, home: Path) -> None:
+    def __init__(self, account: Account, home: Path, database: str) -> None:
         self._environ = {
             "PATH": f"{AWS}:{os.environ['PATH']}",
             "HOME": str(home),
@@ -57,6 +63,12 @@ class Reader:
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_PAGER": "",
+            "IN_THE_POD": " ".join(
+                f"{name}={value}"
+                for name, value in pod_environ(
+                    **guide_environ(), EKSBATCH_DATABASE=database
+                ).items()
+            ),
         }
         self._state = home / "variables"
 
@@ -100,19 +112,22 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
     """
     1. roles, access entry, queue of notices
     2. the service starts with them; both environments are VALID, the job runs
-    3. the way back: nothing is left of what the guide or the service has made
+    3. the command line tells of it, with the key of the guide
+    4. the way back: nothing is left of what the guide or the service has made
     """
     iam = account.door.client("iam")
     roles_before = {role["RoleName"] for role in iam.list_roles()["Roles"]}
     first, second, third, last = chapters().values()
-    reader = Reader(account, tmp_path)
+    home = tmp_path / "home"
+    home.mkdir()
+    reader = Reader(account, tmp_path, f"sqlite:///{home / 'eksbatch.db'}")
     reader.follow(first.replace("CLUSTER=batch", "CLUSTER=main"))
     reader.follow(second)
     machines = KwokMachines(plane, account.ec2)
     notices = ("--notices", "eksbatch-notices")
     with (
         Joiner(account.door.url, plane, machines),
-        a_service(plane, account, tmp_path / "home", *notices) as service,
+        a_service(plane, account, home, *notices) as service,
     ):
         said = reader.follow(
             third.replace("http://127.0.0.1:8642", service.url).replace(POD, f"{POD}{LASTS}, ")
