@@ -165,7 +165,14 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     store = StoreThread(make_store(settings))
     broadcast = _make_broadcast(store)
     recorder = _make_recorder(settings)
-    lease = Lease(owner, settings.lease_s, store=store, clock=clock, telemetry=telemetry)
+    lease = Lease(
+        owner,
+        settings.lease_s,
+        store=store,
+        make_store=lambda: make_store(settings),
+        clock=clock,
+        telemetry=telemetry,
+    )
     loop = Loop(
         store=store,
         inbox=inbox,

@@ -62,7 +62,14 @@ class Heart:
         self.inbox = Inbox(10_000)
         self.effects: list[Effect] = []
         clock, telemetry = Clock(), Telemetry()
-        lease = Lease("me", 10, store=self.store, clock=clock, telemetry=telemetry)
+        lease = Lease(
+            "me",
+            10,
+            store=self.store,
+            make_store=lambda: sqlite_store(path),
+            clock=clock,
+            telemetry=telemetry,
+        )
         self.loop = Loop(
             store=self.store,
             inbox=self.inbox,
