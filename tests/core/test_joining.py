@@ -15,6 +15,7 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
+    LaunchRefused,
     NodeClosed,
     NodeLost,
 )
@@ -67,6 +68,10 @@ def invalid() -> Stage:
 def environment_of(stage: Stage) -> tuple[str, str]:
     environment = stage.world.compute_environments["ce"]
     return environment.status, environment.status_reason
+
+
+def why(stage: Stage, job_id: str) -> str:
+    return " ".join(explain(stage.world, stage.job(job_id), stage.now))
 
 
 def healthy(stage: Stage) -> None:
@@ -212,8 +217,8 @@ def test_one_instance_is_tried_again_after_a_while_and_if_it_joins_all_is_well()
     (node,) = launched(stage)
     stage.step()
     assert stage.of(LaunchNode) == []
-    why = " ".join(explain(stage.world, stage.job("b"), stage.now))
-    assert "ce is on trial, since its last 3 instances did not join: one is launched" in why
+    trial = "ce is on trial, since its last 3 instances did not join: one is launched"
+    assert trial in why(stage, "b")
     stage.step(stage.ready(node))
     assert len(stage.of(LaunchNode)) == 8
 
@@ -246,11 +251,85 @@ def test_a_crash_makes_nobody_buy_more_than_one() -> None:
     assert len(stage.of(LaunchNode)) == 1
 
 
-def test_what_only_a_person_can_mend_is_not_tried_by_itself() -> None:
-    stage = waiting()
-    stage.step(
-        EnvironmentChecked(name="ce", status="INVALID", status_reason="CLIENT_ERROR - no rights")
-    )
-    for _ in range(3):
-        stage.wait(limits.NONE_JOINED_S)
+# ---- whatever else makes it INVALID
+
+
+def found_wanting(stage: Stage, reason: str = "CLIENT_ERROR - no rights") -> None:
+    stage.step(EnvironmentChecked(name="ce", status="INVALID", status_reason=reason))
+
+
+def test_what_a_check_found_wanting_is_looked_into_again_ever_more_rarely_and_buys_nothing() -> (
+    None
+):
+    """A role that is not known everywhere yet, an upgrade: nobody has to come back for what passes. A look costs nothing."""
+    stage = Stage(a_world(offerings=KINDS))
+    found_wanting(stage)
+    stage.submit("b", vcpus=4, size=8)
+    assert "no rights It is looked into again in 2 min." in why(stage, "b")
+    for rest_s in (120, 240, 480, 960, 1_800, 1_800):
+        stage.wait(rest_s - 1)
         assert stage.of(CheckEnvironment) == []
+        stage.wait(1)
+        assert [effect.name for effect in stage.of(CheckEnvironment)] == ["ce"]
+        found_wanting(stage)
+        assert stage.of(LaunchNode) == []
+    healthy(stage)
+    assert len(stage.of(LaunchNode)) == 8
+    stage.wait(3_600)
+    assert stage.of(CheckEnvironment) == []
+
+
+def test_a_launch_that_was_refused_for_good_is_asked_for_again_after_a_look() -> None:
+    """And as long as none is granted, the looks become rarer, though each finds all well."""
+    stage = waiting()
+    for rest_s in (120, 240, 480):
+        (effect,) = stage.of(LaunchNode)
+        no = LaunchRefused(
+            node_id=effect.node_id,
+            code="UnauthorizedOperation",
+            message="No.",
+            at=stage.now,
+            for_good=True,
+        )
+        stage.step(no)
+        assert environment_of(stage) == ("INVALID", "CLIENT_ERROR - UnauthorizedOperation: No.")
+        stage.wait(rest_s - 1)
+        assert stage.of(CheckEnvironment) == []
+        stage.wait(1)
+        healthy(stage)
+    launched(stage)
+    assert stage.world.trials.invalid_times == {}
+
+
+def test_a_trial_that_fails_for_another_reason_keeps_its_later_ones() -> None:
+    stage = invalid()
+    stage.submit("b", vcpus=4, size=8)
+    stage.wait(limits.NONE_JOINED_S)
+    found_wanting(stage)
+    stage.wait(limits.INVALID_S_MAX)
+    assert [effect.name for effect in stage.of(CheckEnvironment)] == ["ce"]
+    healthy(stage)
+    assert len(stage.of(LaunchNode)) == 1, "none has joined yet"
+
+
+def test_several_looks_at_once_do_not_become_several_rows_of_them() -> None:
+    stage = waiting()
+    for _ in range(3):
+        found_wanting(stage)
+    looks = 0
+    for _ in range(480):
+        stage.wait(1)
+        looks += len(stage.of(CheckEnvironment))
+    assert looks == 1
+
+
+def test_a_restart_looks_into_all_and_goes_on_from_there() -> None:
+    stage = waiting()
+    found_wanting(stage)
+    stage.world.trials.check_at.clear()
+    stage.world.deadlines.clear()
+    effects = derive_effects(stage.world, stage.now, stage.settings)
+    assert CheckEnvironment(name="ce") in effects
+    found_wanting(stage)
+    stage.wait(limits.INVALID_S_MAX)
+    assert [effect.name for effect in stage.of(CheckEnvironment)] == ["ce"]

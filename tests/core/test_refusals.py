@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode
 from airflow_eksbatch.core.engine.facts import InstanceLaunched, LaunchRefused
+from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import Offering
@@ -212,3 +213,59 @@ def test_the_maximum_is_passed_only_for_what_nothing_within_it_could_hold(
             world.refused_times[offering.pool] = 1
     stage.submit("a", vcpus=vcpus)
     assert types_asked(stage) == bought
+
+
+# ---- no answer at all
+
+
+def test_a_launch_that_is_never_answered_is_given_up_and_bought_elsewhere() -> None:
+    """EC2 says "later" again and again; the request may have arrived, so whatever came of it is ended."""
+    stage = Stage(a_world(offerings=STANDARD))
+    stage.submit("a", vcpus=4)
+    (first,) = stage.of(LaunchNode)
+    for wait_s in (120, 120):
+        stage.wait(wait_s)
+        assert [effect.node_id for effect in stage.of(LaunchNode)] == [first.node_id]
+    stage.wait(limits.LAUNCH_S_MAX - 241)
+    assert stage.of(TerminateNode) == []
+    stage.wait(1)
+    assert [effect.node_id for effect in stage.of(TerminateNode)] == [first.node_id]
+    assert types_asked(stage) == ["m5.xlarge"]
+    late = InstanceLaunched(node_id=first.node_id, instance_id="i-1", at=stage.now)
+    stage.step(late)
+    assert [effect.instance_id for effect in stage.of(TerminateNode)] == ["i-1"]
+
+
+def test_the_next_environment_is_tried_when_one_answers_no_launch() -> None:
+    queue = a_queue("queue", "ce", "spare")
+    world = a_world(an_environment("spare"), queue, offerings=STANDARD[:1])
+    stage = Stage(world.with_offerings("spare", WITH_GPU))
+    stage.submit("a", vcpus=4)
+    stage.wait(limits.LAUNCH_S_MAX)
+    assert [effect.compute_environment for effect in stage.of(LaunchNode)] == ["spare"]
+
+
+def test_who_waits_in_a_burst_for_its_turn_is_not_given_up() -> None:
+    """EC2 takes two a second: of a thousand, some are asked for when others run already."""
+    stage = Stage(a_world(an_environment(max_vcpus=400), offerings=STANDARD[:1]))
+    stage.submit("a", vcpus=4, size=50)
+    asked = [effect.node_id for effect in stage.of(LaunchNode)]
+    for number in range(2):
+        launched = InstanceLaunched(node_id=asked[number], instance_id=f"i-{number}", at=stage.now)
+        stage.wait(limits.LAUNCH_S_MAX - 1, launched)
+        assert stage.of(TerminateNode) == []
+    stage.wait(limits.LAUNCH_S_MAX)
+    assert len(stage.of(TerminateNode)) == 48
+
+
+def test_a_restart_asks_once_more_before_it_gives_a_launch_up() -> None:
+    stage = Stage(a_world(offerings=STANDARD))
+    stage.submit("a", vcpus=4)
+    (first,) = stage.of(LaunchNode)
+    stage.now += 2 * HOUR_S * 1000
+    stage.world.deadlines.clear()
+    assert first in derive_effects(stage.world, stage.now, stage.settings)
+    stage.wait(limits.LAUNCH_ANSWER_S_MAX - 1)
+    assert stage.of(TerminateNode) == []
+    stage.wait(1)
+    assert [effect.node_id for effect in stage.of(TerminateNode)] == [first.node_id]

@@ -14,7 +14,7 @@ from airflow_eksbatch.core.engine.lives import (
     settle,
     stop_attempt,
 )
-from airflow_eksbatch.core.engine.setbacks import watch_spot
+from airflow_eksbatch.core.engine.setbacks import look_again, watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -249,6 +249,7 @@ def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) ->
     if before is None or needs_check(before, environment):
         status = "CREATING" if before is None else "UPDATING"
         environment = msgspec.structs.replace(environment, status=status)
+        world.trials.invalid_times.pop(environment.name, None)
         turn.effects.append(effects.CheckEnvironment(name=environment.name))
     world.put_compute_environment(environment)
     world.measured.forget_environment(environment.name)
@@ -285,9 +286,13 @@ def on_environment_checked(turn: Turn, fact: facts.EnvironmentChecked) -> None:
         return
     checked = (fact.status, fact.status_reason)
     if checked != (environment.status, environment.status_reason):
-        turn.world.put_compute_environment(
-            msgspec.structs.replace(environment, status=checked[0], status_reason=checked[1])
+        environment = msgspec.structs.replace(
+            environment, status=fact.status, status_reason=fact.status_reason
         )
+        turn.world.put_compute_environment(environment)
+    turn.world.trials.check_at.pop(fact.name, None)
+    if fact.status == "INVALID":
+        look_again(turn, environment)
 
 
 def finish_deletions(turn: Turn) -> None:

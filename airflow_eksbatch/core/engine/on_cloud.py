@@ -29,11 +29,13 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is None:
         return
+    turn.world.trials.answered_at[node.compute_environment] = turn.now
     if node.instance_id is None:
         node.instance_id = fact.instance_id
         turn.world.note_node(node)
     turn.world.note_launched(node, fact.at)
     forget_refusals(turn, node.offering)
+    turn.world.trials.invalid_times.pop(node.compute_environment, None)
     if node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "not needed any more")
     elif turn.world.move_node(node, NodeStatus.LAUNCHED):
@@ -45,6 +47,7 @@ def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is None or node.launched_at is not None:
         return
+    turn.world.trials.answered_at[node.compute_environment] = turn.now
     if fact.quota:
         rest_quota(turn, node.offering)
     else:

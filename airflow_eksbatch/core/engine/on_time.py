@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from airflow_eksbatch.core.engine.effects import CheckEnvironment, LaunchNode
+from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
 from airflow_eksbatch.core.engine.on_cluster import host_ended, measure
 from airflow_eksbatch.core.engine.quotas import try_namespace
-from airflow_eksbatch.core.engine.setbacks import fail_to_join, is_to_be_tried, watch_spot
+from airflow_eksbatch.core.engine.setbacks import (
+    fail_to_join,
+    none_joined,
+    rest,
+    try_environment,
+    watch_spot,
+)
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
@@ -56,7 +62,7 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
     if node is None:
         return
     if kind == "launch" and node.status is NodeStatus.REQUESTED:
-        ask_launch(turn, node)
+        look_at_launch(turn, node)
     elif kind == "join" and node.is_young:
         look_at_youth(turn, node)
     elif kind == "reclaim":
@@ -65,6 +71,25 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
         turn.terminate_node(node, node.reason or "")
     elif kind == "reopen" and node.is_paused:
         turn.world.close_node(node, None)
+
+
+def look_at_launch(turn: Turn, node: Node) -> None:
+    """Asked for again, and given up when nothing is answered: its room must not be counted on for ever.
+
+    A burst is launched one after another at the cloud's pace: as long as others are answered, its turn may come.
+    """
+    if patience_s(turn, node) > 0:
+        ask_launch(turn, node)
+        return
+    rest(turn, node.offering.pool)
+    # The request may have arrived: only the cloud knows, and then what came of it ends.
+    turn.terminate_node(node, f"no answer to its launch for {limits.LAUNCH_S_MAX} s")
+
+
+def patience_s(turn: Turn, node: Node) -> float:
+    """How much longer its launch may stay without an answer."""
+    heard_at = turn.world.trials.answered_at.get(node.compute_environment, 0)
+    return limits.LAUNCH_S_MAX - (turn.now - max(node.requested_at, heard_at)) / 1000
 
 
 def look_at_youth(turn: Turn, node: Node) -> None:
@@ -83,13 +108,6 @@ def empty_reclaimed(turn: Turn, node: Node) -> None:
     """SIGTERM while there is time for it: in the end EC2 asks nobody."""
     for pod in sorted(turn.world.pods_by_node.get(node.node_id, ())):
         stop_attempt(turn, turn.world.attempts[pod], Cause.PLATFORM, host_ended(node))
-
-
-def try_environment(turn: Turn, name: str) -> None:
-    """What kept its nodes from joining may be over; the planner buys it one instance."""
-    environment = turn.world.compute_environments.get(name)
-    if environment is not None and is_to_be_tried(environment):
-        turn.effects.append(CheckEnvironment(name=name))
 
 
 def doubt_measure(turn: Turn, key: str) -> None:
@@ -113,13 +131,15 @@ def ask_launch(turn: Turn, node: Node) -> None:
             offering=node.offering,
         )
     )
-    turn.wake_in(limits.LAUNCH_ANSWER_S_MAX, "launch", node.node_id)
+    left_s = patience_s(turn, node)
+    wait_s = limits.LAUNCH_ANSWER_S_MAX
+    turn.wake_in(min(wait_s, left_s) if left_s > 0 else wait_s, "launch", node.node_id)
 
 
 def derive_deadlines(turn: Turn) -> None:
     """After a load: what the heap held, and which environments are tried with one instance."""
     for environment in turn.world.compute_environments.values():
-        if is_to_be_tried(environment):
+        if none_joined(environment):
             turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
     for job in turn.world.jobs.values():
         watch_spot(turn, job)

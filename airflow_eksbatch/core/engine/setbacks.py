@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from airflow_eksbatch.core.engine.effects import CheckEnvironment
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -74,7 +75,6 @@ def distrust(turn: Turn, node: Node, reason: str) -> None:
         and not any(n.compute_environment == name and n.ready_at for n in world.nodes.values())
     ):
         invalidate(turn, environment, f"{NONE_JOINED} {why_none(node, reason)}")
-        turn.wake_in(limits.NONE_JOINED_S, "trial", name)
         for other in list(world.nodes.values()):
             if other.compute_environment == name and other.status is not NodeStatus.TERMINATING:
                 turn.terminate_node(other, "none of its compute environment's nodes joined")
@@ -104,13 +104,40 @@ def watch_spot(turn: Turn, job: Job) -> None:
 
 
 def invalidate(turn: Turn, environment: ComputeEnvironment, reason: str) -> None:
-    """It buys nothing until a person changes it, or its trial is due."""
-    reason = reason[: limits.REASON_LENGTH_MAX]
-    turn.world.put_compute_environment(
-        msgspec.structs.replace(environment, status="INVALID", status_reason=reason)
+    """It buys nothing until it was looked into again and found VALID."""
+    environment = msgspec.structs.replace(
+        environment, status="INVALID", status_reason=reason[: limits.REASON_LENGTH_MAX]
     )
+    turn.world.put_compute_environment(environment)
+    look_again(turn, environment)
 
 
-def is_to_be_tried(environment: ComputeEnvironment) -> bool:
-    """Whether only its nodes' not joining made it invalid: then time may have mended it."""
+def look_again(turn: Turn, environment: ComputeEnvironment) -> None:
+    """What makes one INVALID may pass: roles take minutes to be known everywhere, and upgrades of clusters end.
+
+    A look costs nothing; only where no node joined it ends in an instance, so that is done more rarely.
+    """
+    world, name = turn.world, environment.name
+    world.trials.invalid_times[name] += 1
+    rest_s = limits.doubled(
+        limits.INVALID_S, world.trials.invalid_times[name], limits.INVALID_S_MAX
+    )
+    if none_joined(environment):
+        rest_s = limits.NONE_JOINED_S
+    world.trials.check_at[name] = turn.now + rest_s * 1000
+    turn.wake_in(rest_s, "trial", name)
+
+
+def try_environment(turn: Turn, name: str) -> None:
+    """Its time has come, unless it was looked into meanwhile."""
+    environment = turn.world.compute_environments.get(name)
+    if turn.world.trials.check_at.get(name, turn.now + 1) > turn.now:
+        return
+    del turn.world.trials.check_at[name]
+    if environment is not None and environment.status == "INVALID":
+        turn.effects.append(CheckEnvironment(name=name))
+
+
+def none_joined(environment: ComputeEnvironment) -> bool:
+    """Whether it is INVALID because its nodes did not join: it is tried with one instance."""
     return environment.status == "INVALID" and environment.status_reason.startswith(NONE_JOINED)

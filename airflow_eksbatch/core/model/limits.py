@@ -35,6 +35,9 @@ NODE_READY_S_MAX = 600
 NEVER_JOINED_MAX = 3
 # Then one instance is tried so often: two an hour cost little, and nobody has to come back for a failure that passed.
 NONE_JOINED_S = 1_800
+# An INVALID compute environment is looked into again after so long, then twice as long, up to half an hour: IAM takes minutes.
+INVALID_S = 120
+INVALID_S_MAX = 1_800
 # Of the two minutes of a Spot notice: so long for what is nearly done, then SIGTERM, GRACE_S, and 15 s in reserve.
 SPOT_STOP_S = 75
 # What a node had for pods is believed of its type so long after the last one has gone, then twice as long, up to a day: a
@@ -43,6 +46,8 @@ MEASURED_S = 3_600
 MEASURED_S_MAX = 86_400
 # A launch request without any answer is asked again; it is idempotent by its token.
 LAUNCH_ANSWER_S_MAX = 120
+# EC2 may say "later" for ever: without any answer in its environment for so long, a launch is given up for another offering.
+LAUNCH_S_MAX = 300
 # Karpenter's figure for how long a (type, zone, market) stays out after a refusal.
 REFUSAL_S = 180
 # Refused again within so long after its rest, it rests twice as long, up to so long: Spot can be gone for hours.

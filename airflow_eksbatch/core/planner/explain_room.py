@@ -100,9 +100,11 @@ def explain_environment(
             f"Compute environment {name} is unmanaged: none of its nodes has {amount(shape)} free."
         )
     if environment.status != "VALID":
+        again = world.trials.check_at.get(name)
         return (
             f"Compute environment {name} is {environment.status} and launches no nodes: "
             f"{environment.status_reason}"
+            + (f" It is looked into again in {span(again - now)}." if again is not None else "")
         )
     return explain_growth(world, environment, shape, where, now)
 

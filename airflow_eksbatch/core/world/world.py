@@ -35,6 +35,7 @@ from airflow_eksbatch.core.world.gathering import Gathering
 from airflow_eksbatch.core.world.index_check import check_indexes
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
 from airflow_eksbatch.core.world.measured import Measured
+from airflow_eksbatch.core.world.trials import Trials
 
 Room = tuple[str, Resources]
 """Compute environment and what is free: nodes alike in both are alike for packing."""
@@ -58,19 +59,18 @@ class World:
         self.offerings: dict[str, tuple[Offering, ...]] = {}
         self.measured = Measured()
         self.refused_until: dict[str, int] = {}
-        """Pools and quotas of offerings that were refused, and until when each is left alone."""
         self.refused_times: dict[str, int] = {}
-        """How often in a row."""
+        """Pools and quotas of offerings that were refused: until when each is left alone, how often in a row."""
         self.refused_vcpus: dict[str, int] = {}
         """Quotas, and the least vCPUs of a machine that did not fit into what is left of them."""
         self.full: dict[str, NamespaceFull] = {}
-        """Compute environments whose namespace has no room under its quota; nothing new goes there now."""
         self.full_times: Counter[str] = Counter()
-        """How often in a row."""
+        """Compute environments whose namespace has no room under its quota: nothing new goes there; how often in a row."""
         self.on_demand_only: set[JobId] = set()
         """Jobs that Spot has taken often enough."""
         self.never_joined: Counter[str] = Counter()
         """Instances in a row that did not become nodes, by compute environment."""
+        self.trials = Trials()
         self.gathering = Gathering()
         self.counters = Counters()
         self.totals = Totals()
