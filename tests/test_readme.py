@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_eksbatch.cli import make_parser
+from tests.service.running import RunningService
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = sorted(
@@ -79,9 +82,42 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_into_a_page_lead_to_one_of_its_headings(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text()):
+        page = (path.parent / target) if target else path
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in slugs, f"{path.name} links to {target}#{anchor}"
+
+
 def test_help_lists_every_target() -> None:
     said = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for target in ("demo", "test", "check", "bench", "serve"):
         assert f"make {target} " in said
+
+
+def test_what_the_first_page_types_into_the_aws_cli_works_on_the_embedded_service(
+    tmp_path: Path,
+) -> None:
+    """As typed, in one shell; only the port is filled in, and nothing of whoever sits here is known."""
+    page = (ROOT / "README.md").read_text()
+    shown = [text for _, text in BLOCK.findall(page) if "aws batch" in text]
+    assert len(shown) == 2, "the README has other blocks with the AWS CLI than this test knows"
+    service = RunningService(tmp_path / "home", "--launch-delay-s", "0.1")
+    try:
+        port = service.start().url.rpartition(":")[2]
+        script = "\n".join(["set -e", *shown]).replace(":PORT", f":{port}")
+        environ = {name: value for name, value in os.environ.items() if "AWS" not in name}
+        path = f"{Path(sys.executable).parent}:{environ['PATH']}"
+        nothing = {"HOME": str(tmp_path), "PATH": path}
+        done = subprocess.run(
+            ["bash", "-c", script], env={**environ, **nothing}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        ended = service.wait_for(lambda event: event["status"] in ("SUCCEEDED", "FAILED"))
+        assert ended["status"] == "SUCCEEDED"
+    finally:
+        service.end()
