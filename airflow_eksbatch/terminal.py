@@ -117,8 +117,8 @@ def _embedded_url() -> str:
         return str(announced["url"])
     except (OSError, ValueError, KeyError, TypeError):
         raise Sentence(
-            "No service is running here. Start one with `eksbatch local`, or name one by "
-            "--endpoint-url or EKSBATCH_URL."
+            "No service is running here. Start one with `eksbatch local` (it knows what ran here before), "
+            "or name one by --endpoint-url or EKSBATCH_URL."
         ) from None
 
 
