@@ -68,6 +68,8 @@ class Silence(msgspec.Struct, frozen=True):
 
     until: float
     why: str
+    is_given_up: bool = False
+    """Asked in vain often enough: what its pods have said is lost."""
 
 
 SPOKE = Silence(until=0.0, why="the node is gone")
@@ -123,6 +125,10 @@ class LiveLogs:
 
     async def keep(self, pod: PodName, *, reachable: bool) -> None:
         """Put the output away for good. Raises ClusterDown while it makes sense to ask again."""
+        if self._outputs.has(pod):
+            # The pod could not be deleted then, or who did it led no more.
+            await self._put_away(pod, None)
+            return
         follower, now = self._followers.get(pod), self._look(pod)
         whole: Path | None = None
         if follower is not None:
@@ -182,8 +188,11 @@ class LiveLogs:
     async def _fetch(self, pod: Pod) -> Path | None:
         """The output of a pod that is over, container by container; None when nobody can say it."""
         name, node = PodName(pod.metadata.name), pod.spec.node_name
-        if self._silent.get(node, SPOKE).until > time.monotonic():
-            return None
+        began_at, silence = time.monotonic(), self._silent.get(node, SPOKE)
+        if silence.until > began_at:
+            if silence.is_given_up:
+                return None
+            raise ClusterDown(f"The output of {name} cannot be read: {silence.why}")
         taken = Follower(self._new_file(f"{name}.whole"))
         try:
             for status in _begun(pod):
@@ -191,10 +200,13 @@ class LiveLogs:
         except (ApiError, ClusterDown) as error:
             taken.file.unlink(missing_ok=True)
             tried = self._tries[name] = self._tries.get(name, 0) + 1
-            if tried < TRIES_MAX:
-                raise ClusterDown(f"The output of {name} cannot be read: {error}") from error
-            self._silent[node] = Silence(until=time.monotonic() + SILENT_S, why=str(error))
-            return None
+            is_lost, now = tried >= TRIES_MAX, time.monotonic()
+            if is_lost or now - began_at > REST_S_MAX / 2:
+                # It let us wait: not every pod of its needs to.
+                self._silent[node] = Silence(now + SILENT_S, str(error), is_given_up=is_lost)
+            if is_lost:
+                return None
+            raise ClusterDown(f"The output of {name} cannot be read: {error}") from error
         return taken.file
 
     def _missing(self, pod: Pod) -> Path:
