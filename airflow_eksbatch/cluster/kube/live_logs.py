@@ -3,13 +3,15 @@
 A pod that somebody reads, or that is being ended, is followed into a file: so parts can be read by offset, and what a
 pod says last is not lost with it. The file holds one container after the other, init containers first; containers that
 run at the same time are mixed as their output comes. Bytes stay as they are; of very long outputs the last part is kept.
+A stream that breaks goes on where it broke, found by the last bytes that came: kubelets begin a new file now and then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -17,13 +19,14 @@ from typing import TypeVar
 import msgspec
 
 from airflow_eksbatch.cluster.kube.connection import ApiError, Connection
-from airflow_eksbatch.cluster.kube.objects import ContainerStatus, Pod
-from airflow_eksbatch.cluster.outputs import Outputs, read_part
+from airflow_eksbatch.cluster.kube.growing_file import GrowingFile
+from airflow_eksbatch.cluster.kube.objects import ContainerSpec, ContainerStatus, Pod
+from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.model.job import PodName
 
-# A kubelet keeps 10 MiB of a container unless told otherwise; more than this nobody reads.
-CONTAINER_BYTES_MAX = 64 * 1024**2
+# Where a stream broke is known by so many bytes before.
+LAST_BYTES = 1024
 # A follower holds a connection here and one at the kubelet; one that nobody reads from is let go.
 FOLLOWERS_MAX = 256
 UNREAD_S_MAX = 60.0
@@ -36,11 +39,26 @@ REST_S_MAX = 20.0
 TRIES_MAX = 3
 SILENT_S = 30.0
 LOOK_S = 0.1
+# A job may be silent for hours, and a connection may die without a word: then it is made again, which costs a look
+# through what the kubelet has (10 MiB unless told otherwise).
+SILENCE_S_MAX = 600.0
 # The end of a stream is known before the end of its container is.
 ENDS_SOON_S = 3.0
+GAP = b"eksbatch: a part of the output is missing here: its stream broke, and the kubelet has begun a new file since\n"
 T = TypeVar("T")
 Look = Callable[[PodName], Pod | None]
 """The pod as it is now; None when it is gone."""
+
+
+class Taken(msgspec.Struct):
+    """What came of a container: where we are in the kubelet's file, as far as that is still the same, and what was last."""
+
+    offset: int = 0
+    last: bytes = b""
+
+    def add(self, part: bytes) -> None:
+        self.offset += len(part)
+        self.last = (self.last + part[-LAST_BYTES:])[-LAST_BYTES:]
 
 
 class Follower:
@@ -48,13 +66,15 @@ class Follower:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.output = GrowingFile(file)
         self.task: asyncio.Task[None] | None = None
         self.is_held = False
         """Its pod is being ended: the output is wanted whether somebody reads it or not."""
         self.is_whole = False
         self.is_open = asyncio.Event()
         self.has_part = asyncio.Event()
-        self.done_bytes: dict[str, int] = {}
+        self.taken: defaultdict[str, Taken] = defaultdict(Taken)
+        """By container."""
         self.wanted_at = time.monotonic()
 
     async def wait(self, seconds: float) -> None:
@@ -106,12 +126,12 @@ class LiveLogs:
             await follower.wait(REST_S_MAX)
         else:
             await _within(FIRST_PART_S_MAX, follower.has_part)
-        file = follower.file
+        output = follower.output
 
         def look() -> tuple[bytes, int] | None:
             # What was put away in the meantime took the follower's file with it.
             kept = self._outputs.read(pod, offset, limit)
-            return read_part(file, offset, limit) if kept is None else kept
+            return output.read(offset, limit) if kept is None else kept
 
         return await self._on_thread(look)
 
@@ -220,16 +240,21 @@ class LiveLogs:
     # ---- pods that live
 
     async def _follow(self, pod: Pod, follower: Follower) -> None:
-        """Init containers one after the other, then all others at once; ends when the pod has."""
-        name = PodName(pod.metadata.name)
-        inits = [container.name for container in pod.spec.init_containers]
+        """Init containers one after the other, then all others at once, sidecars beside both; ends when the pod has."""
+        now = self._look(PodName(pod.metadata.name))
+        inits = [c.name for c in pod.spec.init_containers if not c.is_sidecar]
+        sidecars = [c.name for c in pod.spec.init_containers if c.is_sidecar]
         mains = [container.name for container in pod.spec.containers]
-        now = self._look(name)
+        if now is None or now.is_over:
+            # What there is, in order.
+            inits, sidecars, mains = [c.name for c in _containers(pod)], [], []
         try:
-            for container in inits if now is None or not now.is_over else [*inits, *mains]:
-                await self._follow_container(pod, container, follower)
             async with asyncio.TaskGroup() as group:
-                for container in mains if now is not None and not now.is_over else []:
+                for container in sidecars:
+                    group.create_task(self._follow_container(pod, container, follower))
+                for container in inits:
+                    await self._follow_container(pod, container, follower)
+                for container in mains:
                     group.create_task(self._follow_container(pod, container, follower))
             follower.is_whole = True
         except* (ApiError, ClusterDown):
@@ -240,15 +265,19 @@ class LiveLogs:
 
     async def _follow_container(self, pod: Pod, container: str, follower: Follower) -> None:
         """Until the container has ended and all it said is here."""
-        name, failures = PodName(pod.metadata.name), 0
+        name, failures, taken = PodName(pod.metadata.name), 0, follower.taken[container]
         while True:
+            before, began_at = taken.offset, time.monotonic()
             now = self._look(name)
             state = None if now is None else _status_of(now, container).state
             if state is not None and (state.running or state.terminated):
                 try:
                     await self._take(pod, container, follower, follow=True)
                 except (ApiError, ClusterDown):
-                    failures += 1
+                    # What lasted, or brought something, was no failure but an end.
+                    lasted_s = time.monotonic() - began_at
+                    in_vain = taken.offset == before and lasted_s < SILENCE_S_MAX / 2
+                    failures = failures + 1 if in_vain else 1
                     if failures == TRIES_MAX:
                         raise
                 else:
@@ -272,35 +301,64 @@ class LiveLogs:
             await asyncio.sleep(LOOK_S)
 
     async def _take(self, pod: Pod, container: str, follower: Follower, *, follow: bool) -> None:
-        """Append what a container says; what is here already is skipped, so a broken stream goes on."""
-        meta = pod.metadata
-        path = f"/api/v1/namespaces/{meta.namespace}/pods/{meta.name}/log"
-        query: dict[str, str | int] = {"container": container, "limitBytes": CONTAINER_BYTES_MAX}
-        if follow:
-            query["follow"] = "true"
-        skip, silence_s = follower.done_bytes.get(container, 0), None if follow else REST_S_MAX
+        """Append what a container says, from where we are."""
+        taken = follower.taken[container]
         try:
-            async for chunk in self._connection.stream(path, query, silence_s=silence_s):
+            if taken.offset and not await self._find_place(pod, container, taken):
+                await self._append(follower, GAP if taken.last.endswith(b"\n") else b"\n" + GAP)
+                taken.offset, taken.last = 0, b""
+            skip = taken.offset
+            async for chunk in self._stream(pod, container, follow=follow):
                 follower.is_open.set()
                 fresh = chunk[skip:]
                 skip -= len(chunk) - len(fresh)
                 if fresh:
-                    await self._on_thread(lambda fresh=fresh: _append(follower.file, fresh))
-                    done = follower.done_bytes.get(container, 0)
-                    follower.done_bytes[container] = done + len(fresh)
+                    await self._append(follower, fresh)
+                    taken.add(fresh)
                     follower.has_part.set()
         except ApiError as error:
             # 400: the container has not begun or never did; 404: the pod is gone, and with it what it said.
             if error.status not in (400, 404):
                 raise
 
+    async def _find_place(self, pod: Pod, container: str, taken: Taken) -> bool:
+        """Go to where the kubelet's file has what came last; False when it is not there (any more).
+
+        Where it is expected counts most: what an output says again and again is in many places.
+        """
+        wanted, places = taken.last, list[int]()
+        start, carry = 0, b""
+        async for chunk in self._stream(pod, container, follow=False):
+            part = carry + chunk
+            expected = taken.offset - len(wanted) - start
+            if expected >= 0 and part.startswith(wanted, expected):
+                places.insert(0, taken.offset)
+            found = part.find(wanted)
+            if found >= 0 and not places:
+                places.append(start + found + len(wanted))
+            carry = part[max(0, len(part) - len(wanted) + 1) :]
+            start += len(part) - len(carry)
+        taken.offset = places[0] if places else taken.offset
+        return bool(places)
+
+    def _stream(self, pod: Pod, container: str, *, follow: bool) -> AsyncIterator[bytes]:
+        meta, query = pod.metadata, {"container": container}
+        path = f"/api/v1/namespaces/{meta.namespace}/pods/{meta.name}/log"
+        if follow:
+            return self._connection.stream(
+                path, {**query, "follow": "true"}, silence_s=SILENCE_S_MAX
+            )
+        return self._connection.stream(path, query, silence_s=REST_S_MAX)
+
+    async def _append(self, follower: Follower, part: bytes) -> None:
+        await self._on_thread(lambda: follower.output.append(part))
+
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _append(file: Path, part: bytes) -> None:
-    with file.open("ab") as target:
-        target.write(part)
+def _containers(pod: Pod) -> list[ContainerSpec]:
+    return [*pod.spec.init_containers, *pod.spec.containers]
 
 
 def _status_of(pod: Pod, container: str) -> ContainerStatus:
@@ -311,8 +369,7 @@ def _status_of(pod: Pod, container: str) -> ContainerStatus:
 
 def _begun(pod: Pod) -> list[ContainerStatus]:
     """Containers that have run, in order."""
-    order = [c.name for c in (*pod.spec.init_containers, *pod.spec.containers)]
-    statuses = [_status_of(pod, name) for name in order]
+    statuses = [_status_of(pod, container.name) for container in _containers(pod)]
     return [status for status in statuses if status.state.running or status.state.terminated]
 
 

@@ -1,0 +1,286 @@
+"""Outputs of pods while they run: whatever becomes of the stream, nothing is said twice and the last part is there.
+
+The kubelet behind an API server is played here: tests/kubernetes has a real one, which cannot be told when to break.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from airflow_eksbatch.cluster.kube import live_logs
+from airflow_eksbatch.cluster.kube.connection import Kubeconfig
+from airflow_eksbatch.cluster.kube.growing_file import GrowingFile
+from airflow_eksbatch.cluster.kube.live_logs import GAP, LiveLogs
+from airflow_eksbatch.cluster.kube.objects import Pod
+from airflow_eksbatch.cluster.outputs import OutputFiles
+from airflow_eksbatch.core.model.job import PodName
+from tests.cluster.objects import a_kube_pod, ended, running
+from tests.cluster.test_connection import a_kubeconfig, served
+
+POD = PodName("p")
+MIB = 1024**2
+
+
+class Kubelet:
+    """A file for each container, as it is now; streams follow it until they are broken or the container has ended."""
+
+    def __init__(self) -> None:
+        self.files: defaultdict[str, bytearray] = defaultdict(bytearray)
+        self.pod: Pod = a_kube_pod(status=running())
+        self.asked: Counter[str] = Counter()
+        """Requests, by container, and all that follow as `follow`."""
+        self.sent_bytes = 0
+        self.over: set[str] = set()
+        """Containers that have ended before all others."""
+        self._is_over = False
+        self._broken = 0
+        self._news = asyncio.Condition()
+
+    async def says(self, part: bytes, container: str = "default") -> None:
+        async with self._news:
+            self.files[container] += part
+            self._news.notify_all()
+
+    async def breaks(self) -> None:
+        """All streams that there are."""
+        async with self._news:
+            self._broken += 1
+            self._news.notify_all()
+
+    async def ends(self, status: dict[str, Any]) -> None:
+        async with self._news:
+            self.pod = a_kube_pod(spec=SPEC, status=status)
+            self._is_over = True
+            self._news.notify_all()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        container, broken, sent = request.query["container"], self._broken, 0
+        follows = "follow" in request.query
+        self.asked[container] += 1
+        self.asked["follow"] += follows
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            part = self.files[container][sent : sent + MIB]
+            await response.write(part)
+            sent += len(part)
+            self.sent_bytes += len(part)
+            async with self._news:
+                if sent < len(self.files[container]):
+                    continue
+                if not follows or self._is_over or container in self.over:
+                    return response
+                if self._broken == broken:
+                    await self._news.wait()
+            if self._broken > broken:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+
+
+SPEC = {
+    "initContainers": [{"name": "mesh", "restartPolicy": "Always"}, {"name": "first"}],
+    "containers": [{"name": "default"}],
+}
+Scenario = Callable[[Kubelet, LiveLogs, OutputFiles], Awaitable[None]]
+
+
+def played(home: Path, scenario: Scenario) -> None:
+    kubelet: list[Kubelet] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await kubelet[0].answer(request)
+
+    async def run(url: str) -> None:
+        kubelet.append(Kubelet())
+        connection = await Kubeconfig(
+            a_kubeconfig(home / "config", ("c", "c"), server=url)
+        ).connect("c")
+        outputs = OutputFiles(home / "logs")
+        outputs.open()
+        logs = LiveLogs(connection, home / "live", outputs, lambda _: kubelet[0].pod)
+        try:
+            await asyncio.wait_for(scenario(kubelet[0], logs, outputs), 30)
+        finally:
+            await kubelet[0].ends(ended())
+            await logs.close()
+            await connection.close()
+
+    served(answer, run)
+
+
+async def output(logs: LiveLogs) -> bytes:
+    part = await logs.read(POD, 0, 1000 * MIB)
+    assert part is not None
+    return part[0]
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    while not await holds():
+        await asyncio.sleep(0.01)
+
+
+async def shows(logs: LiveLogs, text: bytes) -> None:
+    async def is_there() -> bool:
+        return text in await output(logs)
+
+    await until(is_there)
+
+
+async def follows_again(kubelet: Kubelet, logs: LiveLogs) -> None:
+    """A stream after the one that was broken."""
+    before = kubelet.asked["follow"]
+
+    async def is_open() -> bool:
+        await logs.read(POD, 0, 1)
+        return kubelet.asked["follow"] > before
+
+    await kubelet.breaks()
+    await until(is_open)
+
+
+def test_a_stream_that_breaks_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Also among lines that are all the same."""
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        said = b""
+        for number in range(5):
+            line = b"tick\n" if number % 2 else b"%d\n" % number * 5000
+            said += line
+            await kubelet.says(line)
+            await shows(logs, said)
+            await follows_again(kubelet, logs)
+        await kubelet.says(b"end\n")
+        await shows(logs, b"end\n")
+        assert await output(logs) == said + b"end\n"
+
+    played(tmp_path, scenario)
+
+
+def test_a_stream_that_breaks_after_the_kubelet_began_a_new_file_goes_on_too(
+    tmp_path: Path,
+) -> None:
+    """1. it was followed into the new file: nothing is missing; 2. it was not: that is said in one line."""
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        lines = [b"line %d\n" % number for number in range(1000)]
+        await kubelet.says(b"".join(lines))
+        await shows(logs, lines[-1])
+        kubelet.files["default"] = bytearray().join(lines[500:])
+        await follows_again(kubelet, logs)
+        await kubelet.says(b"more\n")
+        await shows(logs, b"more\n")
+        whole = b"".join(lines) + b"more\n"
+        assert await output(logs) == whole
+
+        kubelet.files["default"] = bytearray(b"of the next file\n")
+        await follows_again(kubelet, logs)
+        await kubelet.says(b"last\n")
+        await shows(logs, b"last\n")
+        assert await output(logs) == whole + GAP + b"of the next file\nlast\n"
+
+    played(tmp_path, scenario)
+
+
+def test_a_silence_is_no_failure_however_often_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection may be dead, or the job has nothing to say."""
+    monkeypatch.setattr(live_logs, "SILENCE_S_MAX", 0.05)
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        async def many_streams() -> bool:
+            await logs.read(POD, 0, 1)
+            return kubelet.asked["follow"] > 2 * live_logs.TRIES_MAX
+
+        await kubelet.says(b"now\n")
+        await until(many_streams)
+        await kubelet.says(b"then\n")
+        await shows(logs, b"then\n")
+        assert await output(logs) == b"now\nthen\n"
+
+    played(tmp_path, scenario)
+
+
+def test_of_a_huge_output_the_last_part_is_there_and_it_is_sent_once(tmp_path: Path) -> None:
+    """1. more comes than anybody keeps; 2. its end is read live; 3. the pod ends, and its end is kept."""
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        size, part = 0, b"x" * (MIB - 1) + b"\n"
+        for _ in range(70):
+            await kubelet.says(part)
+            size += len(part)
+        last = b"ValueError: what people look for\n"
+        await kubelet.says(last)
+        size += len(last)
+
+        async def is_at_end() -> bool:
+            return await logs.read(POD, -len(last), MIB) == (last, size)
+
+        await until(is_at_end)
+        assert kubelet.sent_bytes == size
+        (file,) = (tmp_path / "live").iterdir()
+        assert file.stat().st_blocks * 512 < 40 * MIB
+        await kubelet.ends(ended(1))
+        await logs.keep(POD, reachable=True)
+        assert outputs.read(POD, -len(last), MIB) == (last, size)
+        first = outputs.read(POD, 0, 4)
+        assert first is not None
+        assert first[0] == b"xxxx"
+        assert first[1] > size - 20 * MIB
+        assert kubelet.sent_bytes == size
+
+    played(tmp_path, scenario)
+
+
+def test_the_end_of_a_huge_output_is_kept_also_of_a_pod_that_nobody_followed(
+    tmp_path: Path,
+) -> None:
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        await kubelet.says(b"x" * 80 * MIB + b"ValueError\n")
+        await kubelet.ends(ended(1))
+        await logs.keep(POD, reachable=True)
+        assert outputs.read(POD, -11, 100) == (b"ValueError\n", 80 * MIB + 11)
+
+    played(tmp_path, scenario)
+
+
+def test_a_sidecar_is_followed_beside_the_others(tmp_path: Path) -> None:
+    """It begins before them and ends after them."""
+    state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    over = {"terminated": {"exitCode": 0}}
+    inits = [{"name": "mesh", "state": state}, {"name": "first", "state": over}]
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        kubelet.pod = a_kube_pod(spec=SPEC, status={**running(), "initContainerStatuses": inits})
+        kubelet.over, kubelet.files["mesh"] = {"first"}, bytearray(b"mesh up\n")
+        await kubelet.says(b"main up\n")
+        await shows(logs, b"main up\n")
+        await shows(logs, b"mesh up\n")
+
+    played(tmp_path, scenario)
+
+
+# ---- the file
+
+
+def test_a_file_that_grows_is_read_by_offsets_in_the_whole(tmp_path: Path) -> None:
+    file = GrowingFile(tmp_path / "f.part", kept_bytes=10)
+    assert file.read(0, 10) is None
+    for number in range(10):
+        file.append(b"%d" % number * 3)
+    assert file.read(-3, 10) == (b"999", 30)
+    assert file.read(25, 3) == (b"889", 28)
+    # It was cut once, when 21 bytes were there.
+    assert file.read(0, 5) == (b"34445", 16)
+    assert file.read(-1000, 2) == (b"34", 13)
+    assert file.read(40, 2) == (b"", 30)
+    assert (tmp_path / "f.part").stat().st_size == 30
+    assert [path.name for path in tmp_path.iterdir()] == ["f.part"]
