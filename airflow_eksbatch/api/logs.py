@@ -161,7 +161,10 @@ async def lines_from(desk: Desk, attempt: Attempt, offset: int | None, limit: in
     """Whole lines after an offset; a last line without an end only once no more can come."""
     start = offset or 0
     found = await desk.read_log(attempt, start, BYTES_MAX)
-    output = found[0] if found else b""
+    output, end = found if found else (b"", start)
+    if output:
+        # Of a long output the first part is gone: what there is begins later than was asked for.
+        start = end - len(output)
     lines = output.splitlines(keepends=True)
     is_full = len(output) >= BYTES_MAX
     is_open = bool(lines) and not lines[-1].endswith((b"\n", b"\r"))
@@ -179,7 +182,9 @@ async def lines_before(desk: Desk, attempt: Attempt, end: int | None, limit: int
     else:
         start = max(0, end - BYTES_MAX)
         found = await desk.read_log(attempt, start, end - start) if end else None
-        output = found[0] if found else b""
+        output, until = found if found else (b"", end)
+        # Where the first part of a long output is gone, later bytes come instead.
+        output = output[: max(0, len(output) - (until - end))]
     start = end - len(output)
     lines = output.splitlines(keepends=True)
     if start > 0 and len(lines) > 1:

@@ -104,6 +104,30 @@ def test_a_line_longer_than_an_answer_arrives_in_parts(
     assert "".join(read[:-1]) == "x" * 3_000_000
 
 
+def test_every_line_that_is_kept_of_a_huge_output_is_read_once_in_both_directions(
+    service: RunningService, batch: Any, queue: str, logs: Any
+) -> None:
+    """Of 20 MB the first four are dropped; whoever begins at the head begins with what is left."""
+    stream = stream_of(service, batch, queue, "seq -f %01000g 1 20000")
+    asked: dict[str, Any] = {"logGroupName": GROUP, "logStreamName": stream}
+    page = logs.get_log_events(startFromHead=True, **asked)
+    onwards: list[str] = []
+    while page["events"] and len(onwards) < 30_000:
+        onwards += messages(page)
+        page = logs.get_log_events(nextToken=page["nextForwardToken"], **asked)
+    numbers = [int(line) for line in onwards[1:]]
+    assert 3_000 < numbers[0] < 6_000
+    assert numbers == list(range(numbers[0], 20_001))
+
+    page = logs.get_log_events(**asked)
+    back: list[str] = []
+    while page["events"] and len(back) < 30_000:
+        back = messages(page) + back
+        page = logs.get_log_events(nextToken=page["nextBackwardToken"], **asked)
+    assert back[-len(numbers) :] == onwards[1:]
+    assert len(back) <= len(onwards)
+
+
 @pytest.mark.parametrize(
     ("group", "stream", "token", "code"),
     [
