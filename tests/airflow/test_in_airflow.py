@@ -146,6 +146,28 @@ def test_a_task_runs_without_any_worker(airflow: Airflow) -> None:
     assert (result["status"], result["exit_code"]) == ("SUCCEEDED", 0)
 
 
+def test_a_run_that_catches_up_has_the_share_of_backfills_and_one_by_hand_that_of_today(
+    airflow: Airflow, service: Embedded
+) -> None:
+    """Told alike by the triggerer and by a worker."""
+
+    def shares(run: str) -> list[str]:
+        assert airflow.wait_for_run("catches_up", run) == "success"
+        results = [airflow.rest.xcom("catches_up", run, one) for one in ("direct", "worker")]
+        return [service.job(result["job_id"])["shareIdentifier"] for result in results]
+
+    airflow.wait_for_dag("catches_up")
+    airflow.rest.unpause("catches_up")
+    by_schedule = {"run_type": "scheduled"}
+    [late] = wait_for(
+        "the run of 2015",
+        lambda: airflow.rest.runs("catches_up", **by_schedule),
+        within_s=WAIT_S,
+    )
+    assert shares(late["dag_run_id"]) == ["backfill", "backfill"]
+    assert shares(started(airflow, "catches_up")) == ["today", "today"]
+
+
 def test_what_needs_a_worker_gets_one_and_ends_the_same_way(airflow: Airflow) -> None:
     run = started(airflow, "worker")
     assert airflow.wait_for_run("worker", run) == "success"

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, Asset, task
+from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, task
 
 from airflow_eksbatch import EKSBatchJobQueueSensor, EKSBatchJobSensor, EKSBatchOperator
 
@@ -47,6 +47,17 @@ with a_dag("failing"):
     EKSBatchOperator(
         task_id="late", command=FOREVER, execution_timeout=timedelta(seconds=5), **SMALL
     )
+
+with DAG(
+    "catches_up",
+    schedule=CronDataIntervalTimetable("@yearly", timezone="UTC"),
+    start_date=datetime(2015, 1, 1, tzinfo=UTC),
+    end_date=datetime(2015, 1, 1, tzinfo=UTC),
+    catchup=True,
+    is_paused_upon_creation=True,  # until its test lets it run
+):
+    EKSBatchOperator(task_id="direct", command=["true"], **SMALL)
+    EKSBatchOperator(task_id="worker", command=["true"], pre_execute=lambda context: None, **SMALL)
 
 with a_dag("forever"):
     EKSBatchOperator(task_id="direct", command=FOREVER, **SMALL)
