@@ -258,6 +258,19 @@ def test_who_waits_in_a_burst_for_its_turn_is_not_given_up() -> None:
     assert len(stage.of(TerminateNode)) == 48
 
 
+def test_one_that_others_overtake_is_given_up_while_they_are_answered() -> None:
+    stage = Stage(a_world(an_environment(max_vcpus=400), offerings=STANDARD[:1]))
+    stage.submit("a", vcpus=4, size=50)
+    first, *others = (effect.node_id for effect in stage.of(LaunchNode))
+    for number, node_id in enumerate(others[:6]):
+        launched = InstanceLaunched(node_id=node_id, instance_id=f"i-{number}", at=stage.now)
+        stage.wait(69, launched)
+        assert stage.of(TerminateNode) == []
+    stage.wait(24)
+    assert [effect.node_id for effect in stage.of(TerminateNode)] == [first]
+    assert first not in stage.world.trials.overtaken_at
+
+
 def test_a_restart_asks_once_more_before_it_gives_a_launch_up() -> None:
     stage = Stage(a_world(offerings=STANDARD))
     stage.submit("a", vcpus=4)

@@ -29,7 +29,7 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is None:
         return
-    turn.world.trials.answered_at[node.compute_environment] = turn.now
+    turn.world.trials.note_answer(node, turn.now)
     if node.instance_id is None:
         node.instance_id = fact.instance_id
         turn.world.note_node(node)
@@ -47,7 +47,7 @@ def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is None or node.launched_at is not None:
         return
-    turn.world.trials.answered_at[node.compute_environment] = turn.now
+    turn.world.trials.note_answer(node, turn.now)
     if fact.quota:
         rest_quota(turn, node.offering)
     else:

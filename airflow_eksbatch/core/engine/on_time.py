@@ -74,22 +74,19 @@ def on_node_deadline(turn: Turn, kind: str, node_id: NodeId) -> None:
 
 
 def look_at_launch(turn: Turn, node: Node) -> None:
-    """Asked for again, and given up when nothing is answered: its room must not be counted on for ever.
-
-    A burst is launched one after another at the cloud's pace: as long as others are answered, its turn may come.
-    """
-    if patience_s(turn, node) > 0:
+    """Asked for again, and given up when no answer comes: its room must not be counted on for ever."""
+    if turn.now < launch_by(turn, node):
         ask_launch(turn, node)
         return
     rest(turn, node.offering.pool)
+    turn.world.trials.overtaken_at.pop(node.node_id, None)
     # The request may have arrived: only the cloud knows, and then what came of it ends.
     turn.terminate_node(node, f"no answer to its launch for {limits.LAUNCH_S_MAX} s")
 
 
-def patience_s(turn: Turn, node: Node) -> float:
-    """How much longer its launch may stay without an answer."""
-    heard_at = turn.world.trials.answered_at.get(node.compute_environment, 0)
-    return limits.LAUNCH_S_MAX - (turn.now - max(node.requested_at, heard_at)) / 1000
+def launch_by(turn: Turn, node: Node) -> int:
+    """How long its launch may stay without an answer."""
+    return turn.world.trials.unanswered_since(node, turn.now) + limits.LAUNCH_S_MAX * 1000
 
 
 def look_at_youth(turn: Turn, node: Node) -> None:
@@ -131,9 +128,9 @@ def ask_launch(turn: Turn, node: Node) -> None:
             offering=node.offering,
         )
     )
-    left_s = patience_s(turn, node)
-    wait_s = limits.LAUNCH_ANSWER_S_MAX
-    turn.wake_in(min(wait_s, left_s) if left_s > 0 else wait_s, "launch", node.node_id)
+    again_at, until = turn.now + limits.LAUNCH_ANSWER_S_MAX * 1000, launch_by(turn, node)
+    at = min(again_at, until) if until > turn.now else again_at
+    turn.world.wake_at(at, "launch", node.node_id)
 
 
 def derive_deadlines(turn: Turn) -> None:

@@ -46,7 +46,7 @@ MEASURED_S = 3_600
 MEASURED_S_MAX = 86_400
 # A launch request without any answer is asked again; it is idempotent by its token.
 LAUNCH_ANSWER_S_MAX = 120
-# EC2 may say "later" for ever: without any answer in its environment for so long, a launch is given up for another offering.
+# EC2 may say "later" for ever: a launch whose turn has come is given up after so long, for another offering.
 LAUNCH_S_MAX = 300
 # Karpenter's figure for how long a (type, zone, market) stays out after a refusal.
 REFUSAL_S = 180
