@@ -202,7 +202,11 @@ def note_joined(turn: Turn, node: Node, fact: facts.NodeClosed) -> None:
 
 
 def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
-    """Nothing of it runs again before its instance has certainly ended: nothing runs twice at once."""
+    """Nothing of a managed node runs again before its instance has certainly ended: nothing runs twice at once.
+
+    The machine of an unmanaged one is out of reach: its jobs run again now, and if it was only cut off, beside what still
+    runs there (DECISIONS 4).
+    """
     node = turn.world.nodes.get(fact.node_id)
     if node is None:
         return
