@@ -1,4 +1,4 @@
-"""docker/eks.md does what it says: its lines are run, against moto and a real API server."""
+"""docker/eks.md and docker/README.md do what they say: their lines are run, against moto and a real API server."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from airflow_eksbatch.core.model import labels
 from tests.cloud.account import Account
-from tests.kubernetes.bed import a_plane
+from tests.kubernetes.bed import TAINTS, a_plane, service_for
+from tests.kubernetes.load import register
 from tests.kubernetes.on_ec2 import a_service, an_account, wait_for_nothing
 from tests.kubernetes.rig.control_plane import ControlPlane
-from tests.kubernetes.rig.fake_nodes import FakeNodes
+from tests.kubernetes.rig.fake_nodes import FakeNodes, eks_node
 from tests.kubernetes.rig.joiner import Joiner
 from tests.kubernetes.rig.machines import KwokMachines
 from tests.test_deploy import guide_environ, pod_environ
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDE = ROOT / "docker" / "eks.md"
+DOCKER = ROOT / "docker"
 ELB = "kubernetes.io/role/internal-elb"
 # What cannot run here; EKS is moto's, and its cluster is there already. Keys are made as in the pod, in the database of
 # the service that the test starts. The AWS CLI 1 does not read for SQS where AWS is.
@@ -31,6 +33,7 @@ eksctl() { :; }
 airflow() { :; }
 pip() { :; }
 kubectl() {
+  echo "$*" >> $HOME/kubectl
   case "$*" in *" -- eksbatch keys create") env $IN_THE_POD eksbatch keys create ;; esac
 }
 docker() { [ "$1" != login ] || cat > /dev/null; }
@@ -43,9 +46,9 @@ POD, LASTS = '"podProperties": {', '"metadata": {"annotations": {"rig/lasts": "1
 AWS = Path(sys.executable).parent
 
 
-def chapters() -> dict[str, str]:
+def chapters(guide: str = "eks.md") -> dict[str, str]:
     """The lines of each."""
-    parts = re.split(r"^## (.+)\n", GUIDE.read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^## (.+)\n", (DOCKER / guide).read_text(), flags=re.MULTILINE)
     return {
         title: "".join(re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
         for title, text in zip(parts[1::2], parts[2::2], strict=True)
@@ -55,11 +58,11 @@ def chapters() -> dict[str, str]:
 class Reader:
     """Follows the guide, a chapter at a time, in one shell."""
 
-    def __init__(self, account: Account, home: Path, database: str) -> None:
+    def __init__(self, home: Path, endpoint: str, database: str) -> None:
         self._environ = {
             "PATH": f"{AWS}:{os.environ['PATH']}",
             "HOME": str(home),
-            "AWS_ENDPOINT_URL": account.door.url,
+            "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_PAGER": "",
@@ -70,7 +73,7 @@ class Reader:
                 ).items()
             ),
         }
-        self._state = home / "variables"
+        self._state, self._asked = home / "variables", home / "kubectl"
 
     def follow(self, lines: str) -> str:
         """What is printed; variables and functions live on."""
@@ -81,6 +84,12 @@ class Reader:
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
+
+    def kubectl(self, *verb: str) -> list[str]:
+        """The one call that begins so, less that."""
+        asked = [line.split() for line in self._asked.read_text().splitlines()]
+        (found,) = [words[len(verb) :] for words in asked if words[: len(verb)] == [*verb]]
+        return found
 
 
 @pytest.fixture
@@ -120,7 +129,7 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
     first, second, third, last = chapters().values()
     home = tmp_path / "home"
     home.mkdir()
-    reader = Reader(account, tmp_path, f"sqlite:///{home / 'eksbatch.db'}")
+    reader = Reader(tmp_path, account.door.url, f"sqlite:///{home / 'eksbatch.db'}")
     reader.follow(first.replace("CLUSTER=batch", "CLUSTER=main"))
     reader.follow(second)
     machines = KwokMachines(plane, account.ec2)
@@ -142,3 +151,28 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
     assert {role["RoleName"] for role in iam.list_roles()["Roles"]} == roles_before
     assert not account.door.client("sqs").list_queues().get("QueueUrls")
     assert not account.door.client("events").list_rules()["Rules"]
+
+
+def test_jobs_run_on_nodes_of_your_own_once_they_are_labelled_as_the_readme_says(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    """The name of the cluster is of no context here: the current one is meant."""
+    _, lines = chapters("README.md")["Nodes of your own"].split(
+        "eksbatch serve --cluster kubeconfig\n"
+    )
+    reader = Reader(tmp_path, "", "")
+    with service_for(plane.kubeconfig("eksbatch"), tmp_path / "home") as service:
+        service.start()
+        reader.follow(lines.replace("http://127.0.0.1:8642", service.url))
+        name, label = reader.kubectl("label", "node")
+        key, _, uuid = label.partition("=")
+        assert key == labels.ENVIRONMENT_UUID
+        _, *taints = reader.kubectl("taint", "node")
+        assert taints == [f"{taint['key']}:{taint['effect']}" for taint in TAINTS]
+        node = eks_node(name.lower(), labels={key: uuid}, taints=TAINTS)
+        plane.admin.create("/api/v1/nodes", node)
+        batch = service.batch()
+        register(batch, "hello", **{"rig/lasts": "0s"})
+        asked = {"jobName": "hello", "jobQueue": "default", "jobDefinition": "hello"}
+        job = batch.submit_job(**asked, shareIdentifier="today")["jobId"]
+        assert service.wait_for_ends({job}) == {job: "SUCCEEDED"}
