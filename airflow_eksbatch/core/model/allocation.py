@@ -3,8 +3,9 @@
 A strategy makes tiers of what may be bought. The planner serves what it can from the first tier, at the least price, then
 turns to the next; a pool that was refused is in no tier for a while, so each strategy overflows in its own order.
 
-EC2 tells nobody how deep a Spot pool is. What it tells is the price, which follows demand slowly; so the part of the
-On-Demand price that Spot costs stands for depth here, in steps wide enough that small moves of it change nothing.
+EC2 tells nobody how deep one Spot pool is: its placement scores are for a zone and a target capacity of three types or more
+(DECISIONS, 25). What it tells is the price, which follows demand slowly; so the part of the On-Demand price that Spot costs
+stands for depth here, in steps wide enough that small moves of it change nothing.
 """
 
 from __future__ import annotations
