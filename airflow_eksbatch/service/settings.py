@@ -152,7 +152,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cluster",
         "Where pods run; local: processes of this machine on simulated instances; kubeconfig: the "
         "clusters of a kubeconfig file, each compute environment in the context that its EKS cluster "
-        "names, else in the current one; in-cluster: the cluster this service is a pod of.",
+        "names, or in the only one; in-cluster: the cluster this service is a pod of.",
         "local",
         "kubeconfig",
         "in-cluster",

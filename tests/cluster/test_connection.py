@@ -58,12 +58,49 @@ def test_an_environment_runs_in_the_context_that_its_cluster_names(
     assert Kubeconfig(file).place_of(ARN) == named[0]
 
 
-@pytest.mark.parametrize("arn", [ARN, "", "no arn at all"])
-def test_an_environment_whose_cluster_is_not_named_runs_in_the_current_context(
-    tmp_path: Path, arn: str
-) -> None:
+def test_a_context_with_the_whole_arn_goes_before_one_with_the_name_alone(tmp_path: Path) -> None:
+    file = a_kubeconfig(tmp_path / "config", ("night", "x"), ("mine", ARN))
+    assert Kubeconfig(file).place_of(ARN) == "mine"
+
+
+def test_of_several_users_of_a_cluster_the_current_one_is_taken(tmp_path: Path) -> None:
+    file = a_kubeconfig(tmp_path / "config", ("admin", ARN), ("viewer", ARN))
+    assert Kubeconfig(file).place_of(ARN) == "admin"
+    file = a_kubeconfig(tmp_path / "config", ("current", "x"), ("first", ARN), ("second", ARN))
+    assert Kubeconfig(file).place_of(ARN) == "first"
+
+
+@pytest.mark.parametrize("arn", [ARN, "no arn at all"])
+def test_a_cluster_that_is_not_named_is_the_only_one_there_is(tmp_path: Path, arn: str) -> None:
+    """On kind, on premises: the ARN is made up then."""
+    file = a_kubeconfig(tmp_path / "config", ("kind", "kind"))
+    assert Kubeconfig(file).place_of(arn) == "kind"
+
+
+def test_without_an_arn_the_current_context_is_looked_at(tmp_path: Path) -> None:
     file = a_kubeconfig(tmp_path / "config", ("current", "other"), ("day", "day"))
-    assert Kubeconfig(file).place_of(arn) == "current"
+    assert Kubeconfig(file).place_of("") == "current"
+
+
+ELSEWHERE = ARN.replace("eu-west-1", "us-east-1")
+
+
+@pytest.mark.parametrize(
+    ("contexts", "words"),
+    [
+        ([("current", "other"), ("day", "day")], "has no context for arn.*There are: current, day"),
+        ([("a", "night"), ("night", "b")], "has more than one context for arn.*: a, night"),
+        ([("night", ELSEWHERE), ("day", "day")], "has no context"),
+        ([(ELSEWHERE, ELSEWHERE)], "has no context"),
+    ],
+    ids=["not named", "two of the name", "another region", "only another region"],
+)
+def test_an_environment_never_runs_in_a_cluster_that_it_did_not_name(
+    tmp_path: Path, contexts: list[tuple[str, str]], words: str
+) -> None:
+    file = a_kubeconfig(tmp_path / "config", *contexts)
+    with pytest.raises(BadKubeconfig, match=words):
+        Kubeconfig(file).place_of(ARN)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "contexts: []"])

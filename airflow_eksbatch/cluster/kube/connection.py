@@ -48,6 +48,9 @@ AGREE_MS = 2500
 # What the client raises for a kubeconfig that is missing, half written or no kubeconfig at all.
 BROKEN = (config.ConfigException, OSError, yaml.YAMLError, TypeError, AttributeError)
 
+# So many contexts are named when none is the right one.
+CONTEXTS_TOLD = 10
+
 Query = Mapping[str, str | int]
 
 
@@ -298,16 +301,36 @@ class Kubeconfig:
         self._file = file or config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION
 
     def place_of(self, cluster_arn: str) -> str:
-        """The context for an EKS cluster: one that is named so, or whose cluster is, else the current one.
+        """The context for an EKS cluster: named by its ARN, or by its name alone if only one is, or the only one there is.
 
-        Raises BadKubeconfig.
+        Without an ARN the current one. A context whose cluster has another ARN is never meant: the same name may be
+        in every region. Raises BadKubeconfig.
         """
-        contexts, current = self._contexts()
-        names = {cluster_arn, cluster_arn.rpartition("/")[2]} - {""}
-        for context in contexts:
-            if names & {context["name"], context["context"].get("cluster")}:
-                return context["name"]
-        return current["name"]
+        found, current = self._contexts()
+        if not cluster_arn:
+            return current["name"]
+        contexts = {one["name"]: str(one["context"].get("cluster")) for one in found}
+        named = {
+            name: cluster for name, cluster in contexts.items() if cluster_arn in (name, cluster)
+        }
+        if not named:
+            short = cluster_arn.rpartition("/")[2]
+            others = {
+                name: cluster
+                for name, cluster in contexts.items()
+                if not name.startswith("arn:") and not cluster.startswith("arn:")
+            }
+            named = {n: cluster for n, cluster in others.items() if short in (n, cluster)}
+            if not named and len(contexts) == 1:
+                named = others
+        if len(set(named.values())) == 1:
+            # Several users of one cluster.
+            return current["name"] if current["name"] in named else next(iter(named))
+        raise BadKubeconfig(
+            f"kubeconfig {self._file} has {'more than one context' if named else 'no context'} for {cluster_arn}. "
+            "A context, or its cluster, must have the ARN as its name: "
+            f"aws eks update-kubeconfig makes one. There are: {', '.join(sorted(named or contexts)[:CONTEXTS_TOLD])}."
+        )
 
     async def connect(self, place: str) -> Connection:
         configuration = client.Configuration()
