@@ -147,6 +147,31 @@ def test_a_gpu_machine_without_its_device_plugin_is_bought_once_and_the_reason_a
     assert "Is the NVIDIA device plugin installed?" in why
 
 
+OTHER_GPU = an_offering("g5.xlarge", vcpus=4, gpu=1, price=1.0)
+
+
+def test_without_a_device_plugin_no_other_gpu_machine_is_tried_type_by_type() -> None:
+    stage = Stage(a_world(offerings=(WITH_GPU, OTHER_GPU, SMALL)))
+    stage.submit("a", vcpus=1, gpu=1)
+    (node,) = (stage.world.nodes[effect.node_id] for effect in stage.of(LaunchNode))
+    join(stage, node, msgspec.structs.replace(WITH_GPU.allocatable, gpu=0))
+    for _ in range(5):
+        stage.wait(60)
+        assert types_asked(stage) == []
+    stage.submit("b", vcpus=4)
+    assert types_asked(stage) == ["m5.xlarge"]
+
+
+def test_when_one_shows_its_gpus_the_others_are_believed_again() -> None:
+    stage = Stage(a_world(offerings=(WITH_GPU, OTHER_GPU)))
+    stage.submit("a", vcpus=1, gpu=1)
+    (node,) = (stage.world.nodes[effect.node_id] for effect in stage.of(LaunchNode))
+    join(stage, node, msgspec.structs.replace(WITH_GPU.allocatable, gpu=0))
+    assert [offering.allocatable.gpu for offering in stage.world.offerings["ce"]] == [0, 0]
+    stage.step(reported(stage, node, WITH_GPU.allocatable))
+    assert stage.world.offerings["ce"] == (WITH_GPU, OTHER_GPU)
+
+
 def test_gpus_that_show_a_moment_later_count_at_once_for_all() -> None:
     stage = Stage(a_world(offerings=(WITH_GPU,)))
     stage.submit("a", vcpus=1, gpu=1, size=2)

@@ -163,8 +163,8 @@ def explain_misfit(name: str, offerings: tuple[Offering, ...], shape: Resources)
     ]
     plugin = any(shape.gpu > offering.allocatable.gpu for offering in less.values())
     return (
-        f"{sentence} Instances of type {listed(rooms)}, less than it wants: that is what the last node of the type had "
-        f"beside its DaemonSets.{' Is the NVIDIA device plugin installed?' if plugin else ''} "
+        f"{sentence} Instances of type {listed(rooms)}, less than it wants: so the last nodes that joined have "
+        f"shown, beside their DaemonSets.{' Is the NVIDIA device plugin installed?' if plugin else ''} "
         "UpdateComputeEnvironment has it tried again at once."
     )
 

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from airflow_eksbatch.core.model.node import Node, NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
 
@@ -38,6 +40,8 @@ class Measured:
         """Only where it is not as estimated."""
         self.forgotten: Counter[Kind] = Counter()
         """How often in a row nobody was left to ask."""
+        self._without_gpus: dict[str, Kind] = {}
+        """Environments whose last node with GPUs showed none: a device plugin is missing, for types not bought yet as well."""
         self._changed: dict[Kind, Resources | None] = {}
         """With what was believed before."""
 
@@ -59,6 +63,8 @@ class Measured:
         if kind in self.rooms:
             self._changed.setdefault(kind, self.rooms.pop(kind))
             self.forgotten[kind] += 1
+            if self._without_gpus.get(kind[0]) == kind:
+                del self._without_gpus[kind[0]]
 
     def forget_environment(self, name: str) -> None:
         """Somebody changed it."""
@@ -69,8 +75,7 @@ class Measured:
 
     def corrected(self, environment: str, offerings: Iterable[Offering]) -> tuple[Offering, ...]:
         return tuple(
-            offering.with_room(self.rooms.get((environment, offering.instance_type)))
-            for offering in offerings
+            offering.with_room(self._room_of(environment, offering)) for offering in offerings
         )
 
     def take_changes(self) -> dict[Kind, Resources | None]:
@@ -78,8 +83,25 @@ class Measured:
         changed, self._changed = self._changed, {}
         return changed
 
+    def _room_of(self, environment: str, offering: Offering) -> Resources | None:
+        room = self.rooms.get((environment, offering.instance_type))
+        if room is None and offering.gpu and environment in self._without_gpus:
+            return msgspec.structs.replace(offering.as_listed.allocatable, gpu=0)
+        return room
+
+    def _note_gpus(self, kind: Kind, room: Resources, estimate: Resources) -> None:
+        """The last node with GPUs speaks for all."""
+        before = self._without_gpus.get(kind[0])
+        if estimate.gpu and not room.gpu:
+            self._without_gpus[kind[0]] = kind
+        elif estimate.gpu:
+            self._without_gpus.pop(kind[0], None)
+        if self._without_gpus.get(kind[0]) != before:
+            self._changed.setdefault(kind, self.rooms.get(kind))
+
     def _believe(self, kind: Kind, room: Resources, estimate: Resources) -> None:
         before = self.rooms.get(kind)
+        self._note_gpus(kind, room, estimate)
         if room == estimate:
             self.rooms.pop(kind, None)
         else:
