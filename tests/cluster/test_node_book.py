@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from airflow_eksbatch.cluster.kube.node_book import (
@@ -13,6 +15,7 @@ from airflow_eksbatch.cluster.kube.node_book import (
     UNREACHABLE_S_MAX,
     NodeBook,
 )
+from airflow_eksbatch.cluster.kube.objects import Condition
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     NodeClosed,
@@ -48,6 +51,7 @@ class Bench:
 
     def news(self, *, after_s: float = 0.0) -> list[Fact]:
         self.now_s += after_s
+        self.book.tick()
         return self.book.news(self.now_s, int(self.now_s * 1000))
 
     def join(self, name: str = "ip-1", **fields: Any) -> None:
@@ -317,6 +321,39 @@ def test_when_most_nodes_are_silent_at_once_it_is_the_network_and_they_are_kept(
     assert len(bench.news()) == 3
     assert bench.news(after_s=PARTITION_S_MAX - 1) == []
     assert len(bench.news(after_s=1)) == 3
+
+
+class Counted(list[Condition]):
+    """Conditions that count how often they are read."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[Condition]:
+        Counted.reads += 1
+        return super().__iter__()
+
+
+def reads_in_a_partition(nodes: int) -> int:
+    """All nodes fall silent one after the other, as a watch tells it, and time passes."""
+    bench = Bench()
+    for number in range(nodes):
+        bench.join(f"ip-{number}", node_id=f"node-{number}")
+    Counted.reads = 0
+    for number in range(nodes):
+        silent = a_kube_node(f"ip-{number}", node_id=f"node-{number}", ready="Unknown")
+        counted = Counted(silent.status.conditions)
+        status = msgspec.structs.replace(silent.status, conditions=counted)
+        bench.book.put_node(msgspec.structs.replace(silent, status=status))
+        assert len(bench.book.news(bench.now_s, 0)) == 1
+    assert bench.news(after_s=PARTITION_S_MAX - 1) == []
+    assert len(bench.news(after_s=1)) == nodes
+    return Counted.reads
+
+
+def test_a_partition_costs_each_node_the_same_however_many_there_are() -> None:
+    few, many = reads_in_a_partition(200), reads_in_a_partition(400)
+    assert few > 200
+    assert many == 2 * few
 
 
 def test_another_node_of_the_same_name_is_another_node(bench: Bench) -> None:

@@ -88,6 +88,8 @@ class NodeBook:
         self._dirty: set[str] = set()
         self._waiting: set[str] = set()
         """Nodes of which time alone may change what is to be told."""
+        self._silent: set[str] = set()
+        """Nodes that the control plane has not heard of for long."""
         self._news: list[Fact] = []
         self.is_complete = False
         """Whether everything has been listed once; before that nothing is known of DaemonSets."""
@@ -139,12 +141,14 @@ class NodeBook:
         known.node, known.is_released = node, False
         known.told.node_id = node_id
         self._dirty.add(name)
+        (self._silent.add if _is_silent(node) else self._silent.discard)(name)
 
     def drop_node(self, name: str) -> None:
         """It left the cluster."""
-        known = self._nodes.pop(name, None)
+        known = self._nodes.get(name)
         if known is not None:
             self._lose(known, "the node was deleted")
+            self._forget(name)
 
     def release_node(self, name: str) -> None:
         """It is there, but somebody took our label away: no new work, and gone when its pods are."""
@@ -186,16 +190,21 @@ class NodeBook:
         """Our own pods on these nodes came or went."""
         self._dirty |= {n for n in names if n in self._nodes and self._nodes[n].is_released}
 
+    def tick(self) -> None:
+        """Time has passed. Not every news of one node is a reason to look at all that wait, as all do when the network breaks."""
+        self._dirty |= self._waiting
+
     # ---- what follows
 
     def news(self, clock_s: float, at: int) -> list[Fact]:
         """Facts that were not told yet, oldest first; none before the book is complete."""
         if not self.is_complete:
             return []
-        judged = (self._dirty | self._waiting) & self._nodes.keys()
-        for name in sorted(judged):
+        for name in sorted(self._dirty & self._nodes.keys()):
             self._judge(name, clock_s)
-        self._waiting = {n for n in judged & self._nodes.keys() if self._nodes[n].waits}
+            known = self._nodes.get(name)
+            waits = known is not None and known.waits
+            (self._waiting.add if waits else self._waiting.discard)(name)
         self._dirty.clear()
         news, self._news = self._news, []
         return [_stamped(fact, at) for fact in news]
@@ -233,7 +242,7 @@ class NodeBook:
         self._note_times(known, clock_s)
         if known.is_released and not self._pods_on(name):
             self._lose(known, RELEASED)
-            del self._nodes[name]
+            self._forget(name)
             return
         loss = self._loss(known, clock_s)
         if loss is not None:
@@ -304,15 +313,20 @@ class NodeBook:
         since = known.unready_since
         if since is None or known.told.is_lost:
             return None
-        if _ready_status(known.node) == "Unknown":
+        if _is_silent(known.node):
             patience = PARTITION_S_MAX if self._is_partition() else UNREACHABLE_S_MAX
             return "the node is unreachable" if clock_s - since >= patience else None
         patience = NOT_READY_S_MAX if known.told.room is not None else NODE_JOIN_S_MAX
         return f"the node was not ready for {patience} s" if clock_s - since >= patience else None
 
     def _is_partition(self) -> bool:
-        silent = sum(_ready_status(known.node) == "Unknown" for known in self._nodes.values())
-        return len(self._nodes) >= PARTITION_NODES_MIN and silent * 2 > len(self._nodes)
+        there = len(self._nodes)
+        return there >= PARTITION_NODES_MIN and len(self._silent) * 2 > there
+
+    def _forget(self, name: str) -> None:
+        del self._nodes[name]
+        self._silent.discard(name)
+        self._waiting.discard(name)
 
     def _close(self, told: Told, reason: str | None) -> None:
         told.closed = reason
@@ -393,6 +407,10 @@ def offering_of(node: KubeNode, room: Resources) -> Offering:
         allocatable=room,
         price_usd_hour=0.0,
     )
+
+
+def _is_silent(node: KubeNode) -> bool:
+    return _ready_status(node) == "Unknown"
 
 
 def _ready_status(node: KubeNode) -> str:

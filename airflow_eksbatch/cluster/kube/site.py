@@ -399,6 +399,7 @@ class Site:
             await asyncio.sleep(TICK_S)
             at = now_ms()
             self._tell(self._pods.stuck(time.monotonic(), at))
+            self._nodes.tick()
             self._tell_nodes()
             await self._look_after_nodes()
             await self.logs.tend()
