@@ -71,6 +71,25 @@ class Pace:
         return self._tokens
 
 
+class Troubles:
+    """What goes wrong in calls for whose answer nobody waits. It is told with how often in a row it was the same."""
+
+    def __init__(self) -> None:
+        self.tell: Callable[[str, str, int], None] = lambda what, reason, times: None
+        """Set by the wiring: what does not work, why, how many times."""
+        self._noted: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def note(self, what: str, reason: str, of: str = "") -> None:
+        """`what` is one of a few; `of` which of many: instances, compute environments."""
+        last, times = self._noted.get((what, of), ("", 0))
+        times = times + 1 if reason == last else 1
+        self._noted[what, of] = reason, times
+        self.tell(what, f"{of}: {reason}" if of else reason, times)
+
+    def over(self, what: str, of: str = "") -> None:
+        self._noted.pop((what, of), None)
+
+
 class AwsSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "us-east-1"
     endpoint: str = ""
@@ -82,6 +101,7 @@ class Aws:
 
     def __init__(self, settings: AwsSettings, session: boto3.Session | None = None) -> None:
         self.region = settings.region
+        self.troubles = Troubles()
         self._endpoint = settings.endpoint or None
         self._session = session or boto3.Session(region_name=settings.region)
         self._making = asyncio.Lock()
@@ -122,7 +142,7 @@ class Aws:
             told = error.response.get("Error", {})
             code, message = told.get("Code", "Unknown"), told.get("Message", str(error))
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
-            if meaning_of(code) is Meaning.LATER or (status >= 500 and _is_unsaid(code)):
+            if meaning_of(code, message) is Meaning.LATER or (status >= 500 and _is_unsaid(code)):
                 kind = Throttled if code in THROTTLED else CloudDown
                 raise kind(f"{code}: {message}") from error
             raise AwsRefusal(code, message) from error

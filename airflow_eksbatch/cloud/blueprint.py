@@ -36,6 +36,8 @@ class UserTemplate(msgspec.Struct, frozen=True, kw_only=True):
     has_image: bool = False
     has_profile: bool = False
     has_metadata_options: bool = False
+    is_protected: bool = False
+    """From being ended: it must not be."""
     security_groups: tuple[str, ...] = ()
     network_interface: dict[str, Any] | None = None
     """Its first, if it has any: EC2 then takes subnet and security groups there only."""
@@ -54,8 +56,10 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     key_pair: str = ""
     placement_group: str = ""
     tags: dict[str, str] = {}
-    max_prices: dict[str, float] = {}
-    """Instance type -> most US dollars an hour that Spot may cost, where bidPercentage says so."""
+    bid_percentage: int | None = None
+    """How much of the On-Demand price Spot may cost; None: up to all of it, which is EC2's own bound."""
+    instance_types: tuple[str, ...] = ()
+    """All that may be asked for, also what is too dear today."""
     templates: tuple[UserTemplate, ...] = ()
 
     def template_for(self, instance_type: str) -> UserTemplate | None:
@@ -111,6 +115,8 @@ def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> d
             "LaunchTemplateId": template.template_id,
             "Version": template.version,
         }
+    if template is not None and template.is_protected:
+        request["DisableApiTermination"] = False
     if template is None or not template.has_metadata_options:
         # Two hops, so that pods with a network of their own reach their node's role as on other EKS nodes.
         request["MetadataOptions"] = {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
@@ -148,8 +154,8 @@ def network_of(blueprint: Blueprint, template: UserTemplate | None, subnet: str)
 
 def spot_options(blueprint: Blueprint, offering: Offering) -> dict[str, Any]:
     options = {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
-    most = blueprint.max_prices.get(offering.instance_type)
-    if most is not None:
+    if blueprint.bid_percentage is not None:
+        most = offering.on_demand_usd_hour * blueprint.bid_percentage / 100
         options["MaxPrice"] = f"{most:.5f}"
     return {"MarketType": "spot", "SpotOptions": options}
 

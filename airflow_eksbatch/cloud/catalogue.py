@@ -26,14 +26,19 @@ T = TypeVar("T")
 
 # New types come a few times a year, On-Demand prices change less often.
 TYPES_KEPT_S = 24 * 3600.0
-# Spot prices move over hours.
-SPOT_KEPT_S = 600.0
+# How long to do without, when the price list could not be read.
+PRICES_AGAIN_S = 600.0
+# Spot prices move over hours; kept for less than the time after which they are told again, so that what is told is new.
+SPOT_KEPT_S = 300.0
 # EC2 takes so many names in one request.
 NAMES_MAX = 100
 # A type without a known price: about what its parts cost elsewhere (us-east-1, general purpose).
 USD_VCPU_HOUR, USD_GIB_HOUR, USD_GPU_HOUR = 0.04, 0.005, 0.75
 MAX_PODS_UNKNOWN = 110
 LINUX_SPOT = "Linux/UNIX"
+TROUBLE = "price list"
+# As EC2 calls them.
+USAGE_CLASSES = {Market.ON_DEMAND: "on-demand", Market.SPOT: "spot"}
 
 
 class Kept(msgspec.Struct):
@@ -45,107 +50,129 @@ class Kept(msgspec.Struct):
 
 class Ec2Catalogue:
     def __init__(self, aws: Aws, clock: Callable[[], float] = time.monotonic) -> None:
-        self._aws = aws
+        self.aws = aws
         self._clock = clock
         self._kept: dict[object, Kept] = {}
         self._asking = asyncio.Lock()
+        self._prices: dict[str, float] = {}
 
     async def types(self) -> dict[str, InstanceType]:
         """Every type of the region by name, at its On-Demand price."""
-        return await self._keep("types", TYPES_KEPT_S, self._ask_types)
+        rows = await self._keep("types", self._ask_types)
+        prices = await self._keep("prices", self._ask_prices)
+        return {
+            name: msgspec.structs.replace(row, price_usd_hour=prices.get(name, row.price_usd_hour))
+            for name, row in rows.items()
+        }
 
     async def offerings(
         self, environment: ComputeEnvironment, zones: Sequence[str], bid_percentage: int | None
     ) -> tuple[Offering, ...]:
-        """What this environment may buy in these zones. Raises ValueError with a sentence."""
-        rows = resolve_types(environment.instance_types, await self.types())
-        sold = await self._keep(
-            ("zones", *zones), TYPES_KEPT_S, lambda: self._ask_zones(sorted(zones))
-        )
-        prices: dict[tuple[str, str], float] = {}
-        if environment.market is Market.SPOT:
-            names = tuple(sorted(row.instance_type for row in rows))
-            prices = await self._keep(
-                ("spot", names), SPOT_KEPT_S, lambda: self._ask_spot_prices(names)
-            )
-        found = [
-            offering_of(row, zone, environment.market, prices.get((row.instance_type, zone)))
-            for row in rows
-            for zone in zones
-            if (row.instance_type, zone) in sold
-        ]
-        wanted = ", ".join(environment.instance_types)
-        if not found:
-            raise ValueError(f"No zone among {', '.join(zones)} has {wanted}.")
-        cheap = [
-            offering
-            for offering in found
-            if bid_percentage is None
-            or offering.price_usd_hour <= offering.on_demand_usd_hour * bid_percentage / 100
-        ]
-        # All too dear today: EC2 will say so (SpotMaxPriceTooLow), and prices move.
-        return tuple(cheap or found)
+        """What this environment may buy in these zones now. Raises ValueError with a sentence."""
+        return within_bid(await self.sold(environment, zones), bid_percentage)
 
-    async def _keep(self, key: object, seconds: float, ask: Callable[[], Awaitable[T]]) -> T:
-        """One question at a time, so that many environments ask once."""
+    async def sold(
+        self, environment: ComputeEnvironment, zones: Sequence[str]
+    ) -> tuple[Offering, ...]:
+        """What EC2 sells of its types in these zones, at any price. Raises ValueError with a sentence."""
+        market, wanted = environment.market, ", ".join(environment.instance_types)
+        rows = [
+            row
+            for row in resolve_types(environment.instance_types, await self.types())
+            if USAGE_CLASSES[market] in row.usage_classes
+        ]
+        there = await self._keep(("zones", *zones), lambda: self._ask_zones(sorted(zones)))
+        pools = [
+            (row, zone) for row in rows for zone in zones if (row.instance_type, zone) in there
+        ]
+        if not pools:
+            raise ValueError(f"No zone among {', '.join(zones)} has {wanted}.")
+        if market is not Market.SPOT:
+            return tuple(offering_of(row, zone, market) for row, zone in pools)
+        names = tuple(sorted(row.instance_type for row in rows))
+        prices = await self._keep(("spot", names), lambda: self._ask_spot_prices(names))
+        # Where EC2 names no price there is no Spot market.
+        sold = tuple(
+            offering_of(row, zone, market, price)
+            for row, zone in pools
+            if (price := prices.get((row.instance_type, zone))) is not None
+        )
+        if not sold:
+            raise ValueError(f"No zone among {', '.join(zones)} sells {wanted} on Spot.")
+        return sold
+
+    async def _keep(self, key: object, ask: Callable[[], Awaitable[tuple[T, float]]]) -> T:
+        """One question at a time, so that many environments ask once; an answer says how many seconds it counts."""
         async with self._asking:
             kept = self._kept.get(key)
             if kept is None or kept.until <= self._clock():
-                kept = self._kept[key] = Kept(await ask(), self._clock() + seconds)
+                answer, seconds = await ask()
+                kept = self._kept[key] = Kept(answer, self._clock() + seconds)
             return kept.answer
 
-    async def _ask_types(self) -> dict[str, InstanceType]:
+    async def _ask_types(self) -> tuple[dict[str, InstanceType], float]:
         found = [
             told
-            async for page in self._aws.pages("ec2", "describe_instance_types")
+            async for page in self.aws.pages("ec2", "describe_instance_types")
             for told in page["InstanceTypes"]
         ]
-        prices = await self._ask_prices()
-        rows = [row for told in found if (row := row_from(told, prices)) is not None]
+        shipped = {name: row.price_usd_hour for name, row in shipped_types().items()}
+        rows = [row for told in found if (row := row_from(told, shipped)) is not None]
         rows.sort(key=lambda row: (row.family, row.vcpus, row.memory_mib, row.instance_type))
-        return {row.instance_type: row for row in rows}
+        return {row.instance_type: row for row in rows}, TYPES_KEPT_S
 
-    async def _ask_prices(self) -> dict[str, float]:
-        """On-Demand prices of the region; those of the shipped table where the price list cannot be read."""
-        prices = {name: row.price_usd_hour for name, row in shipped_types().items()}
+    async def _ask_prices(self) -> tuple[dict[str, float], float]:
+        """On-Demand prices of the region. While they cannot be had: those that were read last, or none."""
         wanted = {
-            "regionCode": self._aws.region,
+            "regionCode": self.aws.region,
             "operatingSystem": "Linux",
             "preInstalledSw": "NA",
             "tenancy": "Shared",
             "capacitystatus": "Used",
         }
         filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in wanted.items()]
+        currency, prices, trouble = currency_of(self.aws.region), dict[str, float](), ""
         try:
-            async for page in self._aws.pages(
+            async for page in self.aws.pages(
                 "pricing", "get_products", ServiceCode="AmazonEC2", Filters=filters
             ):
-                prices.update(filter(None, map(price_from, page["PriceList"])))
-        except (AwsRefusal, CloudDown):
-            # No right to read it, or no way to its region: choosing by the shipped prices is nearly as good.
-            pass
-        return prices
+                prices.update(filter(None, (price_from(p, currency) for p in page["PriceList"])))
+        except (AwsRefusal, CloudDown) as error:
+            # No right to read it, or no way to its region: choosing by about the right prices is nearly as good.
+            trouble = str(error)
+        self._prices = {**self._prices, **prices}
+        if not trouble and not prices:
+            trouble = f"It names no price of {self.aws.region}"
+        if not trouble:
+            self.aws.troubles.over(TROUBLE)
+            return prices, TYPES_KEPT_S
+        instead = "the last that were read" if self._prices else "those of us-east-1"
+        self.aws.troubles.note(
+            TROUBLE, f"{trouble}. On-Demand prices are {instead} until it can be read"
+        )
+        return self._prices, PRICES_AGAIN_S
 
-    async def _ask_zones(self, zones: Sequence[str]) -> frozenset[tuple[str, str]]:
-        pages = self._aws.pages(
+    async def _ask_zones(self, zones: Sequence[str]) -> tuple[frozenset[tuple[str, str]], float]:
+        pages = self.aws.pages(
             "ec2",
             "describe_instance_type_offerings",
             LocationType="availability-zone",
             Filters=[{"Name": "location", "Values": list(zones)}],
         )
-        return frozenset(
-            [
-                (told["InstanceType"], told["Location"])
-                async for page in pages
-                for told in page["InstanceTypeOfferings"]
-            ]
-        )
+        found = [
+            (told["InstanceType"], told["Location"])
+            async for page in pages
+            for told in page["InstanceTypeOfferings"]
+        ]
+        return frozenset(found), TYPES_KEPT_S
 
-    async def _ask_spot_prices(self, names: Sequence[str]) -> dict[tuple[str, str], float]:
+    async def _ask_spot_prices(
+        self, names: Sequence[str]
+    ) -> tuple[dict[tuple[str, str], float], float]:
         """The latest price of each type in each zone."""
         prices: dict[tuple[str, str], float] = {}
         for start in range(0, len(names), NAMES_MAX):
-            pages = self._aws.pages(
+            pages = self.aws.pages(
                 "ec2",
                 "describe_spot_price_history",
                 InstanceTypes=list(names[start : start + NAMES_MAX]),
@@ -156,7 +183,24 @@ class Ec2Catalogue:
                 for told in page["SpotPriceHistory"]:
                     pool = (told["InstanceType"], told["AvailabilityZone"])
                     prices.setdefault(pool, float(told["SpotPrice"]))
-        return prices
+        return prices, SPOT_KEPT_S
+
+
+def within_bid(sold: Sequence[Offering], bid_percentage: int | None) -> tuple[Offering, ...]:
+    """What does not cost more than this part of its On-Demand price."""
+    cheap = [
+        offering
+        for offering in sold
+        if bid_percentage is None
+        or offering.price_usd_hour <= offering.on_demand_usd_hour * bid_percentage / 100
+    ]
+    # All too dear today: EC2 will say so (SpotMaxPriceTooLow), and prices move.
+    return tuple(cheap or sold)
+
+
+def currency_of(region: str) -> str:
+    """In which AWS names the prices of a region: price list, Spot and MaxPrice alike."""
+    return "CNY" if region.startswith("cn-") else "USD"
 
 
 def row_from(told: dict[str, Any], prices: dict[str, float]) -> InstanceType | None:
@@ -182,6 +226,7 @@ def row_from(told: dict[str, Any], prices: dict[str, float]) -> InstanceType | N
         max_pods=max_pods_of(told.get("NetworkInfo", {})),
         zones="",
         price_usd_hour=prices.get(name, round(guessed, 5)),
+        usage_classes=tuple(told.get("SupportedUsageClasses", USAGE_CLASSES.values())),
     )
 
 
@@ -194,13 +239,13 @@ def max_pods_of(network: dict[str, Any]) -> int:
     return interfaces * (addresses - 1) + 2
 
 
-def price_from(product: str) -> tuple[str, float] | None:
-    """Instance type and US dollars an hour, of one product of the price list."""
+def price_from(product: str, currency: str) -> tuple[str, float] | None:
+    """Instance type and price an hour, of one product of the price list."""
     told = json.loads(product)
     name = told.get("product", {}).get("attributes", {}).get("instanceType")
     for term in told.get("terms", {}).get("OnDemand", {}).values():
         for dimension in term.get("priceDimensions", {}).values():
-            price = float(dimension.get("pricePerUnit", {}).get("USD", 0))
+            price = float(dimension.get("pricePerUnit", {}).get(currency, 0))
             if name and price > 0:
                 return name, price
     return None

@@ -21,6 +21,8 @@ from airflow_eksbatch.core.model.node import Offering
 Wire = dict[str, Any]
 # The oldest Kubernetes for which there is an EKS image with nodeadm that AWS Batch takes.
 VERSION_LEAST = (1, 29)
+# A cluster goes on working while EKS changes its version, logging or access.
+WORKING = ("ACTIVE", "UPDATING")
 NODE_ENTRY_TYPES = ("EC2_LINUX", "EC2", "STANDARD")
 IMAGE_PARAMETER = (
     "/aws/service/eks/optimized-ami/{version}/amazon-linux-2023/{kind}/recommended/image_id"
@@ -47,6 +49,7 @@ class EksCluster(msgspec.Struct, frozen=True, kw_only=True):
     vpc: str
     security_group: str
     authentication_mode: str
+    status: str = "ACTIVE"
 
 
 def resources_of(environment: ComputeEnvironment) -> Wire:
@@ -99,7 +102,6 @@ async def draw_blueprint(
         await _asked(aws, "ec2", "describe_security_groups", GroupIds=list(groups))
     elif cluster.security_group and not any(template.security_groups for template in templates):
         groups = (cluster.security_group,)
-    bid = bid_percentage_of(environment)
     blueprint = Blueprint(
         name=environment.name,
         uuid=environment.uuid,
@@ -111,9 +113,8 @@ async def draw_blueprint(
         key_pair=resources.get("ec2KeyPair") or "",
         placement_group=resources.get("placementGroup") or "",
         tags=resources.get("tags") or {},
-        max_prices={}
-        if bid is None
-        else {o.instance_type: o.on_demand_usd_hour * bid / 100 for o in offerings},
+        bid_percentage=bid_percentage_of(environment),
+        instance_types=tuple(sorted({o.instance_type for o in offerings})),
         templates=templates,
     )
     for template in templates:
@@ -128,7 +129,7 @@ async def draw_blueprint(
 async def find_cluster(aws: Aws, arn: str) -> EksCluster:
     name = arn.rpartition("/")[2]
     told = (await _asked(aws, "eks", "describe_cluster", name=name))["cluster"]
-    if told["status"] != "ACTIVE":
+    if told["status"] not in WORKING:
         raise ValueError(f"EKS cluster {name} is {told['status']}, not ACTIVE.")
     if not is_supported(told["version"]):
         raise ValueError(f"EKS Cluster version [{told['version']}] is unsupported")
@@ -147,6 +148,7 @@ async def find_cluster(aws: Aws, arn: str) -> EksCluster:
         authentication_mode=(told.get("accessConfig") or {}).get(
             "authenticationMode", "CONFIG_MAP"
         ),
+        status=told["status"],
     )
 
 
@@ -297,6 +299,7 @@ async def find_template(aws: Aws, named: Wire, target_types: tuple[str, ...]) ->
         has_image=bool(says.get("ImageId")),
         has_profile=bool(says.get("IamInstanceProfile")),
         has_metadata_options=bool(says.get("MetadataOptions")),
+        is_protected=bool(says.get("DisableApiTermination")),
         security_groups=tuple(
             says.get("SecurityGroupIds") or [g for i in interfaces for g in i.get("Groups") or []]
         ),

@@ -4,44 +4,53 @@ Why nothing is bought twice, and nothing is left: an instance is made by one Run
 the node id and whose tags carry it, so there is no moment in which an instance exists and does not say whose it is. A launch
 that is repeated is first looked for by its tag (which outlives the token), then asked for with the same token (which holds
 while the tag cannot be seen yet). Every full look lists what carries an environment's tag: the core ends what nobody
-remembers, and of two instances of one node the younger is ended here. A fleet would need one call for many nodes, but its
+remembers, and of two instances of one node the younger is ended here. Only that a listing leaves an instance out is no end
+of it: it is asked for by its id, since its jobs run again as soon as it has ended. A fleet would need one call for many nodes, but its
 instances learn whose they are only after they exist.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import math
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Any
 
 import msgspec
 
 from airflow_eksbatch.cloud.aws import Aws, AwsRefusal, Pace, Throttled
 from airflow_eksbatch.cloud.blueprint import Blueprint, instance_request, subnets_for
-from airflow_eksbatch.cloud.catalogue import Ec2Catalogue
+from airflow_eksbatch.cloud.catalogue import Ec2Catalogue, within_bid
 from airflow_eksbatch.cloud.checks import bid_percentage_of, draw_blueprint, find_network
 from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.cloud.interruptions import Kind, Notice, NoticeQueue
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.cloud.refusals import (
     NO_ADDRESSES,
-    NO_INSTANCE,
+    TOKEN_ENDED,
     TOKEN_USED,
+    Doubts,
     JustRefused,
     Meaning,
-    end_from,
-    meaning_of,
+    launch_refused,
+    never_was,
     sentence_of,
+)
+from airflow_eksbatch.cloud.sightings import (
+    Known,
+    Seen,
+    ask_for_ends,
+    list_by,
+    list_by_node,
+    look_up,
+    tag_again,
 )
 from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
 from airflow_eksbatch.core.engine.facts import (
     Fact,
-    InstanceGone,
     InstanceLaunched,
     InstancesListed,
-    LaunchRefused,
     OfferingsListed,
     RebalanceRecommended,
     SpotInterrupted,
@@ -50,18 +59,16 @@ from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import NodeId, Offering
 
-# EC2 takes so many values in one filter, and answers fast with so many ids in one call.
-VALUES_MAX = 200
-IDS_MAX = 100
 # Throttled launches wait half a second, then twice as long each time: about a minute in all.
 PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
 NEWS = {Kind.INTERRUPTION: SpotInterrupted, Kind.REBALANCE: RebalanceRecommended}
-INSTANCE_ID = re.compile(r"\bi-[0-9a-f]+\b")
 
 
 class Ec2Settings(msgspec.Struct, frozen=True, kw_only=True):
     notices: str = ""
     """SQS queue (name or URL) of interruption notices; empty: none are read."""
+    notices_rest_s: float = 5.0
+    """How long to leave the queue alone when it cannot be read; each time twice as long."""
     look_s: float = 30.0
     """From one full look to the next: one listing, 1,000 instances a page."""
     shown_s: float = 60.0
@@ -79,22 +86,6 @@ class Ec2Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a refusal also holds for launches that were in line when it came."""
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance of ours as EC2 shows it."""
-
-    instance_id: str
-    node_id: NodeId
-    uuid: str
-    state: str
-    launched_at: int
-    gone: InstanceGone
-    """How it ended, if it has."""
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state == "terminated"
-
-
 class Ec2Cloud:
     def __init__(
         self, aws: Aws, settings: Ec2Settings | None = None, catalogue: Ec2Catalogue | None = None
@@ -106,14 +97,18 @@ class Ec2Cloud:
         self._blueprints: dict[str, Blueprint] = {}
         self._troubles: dict[str, str] = {}
         self._launched: dict[NodeId, tuple[str, str, float]] = {}
-        self._nodes: dict[str, NodeId] = {}
+        self._known: dict[str, Known] = {}
         self._ending: set[str] = set()
+        self._may_not_end: set[str] = set()
         self._surplus: set[str] = set()
         self._told_gone: set[str] = set()
         self._feeds: set[asyncio.Queue[list[Fact]]] = set()
         self._pace = Pace(self._settings.launch_burst, self._settings.launches_per_s)
         self._turn = asyncio.Lock()
         self._just_refused = JustRefused(self._settings.refused_s)
+        self._doubts = Doubts()
+        self._watched_since: float | None = None
+        self._priced_at = -math.inf
 
     # ---- the port
 
@@ -123,6 +118,7 @@ class Ec2Cloud:
     async def offerings(self, environment: ComputeEnvironment) -> tuple[Offering, ...]:
         self._environments[environment.name] = environment
         self._just_refused.forget(environment.name)
+        self._doubts.forget(environment.name)
         try:
             offerings, blueprint = await self._look_into(environment)
         except ValueError as error:
@@ -137,7 +133,10 @@ class Ec2Cloud:
         for name in {effect.compute_environment for effect in effects}:
             if name not in self._blueprints and name not in self._troubles:
                 raise CloudDown(f"Compute environment {name} has not been looked into yet.")
-        there = {seen.node_id: seen for seen in await self._find([e.node_id for e in effects])}
+        there = {
+            seen.node_id: seen
+            for seen in await list_by_node(self._aws, [e.node_id for e in effects])
+        }
         answers = await asyncio.gather(
             *(self._launch(effect, there.get(effect.node_id)) for effect in effects),
             return_exceptions=True,
@@ -148,21 +147,28 @@ class Ec2Cloud:
         return [answer for answer in answers if isinstance(answer, Fact)]
 
     async def terminate(self, effects: list[TerminateNode | TerminateStray]) -> list[Fact]:
-        nodes = {e.instance_id: e.node_id for e in effects if isinstance(e, TerminateNode)}
+        """What EC2 does not let us end is told as trouble, and asked for again at every full look."""
+        nodes = {e.instance_id: e for e in effects if isinstance(e, TerminateNode)}
         unnamed = [
             e.node_id for e in effects if isinstance(e, TerminateNode) and e.instance_id is None
         ]
         nodes.pop(None, None)
+        ids = {e.instance_id for e in effects if isinstance(e, TerminateStray)}
+        for instance_id, effect in nodes.items():
+            if instance_id is not None:
+                ids.add(instance_id)
+                self._know(instance_id, effect.node_id, effect.compute_environment)
         facts: list[Fact] = []
         if unnamed:
-            found = {seen.node_id: seen for seen in await self._find(unnamed)}
-            nodes.update((seen.instance_id, node_id) for node_id, seen in found.items())
-            facts += [_never_was(node_id) for node_id in unnamed if node_id not in found]
-        self._nodes.update((i, node_id) for i, node_id in nodes.items() if i is not None)
-        ids = {i for i in nodes if i is not None}
-        ids |= {e.instance_id for e in effects if isinstance(e, TerminateStray)}
-        missing = await self._end(sorted(ids))
-        facts += [_never_was(nodes[i]) for i in missing if i in nodes]
+            found = {seen.node_id: seen for seen in await list_by_node(self._aws, unnamed)}
+            ids |= {seen.instance_id for seen in found.values()}
+            self._known.update(
+                (seen.instance_id, Known(node_id=node_id, uuid=seen.uuid))
+                for node_id, seen in found.items()
+            )
+            facts += [never_was(node_id) for node_id in unnamed if node_id not in found]
+        missing = await self._end(ids)
+        facts += self._ends_of_missing(missing)
         facts += await self._look_at_endings(ids - missing)
         self._tell(facts)
         return facts
@@ -170,19 +176,22 @@ class Ec2Cloud:
     async def watch(self) -> AsyncIterator[list[Fact]]:
         feed: asyncio.Queue[list[Fact]] = asyncio.Queue()
         self._feeds.add(feed)
-        reader = asyncio.create_task(self._read_notices(), name="ec2-notices")
-        began = looked_at = priced_at = time.monotonic()
+        queue = NoticeQueue(self._aws, self._settings.notices, self._settings.notices_rest_s)
+        reader = asyncio.create_task(queue.read(self._act_on), name="ec2-notices")
+        if self._watched_since is None:
+            self._watched_since = self._priced_at = time.monotonic()
+        looked_at = -math.inf
         try:
-            yield await self._full_look(settled=self._settings.settle_s <= 0)
             while True:
                 now = time.monotonic()
                 if reader.done():
-                    reader.result()  # Raises: the next watch reads again
+                    reader.result()  # A mistake of ours: the next watch reads again
                 if now - looked_at >= self._settings.look_s:
                     looked_at = now
-                    yield await self._full_look(settled=now - began >= self._settings.settle_s)
-                if now - priced_at >= self._settings.offerings_s:
-                    priced_at = now
+                    settled = now - self._watched_since >= self._settings.settle_s
+                    yield await self._full_look(settled=settled)
+                if now - self._priced_at >= self._settings.offerings_s:
+                    self._priced_at = now
                     yield await self._prices()
                 wait_s = looked_at + self._settings.look_s - now
                 if self._ending:
@@ -203,8 +212,12 @@ class Ec2Cloud:
         """Only instances were made for it, and the core waits until they have ended: this ends what it never knew of."""
         known = self._environments.get(environment)
         if known is not None:
-            seen = await self._find_all([known.uuid])
-            await self._end([s.instance_id for s in seen if not s.has_ended])
+            seen = await list_by(self._aws, f"tag:{labels.ENVIRONMENT_UUID}", [known.uuid])
+            ids = {s.instance_id for s in seen if not s.has_ended}
+            await self._end(ids)
+            if ids & self._may_not_end:
+                raise CloudDown(f"EC2 does not let us end {', '.join(sorted(ids))}.")
+            self._known = {i: k for i, k in self._known.items() if k.uuid != known.uuid}
         for kept in (self._environments, self._blueprints, self._troubles):
             kept.pop(environment, None)
 
@@ -219,22 +232,29 @@ class Ec2Cloud:
     ) -> tuple[tuple[Offering, ...], Blueprint]:
         try:
             network = await find_network(self._aws, environment)
-            bid = bid_percentage_of(environment)
-            offerings = await self._catalogue.offerings(environment, list(network.subnets), bid)
-            blueprint = await draw_blueprint(self._aws, environment, network, offerings)
+            sold = await self._catalogue.sold(environment, list(network.subnets))
+            # Of all that is sold: what is too dear today may be bought tomorrow.
+            blueprint = await draw_blueprint(self._aws, environment, network, sold)
         except AwsRefusal as error:
             raise ValueError(sentence_of(error.code, error.message)) from error
-        return offerings, blueprint
+        return within_bid(sold, bid_percentage_of(environment)), blueprint
 
     async def _prices(self) -> list[Fact]:
-        """What environments may buy, at today's prices."""
+        """What environments may buy, at today's prices; one of which that cannot be found out keeps what it has."""
         facts: list[Fact] = []
         for name, blueprint in list(self._blueprints.items()):
-            environment = self._environments[name]
-            offerings = await self._catalogue.offerings(
-                environment, list(blueprint.subnets), bid_percentage_of(environment)
-            )
-            facts.append(OfferingsListed(compute_environment=name, offerings=offerings))
+            environment = self._environments.get(name)
+            if environment is None:
+                continue  # Deleted meanwhile
+            try:
+                sold = await self._catalogue.sold(environment, list(blueprint.subnets))
+            except (AwsRefusal, CloudDown, ValueError) as error:
+                self._aws.troubles.note("offerings", str(error), of=name)
+                continue
+            self._aws.troubles.over("offerings", of=name)
+            offerings = within_bid(sold, bid_percentage_of(environment))
+            if name in self._blueprints:
+                facts.append(OfferingsListed(compute_environment=name, offerings=offerings))
         return facts
 
     # ---- launching
@@ -251,7 +271,7 @@ class Ec2Cloud:
         blueprint = self._blueprints.get(effect.compute_environment)
         if blueprint is None:
             trouble = self._troubles[effect.compute_environment]
-            return _refused(effect, AwsRefusal("InvalidComputeEnvironment", trouble))
+            return launch_refused(effect, Meaning.NEVER, "InvalidComputeEnvironment", trouble)
         refusal = AwsRefusal(NO_ADDRESSES, f"No subnet stands in {effect.offering.zone}.")
         for subnet in subnets_for(blueprint, effect):
             try:
@@ -261,20 +281,34 @@ class Ec2Cloud:
                 if error.code == TOKEN_USED:
                     # Launched before, of another blueprint, and its tag cannot be seen yet.
                     raise CloudDown(f"{effect.node_id}: {error.message}") from error
+                if error.code == TOKEN_ENDED:
+                    return never_was(effect.node_id, "Instance was terminated")
                 if error.code != NO_ADDRESSES:
                     break
             else:
+                self._doubts.forget(effect.compute_environment)
                 return self._note(effect, told["Instances"][0]["InstanceId"])
-        return _refused(effect, refusal)
+        meaning = self._judge(effect, refusal)
+        return launch_refused(effect, meaning, refusal.code, refusal.message)
 
     def _note(self, effect: LaunchNode, instance_id: str) -> InstanceLaunched:
-        self._nodes[instance_id] = effect.node_id
+        self._know(instance_id, effect.node_id, effect.compute_environment)
         self._launched[effect.node_id] = (
             effect.compute_environment,
             instance_id,
             time.monotonic(),
         )
         return InstanceLaunched(node_id=effect.node_id, instance_id=instance_id, at=now_ms())
+
+    def _know(self, instance_id: str, node_id: NodeId, environment: str) -> None:
+        if environment in self._environments:
+            uuid = self._environments[environment].uuid
+            self._known[instance_id] = Known(node_id=node_id, uuid=uuid)
+
+    def _judge(self, effect: LaunchNode, refusal: AwsRefusal) -> Meaning:
+        blueprint = self._blueprints.get(effect.compute_environment)
+        types = blueprint.instance_types if blueprint else ()
+        return self._doubts.judge(effect, refusal.code, refusal.message, types)
 
     async def _run(self, effect: LaunchNode, request: dict[str, Any]) -> dict[str, Any]:
         """RunInstances in its turn, unless meanwhile EC2 has said no to another like it."""
@@ -293,30 +327,26 @@ class Ec2Cloud:
                 self._pace.slow_down(min(PAUSE_MOST_S, PAUSE_FIRST_S * 2**pauses))
                 pauses += 1
             except AwsRefusal as error:
-                if error.code not in (TOKEN_USED, NO_ADDRESSES):
-                    self._just_refused.note(effect, error.code, error.message)
+                if error.code not in (TOKEN_USED, TOKEN_ENDED, NO_ADDRESSES):
+                    meaning = self._judge(effect, error)
+                    self._just_refused.note(effect, meaning, error.code, error.message)
                 raise
 
     # ---- ending
 
-    async def _end(self, instance_ids: Sequence[str]) -> set[str]:
+    async def _end(self, instance_ids: Collection[str]) -> set[str]:
         """Ask for their end; answers those that EC2 has never heard of, or has forgotten."""
-        missing: set[str] = set()
-        for start in range(0, len(instance_ids), IDS_MAX):
-            ids = list(instance_ids[start : start + IDS_MAX])
-            while ids:
-                try:
-                    await self._aws.call("ec2", "terminate_instances", InstanceIds=ids)
-                    break
-                except AwsRefusal as error:
-                    unknown = set(INSTANCE_ID.findall(error.message)) & set(ids)
-                    if error.code != NO_INSTANCE or not unknown or unknown & self._young():
-                        raise CloudDown(sentence_of(error.code, error.message)) from error
-                    missing |= unknown
-                    ids = [i for i in ids if i not in unknown]
-        self._ending |= set(instance_ids) - missing
+        ends = await ask_for_ends(self._aws, instance_ids)
+        self._ending |= ends.asked
+        self._may_not_end -= ends.asked | ends.missing
+        self._may_not_end |= set(ends.refused)
+        for instance_id, sentence in sorted(ends.refused.items()):
+            self._aws.troubles.note("end", sentence, of=instance_id)
         self._tell([])  # The watch now looks more often
-        return missing
+        hidden = ends.missing & self._young()
+        if hidden:
+            raise CloudDown(f"EC2 does not show {', '.join(sorted(hidden))} yet.")
+        return ends.missing
 
     def _young(self) -> set[str]:
         """Instances that EC2 may not show yet."""
@@ -326,17 +356,20 @@ class Ec2Cloud:
 
     async def _look_at_endings(self, instance_ids: set[str]) -> list[Fact]:
         """Those that have ended."""
-        ids = sorted(instance_ids)
-        shown = {seen.instance_id: seen for seen in await self._find_by("instance-id", ids)}
-        facts: list[Fact] = []
-        for instance_id in ids:
-            seen = shown.get(instance_id)
-            if seen is not None and seen.has_ended:
+        shown, missing = await self._look_up(instance_ids)
+        facts = self._ends_of_missing(missing)
+        for seen in shown:
+            if seen.has_ended:
                 facts += self._end_of(seen)
-            elif seen is None and instance_id not in self._young():
-                if instance_id in self._nodes:
-                    facts.append(_never_was(self._nodes[instance_id]))
-                self._forget(instance_id)
+        return facts
+
+    def _ends_of_missing(self, instance_ids: set[str]) -> list[Fact]:
+        facts: list[Fact] = []
+        for instance_id in sorted(instance_ids):
+            known = self._known.get(instance_id)
+            if known is not None and instance_id not in self._surplus:
+                facts.append(never_was(known.node_id))
+            self._forget(instance_id)
         return facts
 
     def _end_of(self, seen: Seen) -> list[Fact]:
@@ -346,34 +379,21 @@ class Ec2Cloud:
         return [] if is_surplus else [seen.gone]
 
     def _forget(self, instance_id: str) -> None:
-        self._ending.discard(instance_id)
-        self._surplus.discard(instance_id)
+        for kept in (self._ending, self._surplus, self._may_not_end):
+            kept.discard(instance_id)
+        self._aws.troubles.over("end", of=instance_id)
         self._told_gone.add(instance_id)
-        node_id = self._nodes.pop(instance_id, NodeId(""))
-        if instance_id in self._launched.get(node_id, ()):
-            del self._launched[node_id]
+        known = self._known.pop(instance_id, None)
+        if known is not None and instance_id in self._launched.get(known.node_id, ()):
+            del self._launched[known.node_id]
 
     # ---- looking
 
-    async def _find(self, node_ids: Sequence[NodeId]) -> list[Seen]:
-        """Instances by node id, ended ones before live ones, the oldest last: so it is the one that counts."""
-        seen = await self._find_by(f"tag:{labels.NODE_UID}", node_ids)
-        return sorted(seen, key=lambda s: (not s.has_ended, -s.launched_at, s.instance_id))
-
-    async def _find_all(self, uuids: Sequence[str]) -> list[Seen]:
-        return await self._find_by(f"tag:{labels.ENVIRONMENT_UUID}", uuids)
-
-    async def _find_by(self, filter_name: str, values: Sequence[str]) -> list[Seen]:
-        found: list[Seen] = []
-        for start in range(0, len(values), VALUES_MAX):
-            filters = [
-                {"Name": filter_name, "Values": list(values[start : start + VALUES_MAX])},
-                {"Name": f"tag:{labels.MANAGED_BY}", "Values": [labels.OURS]},
-            ]
-            async for page in self._aws.pages("ec2", "describe_instances", Filters=filters):
-                for reservation in page["Reservations"]:
-                    found += map(seen_from, reservation["Instances"])
-        return found
+    async def _look_up(self, instance_ids: set[str]) -> tuple[list[Seen], set[str]]:
+        """By id, as whose we know them; and those that certainly are not there."""
+        shown, missing = await look_up(self._aws, instance_ids)
+        known = [seen.as_known(self._known.get(seen.instance_id)) for seen in shown]
+        return known, missing - self._young()
 
     async def _full_look(self, *, settled: bool) -> list[Fact]:
         """What is there. Until EC2 shows everything that a service before us launched, nothing is said to be missing."""
@@ -381,20 +401,23 @@ class Ec2Cloud:
         names = {e.uuid: e.name for e in self._environments.values() if e.managed}
         listed: dict[str, dict[str, Seen]] = {name: {} for name in names.values()}
         facts: list[Fact] = []
-        unwanted: list[str] = []
+        unwanted: set[str] = set()
         ended: list[Seen] = []
-        for seen in sorted(await self._find_all(sorted(names)), key=lambda s: s.launched_at):
+        for seen in sorted(await self._all_of(names), key=lambda s: s.launched_at):
             nodes = listed[names[seen.uuid]]
             if seen.has_ended:
                 ended.append(seen)
                 continue
-            self._nodes[seen.instance_id] = seen.node_id
+            self._known[seen.instance_id] = Known(node_id=seen.node_id, uuid=seen.uuid)
             if seen.state == "shutting-down":
                 self._ending.add(seen.instance_id)
             if seen.node_id in nodes:
                 self._surplus.add(seen.instance_id)
-            if seen.state in ("stopping", "stopped") or seen.instance_id in self._surplus:
-                unwanted.append(seen.instance_id)
+            if (
+                seen.state in ("stopping", "stopped")
+                or seen.instance_id in self._surplus | self._may_not_end
+            ):
+                unwanted.add(seen.instance_id)
             nodes.setdefault(seen.node_id, seen)
         for seen in ended:
             if seen.instance_id not in self._told_gone:
@@ -402,12 +425,35 @@ class Ec2Cloud:
                     self._surplus.add(seen.instance_id)
                 facts += self._end_of(seen)
         self._told_gone &= {seen.instance_id for seen in ended}
-        if unwanted:
-            await self._end(unwanted)
+        await self._end_unwanted(unwanted)
         for name, nodes in listed.items():
             instances = {node_id: seen.instance_id for node_id, seen in nodes.items()}
             facts += self._told_as(name, instances, at, settled=settled)
         return facts
+
+    async def _all_of(self, uuids: Collection[str]) -> list[Seen]:
+        """Instances of these environments: those that a listing shows, and those that we know and it leaves out."""
+        listed = await list_by(self._aws, f"tag:{labels.ENVIRONMENT_UUID}", sorted(uuids))
+        shown = [seen.as_known(self._known.get(seen.instance_id)) for seen in listed]
+        left_out = {i for i, known in self._known.items() if known.uuid in uuids}
+        left_out -= {seen.instance_id for seen in shown} | self._young()
+        found, missing = await self._look_up(left_out)
+        for instance_id in missing:
+            self._forget(instance_id)
+        shown = [seen for seen in (*shown, *found) if seen.uuid in uuids]
+        untagged = [s for s in shown if not (s.is_tagged or s.has_ended)]
+        if untagged:
+            self._aws.troubles.note("tags", tag_again(untagged))
+        else:
+            self._aws.troubles.over("tags")
+        return shown
+
+    async def _end_unwanted(self, instance_ids: set[str]) -> None:
+        """Of which nobody waits for the end: it is asked for again at the next look, and must not hold up this one."""
+        try:
+            await self._end(instance_ids)
+        except CloudDown as error:
+            self._aws.troubles.note("end", str(error))
 
     def _told_as(
         self, name: str, instances: dict[str, str], at: int, *, settled: bool
@@ -425,63 +471,30 @@ class Ec2Cloud:
 
     # ---- notices
 
-    async def _read_notices(self) -> None:
-        if not self._settings.notices:
-            await asyncio.Event().wait()
-        async for notices in NoticeQueue(self._aws, self._settings.notices).notices():
-            self._tell(await self._facts_of(notices))
-
-    async def _facts_of(self, notices: Iterable[Notice]) -> list[Fact]:
+    async def _act_on(self, notices: Iterable[Notice]) -> None:
         at = now_ms()
         by_id: dict[str, list[Notice]] = {}
         for notice in notices:
             by_id.setdefault(notice.instance_id, []).append(notice)
         facts: list[Fact] = []
-        stopped: list[str] = []
-        for seen in await self._find_by("instance-id", sorted(by_id)):
+        stopped: set[str] = set()
+        shown = await list_by(self._aws, "instance-id", sorted(by_id))
+        left_out = (set(by_id) & set(self._known)) - {seen.instance_id for seen in shown}
+        for seen in (*shown, *(await self._look_up(left_out))[0]):
             for notice in by_id[seen.instance_id]:
                 if notice.kind in NEWS and not seen.has_ended:
                     told = NEWS[notice.kind]
                     facts.append(told(node_id=seen.node_id, at=min(at, notice.at or at)))
                 elif notice.state == "stopped":
-                    stopped.append(seen.instance_id)
+                    stopped.add(seen.instance_id)
             if seen.has_ended:
                 facts += self._end_of(seen)
             elif seen.state == "shutting-down":
-                self._nodes[seen.instance_id] = seen.node_id
+                self._known[seen.instance_id] = Known(node_id=seen.node_id, uuid=seen.uuid)
                 self._ending.add(seen.instance_id)
-        if stopped:
-            await self._end(stopped)
-        return facts
+        await self._end_unwanted(stopped)
+        self._tell(facts)
 
     def _tell(self, facts: list[Fact]) -> None:
         for feed in self._feeds:
             feed.put_nowait(facts)
-
-
-def seen_from(told: dict[str, Any]) -> Seen:
-    tags = {tag["Key"]: tag["Value"] for tag in told.get("Tags", [])}
-    node_id = NodeId(tags.get(labels.NODE_UID, ""))
-    return Seen(
-        instance_id=told["InstanceId"],
-        node_id=node_id,
-        uuid=tags.get(labels.ENVIRONMENT_UUID, ""),
-        state=told["State"]["Name"],
-        launched_at=int(told["LaunchTime"].timestamp() * 1000),
-        gone=end_from(node_id, told, now_ms()),
-    )
-
-
-def _refused(effect: LaunchNode, refusal: AwsRefusal) -> LaunchRefused:
-    return LaunchRefused(
-        node_id=effect.node_id,
-        code=refusal.code,
-        message=sentence_of(refusal.code, refusal.message),
-        at=now_ms(),
-        quota=meaning_of(refusal.code) is Meaning.QUOTA,
-        for_good=meaning_of(refusal.code) is Meaning.NEVER,
-    )
-
-
-def _never_was(node_id: NodeId) -> InstanceGone:
-    return InstanceGone(node_id=node_id, at=now_ms(), reason="There is no such instance")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws
+from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.port import CloudDown
 
 # SQS's own most, both: a long wait costs one request, and ten notices are one answer.
 WAIT_S = 20
 MESSAGES_MAX = 10
+# The queue may be missing for as long as nobody makes it.
+REST_S_MAX = 300.0
+TROUBLE = "notices"
 
 
 class Kind(enum.Enum):
@@ -58,34 +63,48 @@ def time_of(told: Any) -> int:
 class NoticeQueue:
     """One SQS queue; each message is read until it was acted on."""
 
-    def __init__(self, aws: Aws, queue: str) -> None:
+    def __init__(self, aws: Aws, queue: str, rest_s: float) -> None:
         self._aws = aws
         self._queue = queue
+        self._rest_s = rest_s
         self._url = queue if "://" in queue else ""
 
-    async def notices(self) -> AsyncIterator[list[Notice]]:
-        """For ever. A message is deleted when the next are asked for: what was told then is acted on."""
+    async def read(self, act_on: Callable[[list[Notice]], Awaitable[None]]) -> None:
+        """For ever. A queue that cannot be read is told as trouble and tried again: without it, what EC2 takes back is
+        known when it is gone, and all else goes on.
+        """
+        if not self._queue:
+            await asyncio.Event().wait()
+        failures = 0
+        while True:
+            try:
+                messages = await self._receive()
+                if messages:
+                    await act_on([n for m in messages if (n := notice_from(m["Body"])) is not None])
+                    await self._delete(messages)
+                failures = 0
+                self._aws.troubles.over(TROUBLE)
+            except (AwsRefusal, CloudDown) as error:
+                self._aws.troubles.note(TROUBLE, f"Queue {self._queue}: {error}")
+                await asyncio.sleep(min(REST_S_MAX, self._rest_s * 2 ** min(failures, 16)))
+                failures += 1
+
+    async def _receive(self) -> list[dict[str, Any]]:
         if not self._url:
             told = await self._aws.call("sqs", "get_queue_url", QueueName=self._queue)
             self._url = told["QueueUrl"]
-        while True:
-            told = await self._aws.call(
-                "sqs",
-                "receive_message",
-                QueueUrl=self._url,
-                MaxNumberOfMessages=MESSAGES_MAX,
-                WaitTimeSeconds=WAIT_S,
-            )
-            messages = told.get("Messages", [])
-            if not messages:
-                continue
-            yield [n for m in messages if (n := notice_from(m["Body"])) is not None]
-            await self._aws.call(
-                "sqs",
-                "delete_message_batch",
-                QueueUrl=self._url,
-                Entries=[
-                    {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
-                    for number, message in enumerate(messages)
-                ],
-            )
+        told = await self._aws.call(
+            "sqs",
+            "receive_message",
+            QueueUrl=self._url,
+            MaxNumberOfMessages=MESSAGES_MAX,
+            WaitTimeSeconds=WAIT_S,
+        )
+        return told.get("Messages", [])
+
+    async def _delete(self, messages: Iterable[dict[str, Any]]) -> None:
+        entries = [
+            {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+            for number, message in enumerate(messages)
+        ]
+        await self._aws.call("sqs", "delete_message_batch", QueueUrl=self._url, Entries=entries)

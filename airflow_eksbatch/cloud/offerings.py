@@ -44,6 +44,8 @@ class InstanceType(msgspec.Struct, frozen=True, kw_only=True):
     """Letters of the zones that offer it."""
     price_usd_hour: float
     """On-Demand, Linux, us-east-1."""
+    usage_classes: tuple[str, ...] = ("on-demand", "spot")
+    """How EC2 sells it; the table has none that is not sold both ways."""
 
     @property
     def family(self) -> str:
@@ -123,7 +125,7 @@ def offerings_of(
 def offering_of(
     row: InstanceType, zone: str, market: Market, spot_price: float | None = None
 ) -> Offering:
-    """A type in a zone; where no Spot price is known it is simulated."""
+    """A type in a zone; without its Spot price (clouds that are simulated have none) that is simulated, too."""
     price = row.price_usd_hour
     if market is Market.SPOT and spot_price is not None:
         price = spot_price

@@ -5,18 +5,19 @@ from __future__ import annotations
 import enum
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from airflow_eksbatch.core.engine.effects import LaunchNode
-from airflow_eksbatch.core.engine.facts import InstanceGone
+from airflow_eksbatch.core.engine.facts import InstanceGone, LaunchRefused
 from airflow_eksbatch.core.model.node import NodeId
 
 
 class Meaning(enum.Enum):
     LATER = "the same request may be granted later"
     ELSEWHERE = "this pool has nothing for us now"
+    TYPE = "this instance type cannot be made as we ask for it, or none can"
     QUOTA = "the account may have no more of this class of types on this market"
     NEVER = "only a person can mend it"
 
@@ -35,6 +36,7 @@ THROTTLED = frozenset(
 # Said of the moment, not of what we asked for: nothing has been decided.
 LATER = THROTTLED | {
     "AuthFailure",
+    "ConcurrentTagAccess",
     "ExpiredToken",
     "ExpiredTokenException",
     "InternalError",
@@ -50,41 +52,103 @@ LATER = THROTTLED | {
     "Unavailable",
     "UnrecognizedClientException",
 }
-# Capacity: it changes by itself.
+# Capacity of a zone or of a type there: it changes by itself. EC2 answers some of them with 500, as if it had failed.
 ELSEWHERE = frozenset(
     {
+        "BandwidthLimitExceeded",
         "DedicatedHostCapacityExceeded",
+        "InsufficientAddressCapacity",
         "InsufficientCapacity",
         "InsufficientCapacityOnHost",
         "InsufficientFreeAddressesInSubnet",
         "InsufficientHostCapacity",
         "InsufficientInstanceCapacity",
         "InsufficientReservedInstanceCapacity",
+        "InsufficientReservedInstancesCapacity",
+        "InsufficientVolumeCapacity",
         "ReservationCapacityExceeded",
         "SpotMaxPriceTooLow",
         "UnfulfillableCapacity",
         "Unsupported",
+        "VolumeTypeNotAvailableInZone",
     }
 )
-# The account's own bounds: room comes when its instances end, or a person asks AWS for more.
+# Said of a type that does not go with the rest of the request (image, placement group, CPU options of a template), and
+# in the same words of a request that no type could fulfil: Doubts tells them apart.
+TYPE = frozenset(
+    {
+        "AttachmentLimitExceeded",
+        "InvalidParameter",
+        "InvalidParameterCombination",
+        "InvalidParameterDependency",
+        "InvalidParameterValue",
+        "PrivateIpAddressLimitExceeded",
+        "UnsupportedOperation",
+    }
+)
+# The account's own bounds: room comes when its instances end, or a person asks AWS for more. Those on volumes and network
+# interfaces hold for all types: each class of types is then refused once, and rests.
 QUOTA = frozenset(
     {
         "FleetMaxInstanceCountExceeded",
         "InstanceLimitExceeded",
+        "MaxIOPSLimitExceeded",
         "MaxSpotInstanceCountExceeded",
+        "NetworkInterfaceLimitExceeded",
         "VcpuLimitExceeded",
         "VolumeLimitExceeded",
     }
 )
 NO_ADDRESSES = "InsufficientFreeAddressesInSubnet"
 TOKEN_USED = "IdempotentParameterMismatch"
+TOKEN_ENDED = "IdempotentInstanceTerminated"
 NO_INSTANCE = "InvalidInstanceID.NotFound"
+# So many different ones that say the same are taken for all.
+TYPES_ENOUGH = 3
 
 
-def meaning_of(code: str) -> Meaning:
-    """What is on neither list is a mistake in what was asked for, and stays one: a person is told the sentence."""
-    known = ((LATER, Meaning.LATER), (ELSEWHERE, Meaning.ELSEWHERE), (QUOTA, Meaning.QUOTA))
+def meaning_of(code: str, message: str = "") -> Meaning:
+    """What is on no list is a mistake in what was asked for, and stays one: a person is told the sentence."""
+    if code == "AuthFailure" and "images" in message:
+        return Meaning.NEVER  # Not our credentials: the image is not shared with this account
+    known = (
+        (LATER, Meaning.LATER),
+        (ELSEWHERE, Meaning.ELSEWHERE),
+        (TYPE, Meaning.TYPE),
+        (QUOTA, Meaning.QUOTA),
+    )
     return next((meaning for codes, meaning in known if code in codes), Meaning.NEVER)
+
+
+class Doubts:
+    """Whether a no is about one instance type or about all that a compute environment asks for.
+
+    One type that does not go with a template must not take an environment of thirty out of service; and an environment of
+    which nothing can be made must not ask for each of them again every half hour, with nobody told.
+    """
+
+    def __init__(self) -> None:
+        self._types: dict[str, set[str]] = {}
+
+    def judge(self, effect: LaunchNode, code: str, message: str, types: Collection[str]) -> Meaning:
+        """`types` are all that the environment may buy: as soon as enough of them were refused, and none made, it is NEVER."""
+        meaning = meaning_of(code, message)
+        if meaning is not Meaning.TYPE:
+            return meaning
+        refused = self._types.setdefault(effect.compute_environment, set())
+        refused.add(effect.offering.instance_type)
+        enough = len(refused) >= min(TYPES_ENOUGH, len(set(types))) and len(
+            _families(refused)
+        ) >= min(TYPES_ENOUGH, len(_families(types)))
+        return Meaning.NEVER if enough else Meaning.TYPE
+
+    def forget(self, environment: str) -> None:
+        """One of its types was made, or a person may have mended it."""
+        self._types.pop(environment, None)
+
+
+def _families(types: Collection[str]) -> set[str]:
+    return {name.partition(".")[0] for name in types}
 
 
 class JustRefused:
@@ -97,9 +161,9 @@ class JustRefused:
         self._kept_s = kept_s
         self._said: dict[str, tuple[str, str, float]] = {}
 
-    def note(self, effect: LaunchNode, code: str, message: str) -> None:
-        meanings = (Meaning.ELSEWHERE, Meaning.QUOTA, Meaning.NEVER)
-        scope = scopes_of(effect)[meanings.index(meaning_of(code))]
+    def note(self, effect: LaunchNode, meaning: Meaning, code: str, message: str) -> None:
+        pool, quota, environment = scopes_of(effect)
+        scope = {Meaning.QUOTA: quota, Meaning.NEVER: environment}.get(meaning, pool)
         self._said[scope] = (code, message, time.monotonic() + self._kept_s)
 
     def about(self, effect: LaunchNode) -> tuple[str, str] | None:
@@ -123,6 +187,11 @@ def scopes_of(effect: LaunchNode) -> tuple[str, str, str]:
 
 # What to do about the ones that a person must mend, where EC2's own sentence does not say it.
 _HINTS = {
+    "AuthFailure": "Share the image with this account, or update imageIdOverride.",
+    "AuthFailure.ServiceLinkedRoleCreationNotPermitted": "Spot needs its role once in an account: "
+    "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com",
+    "OperationNotPermitted": "Nodes must be free to be given back: "
+    "aws ec2 modify-instance-attribute --instance-id ID --no-disable-api-termination",
     "UnauthorizedOperation": "The service's role lacks a right; docker/iam/service.json has those it needs.",
     "InvalidSubnetID.NotFound": "Update the compute environment's subnets.",
     "InvalidAMIID.NotFound": "Update imageIdOverride, or leave it out for the image that EKS recommends.",
@@ -139,6 +208,17 @@ def sentence_of(code: str, message: str) -> str:
     said = message.partition(" Encoded authorization failure message")[0].strip().rstrip(".")
     hint = _HINTS.get(code)
     return f"{said}. {hint}" if hint else f"{said}."
+
+
+def launch_refused(effect: LaunchNode, meaning: Meaning, code: str, message: str) -> LaunchRefused:
+    return LaunchRefused(
+        node_id=effect.node_id,
+        code=code,
+        message=sentence_of(code, message),
+        at=int(time.time() * 1000),
+        quota=meaning is Meaning.QUOTA,
+        for_good=meaning is Meaning.NEVER,
+    )
 
 
 # ---- ends
@@ -161,3 +241,7 @@ def end_from(node_id: NodeId, told: Mapping[str, Any], now: int) -> InstanceGone
     return InstanceGone(
         node_id=node_id, at=at, reason=reason or "Instance was terminated", reclaimed=reclaimed
     )
+
+
+def never_was(node_id: NodeId, reason: str = "There is no such instance") -> InstanceGone:
+    return InstanceGone(node_id=node_id, at=int(time.time() * 1000), reason=reason)

@@ -245,6 +245,12 @@ class Telemetry:
         self._failures.labels(f"watch {name}").inc()
         self.log.warning("watch broke, begun again", watch=name, reason=reason, failures=failures)
 
+    def cloud_troubled(self, what: str, reason: str, times: int) -> None:
+        """Something that nobody waits for does not work; said once, then at every tenth time."""
+        self._failures.labels(f"cloud {what}").inc()
+        if times % 10 == 1:
+            self.log.warning("the cloud has trouble", what=what, reason=reason, times=times)
+
     def store_failed(self, what: str, reason: str) -> None:
         self._failures.labels(f"store {what}").inc()
         self.log.error("the store failed", during=what, reason=reason)

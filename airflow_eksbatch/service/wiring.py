@@ -74,7 +74,7 @@ def make_cluster_and_cloud(
     directory = settings.home_path
     directory.mkdir(parents=True, exist_ok=True)
     if settings.cluster != "local":
-        cloud = _make_ec2(settings) if settings.cloud_kind == "ec2" else _make_no_cloud()
+        cloud = _make_ec2(settings, telemetry) if settings.cloud_kind == "ec2" else _make_no_cloud()
         return _make_kubernetes(settings, telemetry, may_write), cloud, None
     from airflow_eksbatch.cloud.embedded import CloudSettings, EmbeddedCloud
     from airflow_eksbatch.cluster.local import LocalCluster
@@ -144,8 +144,9 @@ def make_aws(settings: Settings) -> Aws:
     return Aws(AwsSettings(region=settings.region, endpoint=settings.aws_endpoint))
 
 
-def _make_ec2(settings: Settings) -> Cloud:
+def _make_ec2(settings: Settings, telemetry: Telemetry) -> Cloud:
     aws = make_aws(settings)
+    aws.troubles.tell = telemetry.cloud_troubled
     from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
 
     return Ec2Cloud(

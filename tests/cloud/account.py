@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from airflow_eksbatch.cloud.aws import Aws, AwsSettings
+from airflow_eksbatch.cloud.catalogue import Ec2Catalogue
 from airflow_eksbatch.cloud.checks import IMAGE_PARAMETER
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
 from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode
@@ -29,6 +32,8 @@ class Account:
 
     def __init__(self, door: Door) -> None:
         self.door = door
+        self.troubles: list[tuple[str, str, int]] = []
+        """What clouds told of: what, why, how many times in a row."""
         self.ec2 = door.client("ec2")
         self.vpc = self.ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
         self.subnets = {
@@ -81,12 +86,15 @@ class Account:
             wire=msgspec.json.encode({"computeResources": wire}),
         )
 
-    def cloud(self, **settings: Any) -> Ec2Cloud:
-        """A service's way to this account; a second one is the service after a crash."""
+    def cloud(self, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> Ec2Cloud:
+        """A service's way to this account; a second one is the service after a crash. `clock`: of what is kept of AWS's answers."""
         aws = Aws(AwsSettings(region=REGION, endpoint=self.door.url), self.door.session)
+        aws.troubles.tell = lambda what, reason, times: self.troubles.append((what, reason, times))
         defaults = {"look_s": 0.2, "settle_s": 0.0, "shown_s": 0.0, "endings_s": 0.1}
         defaults |= {"launch_burst": 1_000, "launches_per_s": 1e6, "refused_s": 0.0}
-        return Ec2Cloud(aws, Ec2Settings(**{**defaults, **settings}))
+        defaults["notices_rest_s"] = 0.05
+        settings = {**defaults, **settings}
+        return Ec2Cloud(aws, Ec2Settings(**settings), Ec2Catalogue(aws, clock))
 
     def instances(self, *states: str) -> list[dict[str, Any]]:
         """Those in these states; any but terminated if none is named."""

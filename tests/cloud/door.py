@@ -1,7 +1,8 @@
 """moto's server as AWS, behind a door of ours: what moto lacks is answered there, and faults are put in there.
 
 moto starts no machines, takes every RunInstances for a new one and knows no prices. The door keeps client tokens as EC2
-does, lets ended instances be ended again, sells Spot at prices that differ, and knows EKS images and access entries.
+does, lets ended instances be ended again, sells Spot at prices that differ, and knows EKS images and access entries. Its
+price list holds what one must not take for the price, and both lists of prices take no filter that they do not know.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import re
 import threading
 import time
 import urllib.request
+import xml.etree.ElementTree as Xml
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -75,11 +78,15 @@ class Door:
         self.tokens: dict[str, tuple[str, bytes, int]] = {}
         self.prices: dict[str, float] = {}
         self.spot_prices: dict[tuple[str, str], float] = {}
+        self.usage_classes: dict[str, list[str]] = {}
+        """Instance type -> how it is sold, where that is not as moto says."""
         self.images: dict[str, str] = {}
         self.access_entries: dict[str, str] = {}
         self.authentication_mode = "API_AND_CONFIG_MAP"
         self.cluster: dict[str, Any] = {}
         self.shows_instances = True
+        self.unlisted: set[str] = set()
+        """Instances that listings leave out, and that are there when they are asked for by their ids."""
         self.ends_instances = True
         self.ahead_s = 0.0
 
@@ -143,11 +150,14 @@ class Door:
                 return json_error("ParameterNotFound", name)
             return as_json({"Parameter": {"Name": name, "Value": self.images[name]}})
         if action == "GetProducts":
-            products = [json.dumps(product(*item)) for item in sorted(self.prices.items())]
-            return as_json({"FormatVersion": "aws_v1", "PriceList": products})
+            return price_list(json.loads(body), self.prices)
         if action == "DescribeSpotPriceHistory":
-            return xml(spot_history(self.spot_prices))
+            return spot_history(form, self.spot_prices)
         if action == "DescribeInstances" and not self.shows_instances:
+            if "InstanceId.1" in form:
+                ids = ", ".join(listed(form, "InstanceId"))
+                message = f"The instance IDs '{ids}' do not exist"
+                return error("InvalidInstanceID.NotFound", message)
             return xml("<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>")
         if re.fullmatch(r"POST /clusters/[^/]+/access-entries", action):
             wanted = json.loads(body)
@@ -175,6 +185,8 @@ class Door:
         if key not in self._static:
             self._static[key] = self._fresh_answer(action, form, environ)
         kept = self._static[key]
+        if action == "DescribeInstanceTypes" and self.usage_classes:
+            return xml(with_usage_classes(kept.data, self.usage_classes))
         return Response(kept.data, status=kept.status, headers=kept.headers)
 
     def _fresh_answer(self, action: str, form: Form, environ: dict[str, Any]) -> Response:
@@ -193,6 +205,8 @@ class Door:
             self.tokens[form["ClientToken"]] = (fingerprint(form), response.data, 200)
         if action == "DescribeInstances" and not self.ends_instances:
             response.data = response.data.replace(b"<name>terminated<", b"<name>shutting-down<")
+        if action == "DescribeInstances" and self.unlisted and "InstanceId.1" not in form:
+            response.data = without(response.data, self.unlisted)
         if re.fullmatch(r"GET /clusters/[^/]+", action) and response.status_code == 200:
             told: Any = response.json
             told["cluster"]["accessConfig"] = {"authenticationMode": self.authentication_mode}
@@ -268,20 +282,112 @@ def xml(body: str, status: int = 200) -> Response:
     return Response(body, status=status, mimetype="text/xml")
 
 
-def product(instance_type: str, price: float) -> dict[str, Any]:
+def listed(form: Form, name: str) -> list[str]:
+    """Values of a list in a request: name.1, name.2, ..."""
+    numbered = [(key.rpartition("."), value) for key, value in form.items()]
+    found = [(int(number), value) for (key, _, number), value in numbered if key == name]
+    return [value for _, value in sorted(found)]
+
+
+def without(answer: bytes, instance_ids: set[str]) -> bytes:
+    """A listing of instances that leaves these out."""
+    tree = Xml.fromstring(answer)
+    namespace = tree.tag.partition("}")[0] + "}" if "}" in tree.tag else ""
+    Xml.register_namespace("", namespace.strip("{}"))
+    for instances in tree.iter(f"{namespace}instancesSet"):
+        for item in list(instances):
+            if item.findtext(f"{namespace}instanceId") in instance_ids:
+                instances.remove(item)
+    return Xml.tostring(tree)
+
+
+def with_usage_classes(answer: bytes, classes: dict[str, list[str]]) -> str:
+    """DescribeInstanceTypes that says how these types are sold."""
+    text = answer.decode()
+    for name, words in classes.items():
+        said = "".join(f"<item>{word}</item>" for word in words)
+        place = rf"(<instanceType>{re.escape(name)}</instanceType>.*?<supportedUsageClasses>)(<item>[^<]*</item>)*"
+        text, found = re.subn(place, rf"\g<1>{said}", text, count=1)
+        assert found == 1, name
+    return text
+
+
+SHARED = {
+    "regionCode": REGION,
+    "operatingSystem": "Linux",
+    "preInstalledSw": "NA",
+    "tenancy": "Shared",
+    "capacitystatus": "Used",
+}
+# What else the price list has of each type, each at a price of its own.
+OTHERS = (
+    {"regionCode": "eu-central-1"},
+    {"operatingSystem": "Windows"},
+    {"preInstalledSw": "SQL Web"},
+    {"tenancy": "Dedicated"},
+    {"capacitystatus": "AllocatedCapacityReservation"},
+)
+
+
+def price_list(asked: dict[str, Any], prices: dict[str, float]) -> Response:
+    """GetProducts of AmazonEC2."""
+    if asked.get("ServiceCode") != "AmazonEC2" or set(asked) - {"ServiceCode", "Filters"}:
+        return json_error("InvalidParameterException", f"The door does not know {sorted(asked)}.")
+    wanted: dict[str, str] = {}
+    for one in asked.get("Filters", []):
+        if one["Type"] != "TERM_MATCH" or one["Field"] not in ("instanceType", *SHARED):
+            return json_error("InvalidParameterException", f"The door does not know {one}.")
+        wanted[one["Field"]] = one["Value"]
+    products = [
+        product({"instanceType": name, **SHARED, **other}, price * factor)
+        for name, price in sorted(prices.items())
+        for factor, other in enumerate(({}, *OTHERS), 1)
+    ]
+    found = [p for p in products if wanted.items() <= p["product"]["attributes"].items()]
+    return as_json({"FormatVersion": "aws_v1", "PriceList": [json.dumps(p) for p in found]})
+
+
+def product(attributes: dict[str, str], price: float) -> dict[str, Any]:
     """One entry of the price list."""
     dimension = {"unit": "Hrs", "pricePerUnit": {"USD": f"{price:.10f}"}}
     return {
-        "product": {"attributes": {"instanceType": instance_type, "regionCode": REGION}},
+        "product": {"attributes": attributes},
         "terms": {"OnDemand": {"T": {"priceDimensions": {"D": dimension}}}},
     }
 
 
-def spot_history(prices: dict[tuple[str, str], float]) -> str:
-    items = "".join(
-        f"<item><instanceType>{name}</instanceType><productDescription>Linux/UNIX</productDescription>"
-        f"<spotPrice>{price}</spotPrice><timestamp>2026-11-25T00:00:00.000Z</timestamp>"
-        f"<availabilityZone>{zone}</availabilityZone></item>"
-        for (name, zone), price in prices.items()
+def spot_history(form: Form, prices: dict[tuple[str, str], float]) -> Response:
+    """DescribeSpotPriceHistory: prices changed an hour and a day ago; Windows costs more."""
+    known = {"Action", "Version", "StartTime"}
+    unknown = {
+        key
+        for key in form
+        if key not in known and key.rpartition(".")[0] not in ("InstanceType", "ProductDescription")
+    }
+    if unknown:
+        return error("UnknownParameter", f"The door does not know {sorted(unknown)}.")
+    types, systems = listed(form, "InstanceType"), listed(form, "ProductDescription")
+    now = datetime.now(UTC)
+    start = datetime.fromisoformat(form["StartTime"]) if "StartTime" in form else None
+    items = ""
+    for (name, zone), price in prices.items():
+        for system, times in (("Windows", 3), ("Linux/UNIX", 1)):
+            if (types and name not in types) or (systems and system not in systems):
+                continue
+            changes = [
+                (now - timedelta(days=1), price * times * 2),
+                (now - timedelta(hours=1), price * times),
+            ]
+            if start is not None:  # What was changed since, and what counted then
+                before = [change for change in changes if change[0] <= start]
+                changes = before[-1:] + [change for change in changes if change[0] > start]
+            for at, then in changes:
+                items += (
+                    f"<item><instanceType>{name}</instanceType><productDescription>{system}</productDescription>"
+                    f"<spotPrice>{then}</spotPrice><timestamp>{at:%Y-%m-%dT%H:%M:%S.000Z}</timestamp>"
+                    f"<availabilityZone>{zone}</availabilityZone></item>"
+                )
+    return xml(
+        f"<DescribeSpotPriceHistoryResponse><spotPriceHistorySet>{items}</spotPriceHistorySet>"
+        "<nextToken/></DescribeSpotPriceHistoryResponse>"
     )
-    return f"<DescribeSpotPriceHistoryResponse><spotPriceHistorySet>{items}</spotPriceHistorySet><nextToken/></DescribeSpotPriceHistoryResponse>"

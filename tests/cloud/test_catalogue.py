@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
 from airflow_eksbatch.cloud.aws import Aws, AwsSettings
-from airflow_eksbatch.cloud.catalogue import SPOT_KEPT_S, TYPES_KEPT_S, Ec2Catalogue
+from airflow_eksbatch.cloud.catalogue import (
+    PRICES_AGAIN_S,
+    SPOT_KEPT_S,
+    TYPES_KEPT_S,
+    Ec2Catalogue,
+    currency_of,
+    price_from,
+)
 from airflow_eksbatch.cloud.offerings import shipped_types
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.node import Offering
 from tests.build import an_environment
 from tests.cloud.account import PRICES, ZONES
 from tests.cloud.door import REGION, Door
-from tests.cloud.watching import asynchronous
-
-
-class Hands:
-    """A clock that is put forward by hand."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.cloud.watching import Hands, asynchronous
 
 
 def catalogue(door: Door, clock: Hands | None = None) -> Ec2Catalogue:
@@ -73,12 +72,98 @@ async def test_without_the_price_list_the_shipped_prices_count(door: Door, code:
 
 
 @asynchronous
+async def test_a_price_list_that_cannot_be_read_is_told_once_and_soon_asked_again(
+    door: Door,
+) -> None:
+    """
+    1. It cannot be read: the shipped prices count, and it is said.
+    2. Minutes later, not a day later, it is asked again, and its prices count.
+    3. It cannot be read again: what was read last counts.
+    """
+    clock, told = Hands(), list[tuple[str, int]]()
+    asked = catalogue(door, clock)
+    asked.aws.troubles.tell = lambda what, reason, times: told.append((what, times))
+    on_demand, shipped = environment("m5.large"), shipped_types()["m5.large"].price_usd_hour
+    door.prices["m5.large"] = 0.123
+    door.refuse("GetProducts", "AccessDeniedException", times=1)
+
+    async def price() -> float:
+        return (await asked.offerings(on_demand, ZONES, None))[0].price_usd_hour
+
+    assert (await price(), await price()) == (shipped, shipped)
+    assert told == [("price list", 1)]
+    clock.now += PRICES_AGAIN_S
+    assert await price() == 0.123
+    door.refuse("GetProducts", "AccessDeniedException")
+    clock.now += TYPES_KEPT_S - PRICES_AGAIN_S
+    assert await price() == 0.123, "kept for a day"
+    clock.now += PRICES_AGAIN_S
+    assert await price() == 0.123
+    clock.now += PRICES_AGAIN_S
+    assert await price() == 0.123
+    assert told == [("price list", 1), ("price list", 1), ("price list", 2)]
+
+
+@asynchronous
+async def test_a_price_list_that_names_no_price_of_the_region_is_told(door: Door) -> None:
+    told: list[str] = []
+    asked = catalogue(door)
+    asked.aws.troubles.tell = lambda what, reason, times: told.append(reason)
+    await asked.offerings(environment("m5.large"), ZONES, None)
+    assert told == [
+        "It names no price of us-east-1. On-Demand prices are those of us-east-1 until it can be read"
+    ]
+
+
+def test_prices_of_china_are_read_in_its_currency() -> None:
+    told = {
+        "product": {"attributes": {"instanceType": "m5.large"}},
+        "terms": {"OnDemand": {"T": {"priceDimensions": {"D": {"pricePerUnit": {"CNY": "0.9"}}}}}},
+    }
+    assert price_from(json.dumps(told), currency_of("cn-north-1")) == ("m5.large", 0.9)
+    assert price_from(json.dumps(told), currency_of("eu-central-1")) is None
+
+
+@asynchronous
 async def test_spot_costs_what_it_costs_in_each_zone(door: Door) -> None:
     door.prices.update(PRICES)
     door.spot_prices["m5.large", "us-east-1a"] = 0.05
+    door.spot_prices["m5.large", "us-east-1b"] = 0.06
     here, there = await sold(door, "m5.large", market=Market.SPOT)
     assert (here.price_usd_hour, here.on_demand_usd_hour) == (0.05, 0.096)
-    assert 0 < there.price_usd_hour < 0.096, "a zone without a price gets a likely one"
+    assert (there.price_usd_hour, there.on_demand_usd_hour) == (0.06, 0.096)
+
+
+@asynchronous
+async def test_where_ec2_names_no_spot_price_there_is_no_spot(door: Door) -> None:
+    door.prices.update(PRICES)
+    door.spot_prices["m5.large", "us-east-1a"] = 0.05
+    offerings = await sold(door, "m5.large", "m5.xlarge", market=Market.SPOT)
+    assert [offering.pool for offering in offerings] == ["m5.large/us-east-1a/SPOT"]
+    with pytest.raises(ValueError, match=r"sells m5\.xlarge on Spot"):
+        await sold(door, "m5.xlarge", market=Market.SPOT)
+
+
+@pytest.mark.parametrize(
+    ("market", "classes", "is_sold"),
+    [
+        (Market.SPOT, ["on-demand"], False),
+        (Market.SPOT, ["on-demand", "spot"], True),
+        (Market.ON_DEMAND, ["capacity-block"], False),
+    ],
+)
+@asynchronous
+async def test_a_type_is_offered_only_as_ec2_sells_it(
+    door: Door, market: Market, classes: list[str], is_sold: bool
+) -> None:
+    door.prices.update(PRICES)
+    door.spot_prices["m5.large", "us-east-1a"] = 0.05
+    door.usage_classes["m5.large"] = classes
+    if is_sold:
+        assert await sold(door, "m5.large", market=market)
+    else:
+        with pytest.raises(ValueError, match="No zone"):
+            await sold(door, "m5.large", market=market)
 
 
 @asynchronous
@@ -96,6 +181,7 @@ async def test_answers_are_kept_for_a_while(door: Door) -> None:
     clock = Hands()
     kept = catalogue(door, clock)
     spot = environment("m5.large", market=Market.SPOT)
+    door.spot_prices["m5.large", "us-east-1a"] = 0.05
     for _ in range(3):
         await kept.offerings(spot, ZONES, None)
     assert (door.asked["DescribeInstanceTypes"], door.asked["DescribeSpotPriceHistory"]) == (1, 1)

@@ -60,6 +60,11 @@ def no_rights(account: Account) -> ComputeEnvironment:
     return account.environment()
 
 
+def unborn_cluster(account: Account) -> ComputeEnvironment:
+    account.door.cluster = {"status": "CREATING"}
+    return account.environment()
+
+
 def al2(account: Account) -> ComputeEnvironment:
     return account.environment(ec2Configuration=[{"imageType": "EKS_AL2"}])
 
@@ -71,6 +76,7 @@ def al2(account: Account) -> ComputeEnvironment:
             lambda a: with_cluster(a.environment(), "cluster/none"),
             "EKS cluster none does not exist.",
         ),
+        (unborn_cluster, "EKS cluster main is CREATING, not ACTIVE."),
         (old_cluster, "EKS Cluster version [1.28] is unsupported"),
         (no_image, f"EKS Cluster version [{VERSION}] is unsupported"),
         (lambda a: a.environment(instanceRole="nobody"), "Instance profile nobody does not exist"),
@@ -107,6 +113,12 @@ async def test_an_environment_is_not_called_invalid_because_aws_is_down(
     door.refuse("DescribeSubnets", "Unavailable", status=503)
     with pytest.raises(CloudDown):
         await account.cloud().offerings(account.environment())
+
+
+@asynchronous
+async def test_a_cluster_that_eks_updates_is_used_meanwhile(account: Account, door: Door) -> None:
+    door.cluster = {"status": "UPDATING"}
+    assert await account.cloud().offerings(account.environment())
 
 
 @asynchronous

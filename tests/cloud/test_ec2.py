@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_eksbatch.cloud import ec2 as ec2_module
+from airflow_eksbatch.cloud.catalogue import SPOT_KEPT_S
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import TerminateStray
@@ -18,13 +19,16 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceLaunched,
     InstancesListed,
     LaunchRefused,
+    OfferingsListed,
 )
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import Offering
-from tests.cloud.account import Account, launch, terminate
+from tests.cloud.account import PRICES, ZONES, Account, launch, terminate
 from tests.cloud.door import Door
-from tests.cloud.watching import asynchronous, watching
+from tests.cloud.watching import Hands, asynchronous, watching
+
+QUOTAS = ("MaxSpotInstanceCountExceeded", "NetworkInterfaceLimitExceeded", "VcpuLimitExceeded")
 
 
 async def opened(account: Account, **resources: Any) -> tuple[Ec2Cloud, tuple[Offering, ...]]:
@@ -85,6 +89,40 @@ async def test_spot_is_bought_as_spot_and_never_above_the_bid(account: Account, 
     assert form["InstanceMarketOptions.MarketType"] == "spot"
     assert form["InstanceMarketOptions.SpotOptions.SpotInstanceType"] == "one-time"
     assert form["InstanceMarketOptions.SpotOptions.MaxPrice"] == "0.04800"
+
+
+@asynchronous
+async def test_what_was_too_dear_when_the_environment_was_checked_is_bought_within_the_bid(
+    account: Account, door: Door
+) -> None:
+    """
+    1. At the check m5.large costs more than the bid, and so does the only type with a GPU.
+    2. Their prices fall, and are told.
+    3. They are bought of their own image, and never above the bid.
+    """
+    clock = Hands()
+    cloud = account.cloud(clock=clock, offerings_s=0.1)
+    types = ["m5.large", "m5.xlarge", "g4dn.xlarge"]
+    for name in ("m5.large", "g4dn.xlarge"):
+        for zone in ZONES:
+            door.spot_prices[name, zone] = PRICES[name] * 0.9
+    environment = account.environment(market=Market.SPOT, instanceTypes=types, bidPercentage=50)
+    offerings = await cloud.offerings(environment)
+    assert {o.instance_type for o in offerings} == {"m5.xlarge"}
+    for name in ("m5.large", "g4dn.xlarge"):
+        for zone in ZONES:
+            door.spot_prices[name, zone] = PRICES[name] * 0.4
+    clock.now += SPOT_KEPT_S
+    async with watching(cloud) as watch:
+        told = await watch.until(OfferingsListed, lambda f: len(f.offerings) == 6)
+    for number, name in enumerate(("m5.large", "g4dn.xlarge")):
+        offering = next(o for o in told.offerings if o.instance_type == name)
+        (fact,) = await cloud.launch([launch(offering, number)])
+        assert isinstance(fact, InstanceLaunched)
+        form = [form for action, form in door.requests if action == "RunInstances"][-1]
+        most = float(form["InstanceMarketOptions.SpotOptions.MaxPrice"])
+        assert most == pytest.approx(PRICES[name] / 2)
+        assert form["ImageId"] == account.image
 
 
 # ---- one instance for each node
@@ -180,15 +218,18 @@ async def test_nothing_is_launched_before_the_environment_was_looked_into(accoun
     ("code", "status", "for_good"),
     [
         ("InsufficientInstanceCapacity", 500, False),
+        ("InsufficientVolumeCapacity", 500, False),
         ("MaxSpotInstanceCountExceeded", 400, False),
         ("VcpuLimitExceeded", 400, False),
+        ("NetworkInterfaceLimitExceeded", 400, False),
         ("UnfulfillableCapacity", 400, False),
         ("SpotMaxPriceTooLow", 400, False),
         ("Unsupported", 400, False),
         ("UnauthorizedOperation", 403, True),
         ("InvalidSubnetID.NotFound", 400, True),
         ("InvalidAMIID.NotFound", 400, True),
-        ("InvalidParameterValue", 400, True),
+        ("InvalidParameterValue", 400, False),
+        ("UnsupportedOperation", 400, False),
         ("InvalidGroup.NotFound", 400, True),
         ("InvalidKeyPair.NotFound", 400, True),
     ],
@@ -202,10 +243,71 @@ async def test_ec2s_no_is_understood(
     (fact,) = await cloud.launch([launch(offerings[0])])
     assert isinstance(fact, LaunchRefused)
     assert (fact.code, fact.for_good) == (code, for_good)
-    assert fact.quota == (code in ("MaxSpotInstanceCountExceeded", "VcpuLimitExceeded"))
+    assert fact.quota == (code in QUOTAS)
     assert fact.message.startswith("So it is.")
     assert door.asked["RunInstances"] == 1, "a refusal is not asked for again"
     assert account.left() == {}
+
+
+@asynchronous
+async def test_an_image_that_is_not_ours_is_a_no_for_good_and_bad_credentials_are_not(
+    account: Account, door: Door
+) -> None:
+    cloud, offerings = await opened(account)
+    door.refuse(
+        "RunInstances", "AuthFailure", message=f"Not authorized for images: [{account.image}]"
+    )
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, LaunchRefused)
+    assert fact.for_good
+    assert fact.message.endswith("Share the image with this account, or update imageIdOverride.")
+    door.faults.clear()
+    door.refuse(
+        "RunInstances", "AuthFailure", message="AWS was not able to validate the access credentials"
+    )
+    with pytest.raises(CloudDown):
+        await cloud.launch([launch(offerings[0], 2)])
+
+
+@asynchronous
+async def test_a_type_that_does_not_go_with_the_request_leaves_the_others(
+    account: Account, door: Door
+) -> None:
+    """As long as one type is made, the request is not wrong."""
+    types = ["m5.large", "m5.xlarge", "m5.2xlarge", "c5.large", "r5.large"]
+    cloud, offerings = await opened(account, instanceTypes=types)
+    first = {o.instance_type: o for o in offerings if o.zone == "us-east-1a"}
+    door.refuse(
+        "RunInstances",
+        "InvalidParameterCombination",
+        when=lambda form: form["InstanceType"] != "r5.large",
+    )
+
+    async def for_good(instance_type: str, number: int) -> bool | None:
+        (fact,) = await cloud.launch([launch(first[instance_type], number)])
+        return fact.for_good if isinstance(fact, LaunchRefused) else None
+
+    assert [await for_good(t, n) for n, t in enumerate(types)] == [False] * 4 + [None]
+    # None was made since: three types of three families are enough to say that it is the request.
+    door.faults.clear()
+    door.refuse("RunInstances", "InvalidParameterCombination")
+    order = ["m5.large", "m5.xlarge", "m5.2xlarge", "c5.large", "r5.large"]
+    said = [await for_good(t, n) for n, t in enumerate(order, 10)]
+    assert said == [False] * 4 + [True]
+
+
+@asynchronous
+async def test_a_node_whose_token_ec2_knows_of_an_ended_instance_is_gone(
+    account: Account, door: Door
+) -> None:
+    """Its tag is forgotten, and its token is not: that says nothing of the environment."""
+    cloud, offerings = await opened(account)
+    door.refuse("RunInstances", "IdempotentInstanceTerminated", times=1)
+    (gone,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(gone, InstanceGone)
+    assert gone.node_id == launch(offerings[0]).node_id
+    (other,) = await cloud.launch([launch(offerings[0], 2)])
+    assert isinstance(other, InstanceLaunched)
 
 
 @asynchronous
@@ -378,6 +480,70 @@ async def test_an_instance_that_is_not_shown_yet_is_not_said_to_be_gone(
     (gone,) = await cloud.terminate([terminate(effect, fact.instance_id)])
     assert isinstance(gone, InstanceGone)
     assert account.left() == {}
+
+
+@asynchronous
+async def test_an_instance_that_is_protected_holds_up_no_other_and_is_ended_when_it_may_be(
+    account: Account, door: Door
+) -> None:
+    cloud, offerings = await opened(account)
+    effects = [launch(offerings[0], n) for n in (1, 2, 3)]
+    facts = await cloud.launch(effects)
+    ids = [fact.instance_id for fact in facts if isinstance(fact, InstanceLaunched)]
+    account.ec2.modify_instance_attribute(InstanceId=ids[1], DisableApiTermination={"Value": True})
+    facts = await cloud.terminate([terminate(e, i) for e, i in zip(effects, ids, strict=True)])
+    assert {f.node_id for f in facts if isinstance(f, InstanceGone)} == {
+        effects[0].node_id,
+        effects[2].node_id,
+    }
+    assert [i["InstanceId"] for i in account.instances()] == [ids[1]]
+    what, why, times = account.troubles[-1]
+    assert (what, times) == ("end", 1)
+    assert why.startswith(f"{ids[1]}: ")
+    assert "--no-disable-api-termination" in why
+    async with watching(cloud) as watch:
+        listed = await watch.until(InstancesListed)
+        assert list(listed.instances.values()) == [ids[1]]
+        account.ec2.modify_instance_attribute(
+            InstanceId=ids[1], DisableApiTermination={"Value": False}
+        )
+        assert (await watch.until(InstanceGone)).node_id == effects[1].node_id
+    assert account.left() == {}
+
+
+@asynchronous
+async def test_a_users_template_does_not_keep_instances_from_being_ended(account: Account) -> None:
+    account.ec2.create_launch_template(
+        LaunchTemplateName="mine",
+        LaunchTemplateData={"ImageId": account.image, "DisableApiTermination": True},
+    )
+    cloud, offerings = await opened(account, launchTemplate={"launchTemplateName": "mine"})
+    await cloud.launch([launch(offerings[0])])
+    assert dict(account.door.requests)["RunInstances"]["DisableApiTermination"] == "false"
+
+
+@asynchronous
+async def test_ends_that_our_role_may_not_ask_for_hold_up_no_others(
+    account: Account, door: Door
+) -> None:
+    """EC2 names the instance, or none: then each is asked for alone."""
+    cloud, offerings = await opened(account)
+    effects = [launch(offerings[0], n) for n in range(4)]
+    facts = await cloud.launch(effects)
+    ids = [fact.instance_id for fact in facts if isinstance(fact, InstanceLaunched)]
+    for message, forbidden in (
+        (f"You are not authorized: arn:aws:ec2:us-east-1:1:instance/{ids[0]}", ids[0]),
+        ("You are not authorized.", ids[1]),
+    ):
+        door.refuse(
+            "TerminateInstances",
+            "UnauthorizedOperation",
+            status=403,
+            message=message,
+            when=lambda form, forbidden=forbidden: forbidden in form.values(),
+        )
+    await cloud.terminate([terminate(e, i) for e, i in zip(effects, ids, strict=True)])
+    assert {i["InstanceId"] for i in account.instances()} == {ids[0], ids[1]}
 
 
 @asynchronous

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from airflow_eksbatch.cloud.ec2 import seen_from
+from airflow_eksbatch.cloud.catalogue import SPOT_KEPT_S
+from airflow_eksbatch.cloud.ec2 import Ec2Settings
 from airflow_eksbatch.cloud.interruptions import Kind, Notice, notice_from
+from airflow_eksbatch.cloud.sightings import seen_from
 from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
@@ -25,7 +28,7 @@ from airflow_eksbatch.core.model.node import NodeId
 from tests.cloud.account import Account, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.test_ec2 import opened
-from tests.cloud.watching import WAIT_S, asynchronous, watching
+from tests.cloud.watching import WAIT_S, Hands, asynchronous, watching
 
 NODE = "node-000001-ce"
 
@@ -139,12 +142,155 @@ async def test_an_instance_that_ec2_does_not_show_yet_is_on_the_list(
 
 
 @asynchronous
-async def test_prices_are_told_again(account: Account) -> None:
-    cloud = account.cloud(offerings_s=0.1)
+async def test_prices_are_told_again(account: Account, door: Door) -> None:
+    clock = Hands()
+    cloud = account.cloud(clock=clock, offerings_s=0.1)
     offerings = await cloud.offerings(account.environment(market=Market.SPOT))
     async with watching(cloud) as watch:
-        told = await watch.until(OfferingsListed)
-        assert told.offerings == offerings
+        assert (await watch.until(OfferingsListed)).offerings == offerings
+        door.spot_prices["m5.large", "us-east-1a"] = 0.0123
+        clock.now += SPOT_KEPT_S
+        told = await watch.until(OfferingsListed, lambda f: f.offerings != offerings)
+        assert 0.0123 in {offering.price_usd_hour for offering in told.offerings}
+    assert Ec2Settings().offerings_s > SPOT_KEPT_S, "what is told again is asked again"
+
+
+@asynchronous
+async def test_prices_that_cannot_be_had_hold_up_no_other_environment(
+    account: Account, door: Door
+) -> None:
+    cloud = account.cloud(clock=(clock := Hands()), offerings_s=0.1)
+    await cloud.offerings(account.environment("dear", market=Market.SPOT))
+    await cloud.offerings(account.environment("other"))
+    for pool in door.spot_prices.copy():
+        del door.spot_prices[pool]
+    clock.now += SPOT_KEPT_S
+    async with watching(cloud) as watch:
+        await watch.until(OfferingsListed, lambda f: f.compute_environment == "other")
+        await watch.next(OfferingsListed, lambda f: f.compute_environment == "other")
+        assert {f.compute_environment for f in watch.all(OfferingsListed)} == {"other"}
+    what, why, _ = account.troubles[-1]
+    assert what == "offerings"
+    assert re.fullmatch("dear: No zone among .* sells .* on Spot.", why)
+
+
+# ---- what a listing leaves out
+
+
+@asynchronous
+async def test_an_instance_that_a_listing_leaves_out_is_on_the_list(
+    account: Account, door: Door
+) -> None:
+    """Its jobs would run again at once, while they still run."""
+    cloud, offerings = await opened(account)
+    facts = await cloud.launch([launch(offerings[0], n) for n in (1, 2)])
+    ids = {f.node_id: f.instance_id for f in facts if isinstance(f, InstanceLaunched)}
+    async with watching(cloud) as watch:
+        assert (await watch.until(InstancesListed)).instances == ids
+        door.unlisted = set(ids.values())
+        for _ in range(3):
+            assert (await watch.next(InstancesListed)).instances == ids
+        assert watch.all(InstanceGone) == []
+    assert account.troubles == [], "EC2 may take its time"
+
+
+@asynchronous
+async def test_an_instance_without_its_tags_is_on_the_list_and_told_as_trouble(
+    account: Account,
+) -> None:
+    cloud, offerings = await opened(account)
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    for key in (labels.NODE_UID, labels.ENVIRONMENT_UUID, labels.MANAGED_BY):
+        account.ec2.delete_tags(Resources=[fact.instance_id], Tags=[{"Key": key}])
+        async with watching(cloud) as watch:
+            listed = await watch.until(InstancesListed)
+        assert listed.instances == {NODE: fact.instance_id}
+    what, why, times = account.troubles[-1]
+    assert (what, times) == ("tags", 3)
+    assert f"aws ec2 create-tags --resources {fact.instance_id} --tags" in why
+    (gone,) = await cloud.terminate([terminate(launch(offerings[0]), fact.instance_id)])
+    assert isinstance(gone, InstanceGone)
+
+
+@asynchronous
+async def test_an_end_that_a_listing_leaves_out_is_told_with_its_reason(
+    account: Account, door: Door
+) -> None:
+    """Tags of an instance go some time after it has ended."""
+    cloud, offerings = await opened(account)
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    account.ec2.terminate_instances(InstanceIds=[fact.instance_id])
+    door.unlisted = {fact.instance_id}
+    async with watching(cloud) as watch:
+        gone = await watch.until(InstanceGone)
+    assert (gone.node_id, "User initiated" in gone.reason) == (NODE, True)
+
+
+@asynchronous
+async def test_an_instance_that_ec2_has_forgotten_is_not_on_the_list_and_holds_up_no_other(
+    account: Account, door: Door
+) -> None:
+    cloud, offerings = await opened(account)
+    facts = await cloud.launch([launch(offerings[0], n) for n in (1, 2)])
+    first, second = (f.instance_id for f in facts if isinstance(f, InstanceLaunched))
+    door.unlisted = {first, second}
+    door.refuse(
+        "DescribeInstances",
+        "InvalidInstanceID.NotFound",
+        message=f"The instance ID '{first}' does not exist",
+        when=lambda form: first in form.values(),
+    )
+    async with watching(cloud) as watch:
+        assert list((await watch.until(InstancesListed)).instances.values()) == [second]
+
+
+# ---- troubles
+
+
+@asynchronous
+async def test_a_watch_that_begins_again_knows_that_everything_has_been_shown(
+    account: Account,
+) -> None:
+    """A watch that breaks sooner than in a minute would never say what is missing."""
+    cloud = account.cloud(settle_s=0.3)
+    await cloud.offerings(account.environment())
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            facts = await anext(aiter(cloud.watch()))
+            if any(isinstance(fact, InstancesListed) for fact in facts):
+                break
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [("GetQueueUrl", "QueueDoesNotExist"), ("ReceiveMessage", "AccessDenied")],
+)
+@asynchronous
+async def test_notices_that_cannot_be_read_hold_up_nothing_and_are_read_when_they_can_be(
+    account: Account, door: Door, action: str, code: str
+) -> None:
+    sqs = door.client("sqs")
+    queue = sqs.create_queue(QueueName="notices")["QueueUrl"]
+    door.refuse(action, code)
+    cloud = account.cloud(notices="notices", settle_s=0.3)
+    offerings = await cloud.offerings(account.environment(market=Market.SPOT))
+    (fact,) = await cloud.launch([launch(offerings[0])])
+    assert isinstance(fact, InstanceLaunched)
+    async with watching(cloud) as watch:
+        listed = await watch.until(InstancesListed)
+        assert listed.instances == {NODE: fact.instance_id}
+        await watch.next(InstancesListed)
+        door.faults.clear()
+        kind, detail = Kind.INTERRUPTION, {"instance-action": "terminate"}
+        sqs.send_message(QueueUrl=queue, MessageBody=event(kind, fact.instance_id, **detail))
+        assert (await watch.until(SpotInterrupted)).node_id == NODE
+    assert [(what, times) for what, _, times in account.troubles[:2]] == [
+        ("notices", 1),
+        ("notices", 2),
+    ]
+    assert account.troubles[0][1].startswith("Queue notices: ")
 
 
 # ---- notices

@@ -76,7 +76,7 @@ async def _look_at_cluster(
     name, mode = cluster.address.name, cluster.authentication_mode
     group.ok(
         "cluster",
-        f"EKS cluster {name}: ACTIVE, version {cluster.version}, authentication mode {mode}.",
+        f"EKS cluster {name}: {cluster.status}, version {cluster.version}, authentication mode {mode}.",
     )
     profile = resources_of(environment).get("instanceRole") or ""
     if profile:
