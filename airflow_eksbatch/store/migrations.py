@@ -85,7 +85,7 @@ OUTPUTS = """
 CREATE TABLE eksbatch_outputs (
     pod TEXT NOT NULL PRIMARY KEY, kept_at BIGINT NOT NULL, dropped BIGINT NOT NULL, body {bytes} NOT NULL
 );
-CREATE INDEX eksbatch_outputs_kept ON eksbatch_outputs (kept_at)
+CREATE INDEX eksbatch_outputs_kept ON eksbatch_outputs (kept_at, pod)
 """
 
 

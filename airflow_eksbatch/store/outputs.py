@@ -54,12 +54,12 @@ class StoredOutputs:
         self._lock = threading.Lock()
         self._names: dict[str, None] = {}
         self._all_bytes: int | None = None
-        """None until somebody has looked."""
+        """None until the first is kept."""
 
     def open(self) -> None:
-        """A database that is away now is looked at later."""
-        with contextlib.suppress(OSError), self._lock, self._connection() as connection:
-            self._look(connection)
+        """Quick, because a service that takes over waits for it; a database that is away now is looked at later."""
+        with contextlib.suppress(OSError), self._connection() as connection:
+            self._find_names(connection)
 
     def has(self, pod: str) -> bool:
         return pod in self._names
@@ -83,11 +83,13 @@ class StoredOutputs:
                 if len(self._names) > NAMES_MAX:
                     del self._names[next(iter(self._names))]
                 if self._all_bytes is None:
-                    self._look(connection)
+                    self._find_names(connection)
+                    self._all_bytes = _sum(connection)
                 else:
                     self._all_bytes += len(body) + ROW_BYTES
-                if (self._all_bytes or 0) > self._all_bytes_max:
+                if self._all_bytes > self._all_bytes_max:
                     self._drop_oldest(connection)
+                    self._all_bytes = _sum(connection)
         output.unlink(missing_ok=True)
 
     def read(self, pod: str, offset: int, limit: int) -> tuple[bytes, int] | None:
@@ -114,12 +116,10 @@ class StoredOutputs:
         except SQLAlchemyError as error:
             raise OSError(self._explain(error)) from error
 
-    def _look(self, connection: Connection) -> None:
-        """How much there is, and which are the youngest; bodies are not read for it."""
+    def _find_names(self, connection: Connection) -> None:
         youngest = select(TABLE.pod).order_by(TABLE.kept_at.desc()).limit(NAMES_MAX)
         names = list(connection.scalars(youngest))
         self._names = {**dict.fromkeys(reversed(names)), **self._names}
-        self._all_bytes = int(connection.scalar(select(func.sum(TAKEN))) or 0)
 
     def _drop_oldest(self, connection: Connection) -> None:
         """Make room with a margin, so that this long look is rare."""
@@ -127,4 +127,8 @@ class StoredOutputs:
         each = select(TABLE.pod, younger.label("bytes")).subquery()
         too_old = select(each.c.pod).where(each.c.bytes > self._all_bytes_max * 0.8)
         connection.execute(delete(schema.outputs).where(TABLE.pod.in_(too_old)))
-        self._all_bytes = int(connection.scalar(select(func.sum(TAKEN))) or 0)
+
+
+def _sum(connection: Connection) -> int:
+    """How much there is; PostgreSQL knows the length of a body without reading it."""
+    return int(connection.scalar(select(func.sum(TAKEN))) or 0)

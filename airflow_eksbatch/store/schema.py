@@ -149,7 +149,8 @@ outputs = Table(
     Column("dropped", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
-Index("eksbatch_outputs_kept", outputs.c.kept_at)
+# Who takes over reads the youngest names, and no bodies.
+Index("eksbatch_outputs_kept", outputs.c.kept_at, outputs.c.pod)
 
 keys = Table(
     "eksbatch_keys",
