@@ -159,18 +159,20 @@ class JustRefused:
 
     def __init__(self, kept_s: float) -> None:
         self._kept_s = kept_s
-        self._said: dict[str, tuple[str, str, float]] = {}
+        self._said: dict[str, tuple[str, str, float, int]] = {}
 
     def note(self, effect: LaunchNode, meaning: Meaning, code: str, message: str) -> None:
         pool, quota, environment = scopes_of(effect)
         scope = {Meaning.QUOTA: quota, Meaning.NEVER: environment}.get(meaning, pool)
-        self._said[scope] = (code, message, time.monotonic() + self._kept_s)
+        # What is left of a quota may still be enough for a smaller machine.
+        least = effect.offering.vcpus if scope == quota else 0
+        self._said[scope] = (code, message, time.monotonic() + self._kept_s, least)
 
     def about(self, effect: LaunchNode) -> tuple[str, str] | None:
         """Code and sentence of a no that holds for this launch as well."""
         for scope in scopes_of(effect):
-            code, message, until = self._said.get(scope, ("", "", 0.0))
-            if time.monotonic() < until:
+            code, message, until, least = self._said.get(scope, ("", "", 0.0, 0))
+            if time.monotonic() < until and effect.offering.vcpus >= least:
                 return code, message
         return None
 
