@@ -166,14 +166,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     store = StoreThread(make_store(settings))
     broadcast = _make_broadcast(store)
     recorder = _make_recorder(settings)
-    lease = Lease(
-        owner,
-        settings.lease_s,
-        store=store,
-        make_store=lambda: make_store(settings),
-        clock=clock,
-        telemetry=telemetry,
-    )
+    lease = _make_lease(settings, owner, store, clock, telemetry)
     loop = Loop(
         store=store,
         inbox=inbox,
@@ -236,6 +229,19 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             clock=clock,
             keep_ms=int(settings.keep_days * 86_400_000),
         )
+    )
+
+
+def _make_lease(
+    settings: Settings, owner: str, store: StoreThread, clock: Clock, telemetry: Telemetry
+) -> Lease:
+    return Lease(
+        owner,
+        settings.lease_s,
+        store=store,
+        make_store=lambda: make_store(settings),
+        clock=clock,
+        telemetry=telemetry,
     )
 
 
