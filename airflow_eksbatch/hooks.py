@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_CONN_ID = "eksbatch_default"
 DEFAULT_REGION = "us-east-1"
 EMBEDDED_START_S = 60  # a cold start of the embedded service on a loaded laptop
-EMBEDDED_IDLE_MIN = (
-    60.0  # one that a task has started ends by itself, and the next task starts it again
-)
+# One that a task has started ends by itself after so long without work and callers.
+EMBEDDED_IDLE_MIN = 60.0
 CALL_TIMEOUT_S = 30
 
 
