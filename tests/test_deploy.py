@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -111,6 +112,25 @@ def test_compose_mounts_dags_that_need_nothing_but_airflow_and_this_provider() -
 
 
 # ---- Kubernetes
+
+
+def test_job_definitions_are_taken_as_they_are_shown(tmp_path: Path) -> None:
+    shown = [
+        json.loads(found)
+        for path in DOCKER.rglob("*.md")
+        for found in re.findall(r"--eks-properties \\?\s*'([^']+)'", path.read_text())
+    ]
+    assert shown
+    service = RunningService(tmp_path, "--port", "0")
+    try:
+        batch = service.start().batch()
+        for number, eks in enumerate(shown):
+            name = f"shown-{number}"
+            batch.register_job_definition(
+                jobDefinitionName=name, type="container", eksProperties=eks
+            )
+    finally:
+        service.end()
 
 
 def test_the_deployment_starts_a_service_that_understands_it() -> None:
