@@ -247,7 +247,10 @@ def test_a_restart_knows_it_of_the_nodes_that_are_there(there: bool) -> None:
     """Of others it costs one machine to learn it again."""
     nodes = [a_node("n1", offering=SMALL, allocatable=really(SMALL))] if there else []
     stage = Stage(a_world(*nodes, offerings=()))
+    del stage.world.offerings["ce"]
     derive_effects(stage.world, stage.now, stage.settings)
+    stage.step()
+    assert "ce" not in stage.world.offerings, "what may be bought is not known yet"
     stage.step(OfferingsListed(compute_environment="ce", offerings=(SMALL,)))
     stage.submit("a", vcpus=4)
     assert types_asked(stage) == ([] if there else ["m5.xlarge"])

@@ -113,8 +113,8 @@ class Measured:
 def apply_measures(world: World) -> None:
     """Correct what may be bought, and what is on its way; costs nothing while nothing new was measured."""
     changed = world.measured.take_changes()
-    for name in sorted({name for name, _ in changed}):
-        world.offerings[name] = world.measured.corrected(name, world.offerings.get(name, ()))
+    for name in {name for name, _ in changed} & world.offerings.keys():
+        world.offerings[name] = world.measured.corrected(name, world.offerings[name])
     doubtful = {
         kind
         for kind, before in changed.items()
