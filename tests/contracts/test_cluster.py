@@ -48,6 +48,8 @@ NODE_NAME = "ip-10-0-0-1"
 ROOM = Resources(cpu_m=64_000, memory_mib=64_000, pods=1_000)
 # Where images mean something it is an image that is there.
 BUSYBOX = "eksbatch.test/busybox:1"
+# The first process of a PID namespace ignores signals that it has no trap for; here it is the pod's own.
+NOT_FIRST = {"shareProcessNamespace": True}
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -102,9 +104,17 @@ class LocalBed:
     """Where a cluster under test stands; Kubernetes joins with a bed of its own."""
 
     room = ROOM
+    checked: tuple[str, ...] = ()
+    """Compute environments that it knows from the beginning, without a node."""
+    lost_program = (127, "StartError: 'no-such-program'", f"{BUSYBOX} is not used")
+    """Exit code and beginning of the reason of a program that is not there, and what the output says."""
+    stopped_in_init = 143
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+
+    def look_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(local, "FULL_LOOK_S", 0.01)
 
     @asynccontextmanager
     async def open(self, *, with_node: bool = True) -> AsyncIterator[tuple[LocalCluster, Watch]]:
@@ -280,9 +290,9 @@ async def test_deleting_a_pod_that_is_not_there_says_that_it_ended(bed: LocalBed
 @asynchronous
 async def test_a_process_that_a_signal_ended_has_128_and_the_signal(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
-        await cluster.create_pod(a_pod("segv", container("kill -SEGV $$$$")))
-        await cluster.create_pod(a_pod("kill", container("kill -KILL $$$$")))
-        await cluster.create_pod(a_pod("term", container("kill -TERM $$$$")))
+        for name in ("segv", "kill", "term"):
+            script = container(f"kill -{name.upper()} $$$$")
+            await cluster.create_pod(a_pod(name, script, **NOT_FIRST))
         for name, code in (("segv", 139), ("kill", 137), ("term", 143)):
             end = (await watch.until(PodEnded, name)).end
             assert (end.cause, end.exit_code) == (Cause.EXITED, code)
@@ -291,12 +301,14 @@ async def test_a_process_that_a_signal_ended_has_128_and_the_signal(bed: LocalBe
 @asynchronous
 async def test_a_program_that_does_not_exist_is_a_start_error(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
-        lost = {"image": "corp/tool:1", "command": ["no-such-program", "x"]}
+        lost = {"image": BUSYBOX, "command": ["no-such-program", "x"]}
         await cluster.create_pod(a_pod("p", lost))
         end = (await watch.until(PodEnded, "p")).end
-        assert end.exit_code == 127
-        assert (end.reason or "").startswith("StartError: 'no-such-program'")
-        assert "corp/tool:1 is not used" in await output_of(cluster, "p")
+        code, reason, words = bed.lost_program
+        assert end.exit_code == code
+        assert (end.reason or "").startswith(reason)
+        assert "no-such-program" in (end.reason or "")
+        assert words in await output_of(cluster, "p")
 
 
 @asynchronous
@@ -330,8 +342,9 @@ async def test_an_init_container_that_fails_keeps_the_others_from_running(bed: L
 @asynchronous
 async def test_a_pod_is_running_as_soon_as_its_init_containers_are_through(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
-        inits = [container("true")]
-        await cluster.create_pod(a_pod("p", container("exec sleep 600"), initContainers=inits))
+        inits = [container("true", name="first")]
+        sleeps = container("exec sleep 600")
+        await cluster.create_pod(a_pod("p", sleeps, initContainers=inits, **NOT_FIRST))
         await watch.until(PodRunning, "p")
         await cluster.delete_pod(delete("p"))
         assert (await watch.until(PodEnded, "p")).end.exit_code == 143
@@ -342,11 +355,13 @@ async def test_a_pod_that_is_stopped_between_init_containers_has_not_succeeded(
     bed: LocalBed,
 ) -> None:
     async with bed.open() as (cluster, watch):
-        polite = container("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done")
+        script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done"
+        polite = container(script, name="polite")
         await cluster.create_pod(a_pod("p", container("echo never"), initContainers=[polite]))
         await says(cluster, "p", "up")
         await cluster.delete_pod(delete("p"))
-        assert (await watch.until(PodEnded, "p")).end.exit_code == 143
+        end = (await watch.until(PodEnded, "p")).end
+        assert (end.exit_code, end.succeeded) == (bed.stopped_in_init, False)
         assert "never" not in await output_of(cluster, "p")
 
 
@@ -365,24 +380,25 @@ async def test_of_several_containers_the_first_that_failed_in_their_order_counts
 @asynchronous
 async def test_commands_and_variables_arrive_exactly_as_they_were_written(bed: LocalBed) -> None:
     nasty = 'it\'s "quoted" $HOME `id` \\ * \n two'
-    show = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
     env = [
         {"name": "PLAIN", "value": nasty},
         {"name": "odd.name", "value": nasty},
         {"name": "UID", "value": "x"},
         {"name": "REFERS", "value": "$(PLAIN)$(AWS_BATCH_JOB_ID)"},
     ]
-    spec = {
-        "image": "python",
-        "command": [sys.executable, "-c", show],
-        "args": [nasty, "", "-n", "$(PLAIN)", "$$(PLAIN)", "$(NOBODY)"],
-        "env": env,
-    }
+    given = [nasty, "", "-n", "$(PLAIN)", "$$(PLAIN)", "$(NOBODY)"]
+    # No shell, which would have its own ideas; each value ends with a NUL.
+    printf = {"image": BUSYBOX, "command": ["printf", "%s\\0"], "args": given, "env": env}
+    show_env = {"image": BUSYBOX, "command": ["env", "-0"], "env": env}
     async with bed.open() as (cluster, watch):
-        await cluster.create_pod(a_pod("p", spec))
-        assert (await watch.until(PodEnded, "p")).end.succeeded
-        args, environ = json.loads(await output_of(cluster, "p"))
-    assert args == [nasty, "", "-n", nasty, "$(PLAIN)", "$(NOBODY)"]
+        await cluster.create_pod(a_pod("q", printf))
+        await cluster.create_pod(a_pod("p", show_env))
+        for name in ("q", "p"):
+            assert (await watch.until(PodEnded, name)).end.succeeded
+        args = (await output_of(cluster, "q")).split("\0")
+        shown = (await output_of(cluster, "p")).split("\0")
+    environ = dict(entry.split("=", 1) for entry in shown if entry)
+    assert args == [nasty, "", "-n", nasty, "$(PLAIN)", "$(NOBODY)", ""]
     assert environ["PLAIN"] == environ["odd.name"] == nasty
     assert environ["UID"] == "x"
     assert environ["REFERS"] == nasty + "p"
@@ -429,12 +445,14 @@ async def test_a_watch_begins_with_everything_that_is_there(bed: LocalBed) -> No
 
 @asynchronous
 async def test_an_environment_without_pods_is_looked_at_too(bed: LocalBed) -> None:
+    empty = ComputeEnvironment(name="empty", arn="", uuid="uuid-empty", namespace="batch-jobs")
     async with bed.open(with_node=False) as (cluster, _):
-        assert await cluster.check(ComputeEnvironment(name="empty", arn="", uuid="")) is None
+        assert await cluster.check(empty) is None
         watch = Watch(cluster)
         assert await watch.until(PodsListed)
         listed = [fact for fact in watch.facts if isinstance(fact, PodsListed)]
-        assert {fact.compute_environment: fact.pods for fact in listed} == {"empty": frozenset()}
+        pods = {fact.compute_environment: fact.pods for fact in listed}
+        assert pods == dict.fromkeys([*bed.checked, "empty"], frozenset())
         await watch.close()
 
 
@@ -442,7 +460,7 @@ async def test_an_environment_without_pods_is_looked_at_too(bed: LocalBed) -> No
 async def test_full_looks_come_again_and_again(
     bed: LocalBed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "FULL_LOOK_S", 0.01)
+    bed.look_often(monkeypatch)
     async with bed.open() as (_, watch), asyncio.timeout(WAIT_S):
         while sum(isinstance(fact, PodsListed) for fact in watch.facts) < 3:
             await watch.until(PodsListed)

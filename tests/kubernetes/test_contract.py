@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from airflow_eksbatch.cluster.kube import site
 from airflow_eksbatch.cluster.kube.objects import room_of
 from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
 from airflow_eksbatch.core.engine.facts import NodeReady
@@ -20,16 +21,24 @@ from tests.contracts.test_cluster import (  # noqa: F401
     NODE_NAME,
     Watch,
     test_a_deleted_pod_may_end_in_its_own_way,
+    test_a_deleted_pod_that_ignores_sigterm_is_killed_after_its_grace,
     test_a_forgotten_pod_is_not_run_again_and_its_output_stays,
     test_a_pod_for_a_node_that_is_not_there_is_refused,
+    test_a_pod_is_running_as_soon_as_its_init_containers_are_through,
     test_a_pod_is_seen_runs_and_ends_with_its_exit_code,
     test_a_pod_that_ends_with_0_has_succeeded,
+    test_a_pod_that_is_stopped_between_init_containers_has_not_succeeded,
     test_a_pod_that_makes_no_sense_is_refused_for_good,
+    test_a_process_that_a_signal_ended_has_128_and_the_signal,
+    test_a_program_that_does_not_exist_is_a_start_error,
     test_a_script_that_ends_with_127_is_no_start_error,
     test_a_watch_begins_with_everything_that_is_there,
+    test_an_environment_without_pods_is_looked_at_too,
     test_an_init_container_that_fails_keeps_the_others_from_running,
+    test_commands_and_variables_arrive_exactly_as_they_were_written,
     test_creating_a_pod_twice_runs_it_once,
     test_deleting_a_pod_that_is_not_there_says_that_it_ended,
+    test_full_looks_come_again_and_again,
     test_init_containers_run_first_and_in_order,
     test_of_several_containers_the_first_that_failed_in_their_order_counts,
     test_output_is_read_by_parts_live_and_afterwards,
@@ -60,16 +69,28 @@ def node(plane: ControlPlane, network: Network) -> Iterator[RealNode]:
 class KubernetesBed:
     """As LocalBed, in a real cluster."""
 
+    checked = (MANAGED.name,)
+    lost_program = (128, "StartError: failed to create", "")
+    stopped_in_init = None
+
     def __init__(self, plane: ControlPlane, home: Path) -> None:
         self._plane = plane
         self._home = home
         status = plane.admin.get(f"/api/v1/nodes/{NODE_NAME}")["status"]
         self.room = room_of(status["allocatable"])
 
+    def look_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(site, "FULL_LOOK_S", 0.01)
+        monkeypatch.setattr(site, "TICK_S", 0.01)
+
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[KubernetesCluster, Watch]]:
+    async def open(
+        self, *, with_node: bool = True
+    ) -> AsyncIterator[tuple[KubernetesCluster, Watch]]:
+        """Its node is there in any case; who needs it waits for it."""
         async with a_cluster(self._plane, self._home) as (cluster, watch):
-            await watch.until(NodeReady)
+            if with_node:
+                await watch.until(NodeReady)
             yield cluster, watch
 
     def clean(self) -> None:
