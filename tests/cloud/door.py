@@ -358,6 +358,10 @@ def product(attributes: dict[str, str], price: float) -> dict[str, Any]:
 
 def spot_history(form: Form, prices: dict[tuple[str, str], float]) -> Response:
     """DescribeSpotPriceHistory: prices changed an hour and a day ago; Windows costs more."""
+    if form.get("DryRun") == "true":
+        return error(
+            "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412
+        )
     known = {"Action", "Version", "StartTime"}
     unknown = {
         key
