@@ -156,7 +156,7 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
 def test_jobs_run_on_nodes_of_your_own_once_they_are_labelled_as_the_readme_says(
     plane: ControlPlane, tmp_path: Path
 ) -> None:
-    """The name of the cluster is of no context here: the current one is meant."""
+    """The name of the cluster is of no context here: the only one is meant."""
     _, lines = chapters("README.md")["Nodes of your own"].split(
         "eksbatch serve --cluster kubeconfig\n"
     )
