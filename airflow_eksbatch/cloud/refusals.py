@@ -87,7 +87,7 @@ TYPE = frozenset(
     }
 )
 # The account's own bounds: room comes when its instances end, or a person asks AWS for more. Those on volumes and network
-# interfaces hold for all types: each class of types is then refused once, and rests.
+# interfaces hold for all types: each class of types, from its larger to its smaller ones, is then refused and rests.
 QUOTA = frozenset(
     {
         "FleetMaxInstanceCountExceeded",
