@@ -14,16 +14,21 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceLaunched,
     InstancesListed,
     LaunchRefused,
+    RebalanceRecommended,
     SpotInterrupted,
 )
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.sim.cluster import SimCluster
 from airflow_eksbatch.sim.faults import Chance
 from airflow_eksbatch.sim.timeline import Timeline
 
 NOTICE_S = 120.0
 """EC2 tells of a Spot interruption two minutes before."""
+
+# A recommendation may come before the instance has joined.
+RECOMMENDED_S = 200.0
 
 
 class Instance(msgspec.Struct, kw_only=True):
@@ -61,6 +66,7 @@ class SimCloud:
     ) -> None:
         self.instances: dict[NodeId, Instance] = {}
         self.bill = CloudBill()
+        self._unanswered: set[NodeId] = set()
         self.refusing: set[str] = set()
         """Compute environments whose every launch is refused."""
         self.on_bought: Callable[[Instance], None] = lambda instance: None
@@ -104,11 +110,16 @@ class SimCloud:
 
     # ---- effects
 
-    def launch(self, effect: LaunchNode) -> Fact:
-        """The node id is the token: asked twice is bought once."""
+    def launch(self, effect: LaunchNode) -> Fact | None:
+        """The node id is the token: asked twice is bought once. None: asked in vain."""
         instance = self.instances.get(effect.node_id)
         if instance is not None:
             return instance.gone or self._launched(instance)
+        if effect.node_id in self._unanswered or self._chance.strikes(
+            self._chance.faults.unanswered
+        ):
+            self._unanswered.add(effect.node_id)
+            return None
         pool = effect.offering.pool
         full = sum(i.offering.pool == pool for i in self.live) >= self._capacity.get(pool, 1 << 30)
         full = full or effect.compute_environment in self.refusing
@@ -169,7 +180,10 @@ class SimCloud:
         self.bill.peak = max(self.bill.peak, len(self.live))
         if not chance.strikes(faults.never_joins):
             self._timeline.after(chance.ms(*self._launch_s), lambda: self._join(instance))
-        if effect.offering.market is Market.SPOT and chance.strikes(faults.reclaimed):
+        is_spot = effect.offering.market is Market.SPOT
+        if is_spot and chance.strikes(faults.recommended):
+            self._timeline.after(chance.ms(0, RECOMMENDED_S), lambda: self._recommend(instance))
+        if is_spot and chance.strikes(faults.reclaimed):
             self._timeline.after(chance.ms(0, faults.lifetime_s), lambda: self._reclaim(instance))
         elif chance.strikes(faults.dies):
             after_ms = chance.ms(0, faults.lifetime_s)
@@ -183,8 +197,9 @@ class SimCloud:
 
     def _join(self, instance: Instance) -> None:
         if instance.gone is None:
-            offering = instance.offering
-            self._cluster.add_node(instance.node_id, instance.environment, offering.allocatable)
+            daemons = Resources(cpu_m=self._chance.faults.daemons_cpu_m)
+            room = instance.offering.allocatable.minus(daemons)
+            self._cluster.add_node(instance.node_id, instance.environment, room)
 
     def _reclaim(self, instance: Instance) -> None:
         if instance.gone is not None:
@@ -199,6 +214,10 @@ class SimCloud:
             round(NOTICE_S * 1000),
             lambda: self._end(instance, "Server.SpotInstanceTermination", reclaimed=True),
         )
+
+    def _recommend(self, instance: Instance) -> None:
+        if instance.gone is None:
+            self._watch(RebalanceRecommended(node_id=instance.node_id, at=self._timeline.now))
 
     def _begin_end(self, instance: Instance, reason: str, after_ms: int) -> None:
         if not instance.is_ending:

@@ -36,6 +36,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """A crashed service is back within this."""
     refused: float = 0.0
     """Of each launch: InsufficientInstanceCapacity."""
+    unanswered: float = 0.0
+    """Of each launch: the cloud says "later", however often it is asked."""
     never_joins: float = 0.0
     """Of each instance."""
     dies: float = 0.0
@@ -44,6 +46,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Of each Spot instance."""
     without_notice: float = 0.0
     """Of each reclaim."""
+    recommended: float = 0.0
+    """Of each Spot instance: soon after its launch a rebalance is recommended."""
     lifetime_s: float = 900.0
     """Reclaims, deaths and vanishings come within this."""
     pod_refused: float = 0.0
@@ -56,6 +60,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Of each pod: somebody else deletes it."""
     pressed: float = 0.0
     """Of each instance: its node closes itself for a while."""
+    daemons_cpu_m: int = 0
+    """What DaemonSets take of each node; no estimate knows of it."""
     calm_after_s: float = float("inf")
     """From then on nothing goes wrong any more: what is asked of liveness begins here."""
 
@@ -120,5 +126,8 @@ def draw_faults(seed: int, calm_after_s: float) -> Faults:
         pod_deleted=rate(0.15),
         pressed=rate(0.3),
         pod_beyond_quota=rate(0.1),
+        daemons_cpu_m=dice.choice((0, 0, 100, 600)),
+        unanswered=rate(0.1),
+        recommended=rate(0.3),
         calm_after_s=calm_after_s,
     )
