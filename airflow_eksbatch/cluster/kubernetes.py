@@ -104,11 +104,13 @@ class KubernetesCluster:
         kept = await asyncio.to_thread(self._outputs.read, pod, offset, limit)
         if kept is not None:
             return kept
-        for site in self._sites.values():
-            if site.knows(pod):
-                return await site.logs.read(pod, offset, limit) or (b"", 0)
-        # Between the two looks it may have been put away, and its pod dropped.
-        return await asyncio.to_thread(self._outputs.read, pod, offset, limit)
+        site = next((site for site in self._sites.values() if site.knows(pod)), None)
+        live = await site.logs.read(pod, offset, limit) if site is not None else None
+        if live is not None:
+            return live
+        # Meanwhile it may have been put away, and its file or its pod dropped.
+        kept = await asyncio.to_thread(self._outputs.read, pod, offset, limit)
+        return (b"", 0) if kept is None and site is not None else kept
 
     async def stop(self) -> None:
         """Pods go on; the next start finds them."""
