@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from airflow_eksbatch.cluster.kube import connection
+from airflow_eksbatch.cluster.kube import connection, site
 from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
+from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     NodeClosed,
@@ -183,9 +184,10 @@ async def test_a_name_that_somebody_else_has_taken_is_refused(
 
 @asynchronous
 async def test_a_namespace_that_takes_no_pods_lets_jobs_wait_and_says_why(
-    plane: ControlPlane, nodes: FakeNodes, tmp_path: Path
+    plane: ControlPlane, nodes: FakeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. we have no rights in it; 2. it is being deleted; 3. it is gone."""
+    """1. we have no rights in it, and not only for a moment; 2. it is being deleted; 3. it is gone."""
+    monkeypatch.setattr(site, "RIGHTS_S_MAX", 0.2)
     namespace = "going"
     environment = msgspec.structs.replace(MANAGED, namespace=namespace)
     plane.create_namespace(namespace)
@@ -200,12 +202,16 @@ async def test_a_namespace_that_takes_no_pods_lets_jobs_wait_and_says_why(
                 pod = a_pod(f"going-0-{next(names)}", node="node-1", **properties)
                 if not properties:
                     pod = msgspec.structs.replace(pod, namespace=namespace)
-                answer = await cluster.create_pod(pod)
-                if isinstance(answer, PodRefused) and words in answer.reason:
-                    return answer, await cluster.check(environment)
+                with suppress(ClusterDown):
+                    answer = await cluster.create_pod(pod)
+                    if isinstance(answer, PodRefused) and words in answer.reason:
+                        return answer, await cluster.check(environment)
                 await asyncio.sleep(0.05)
 
     async with on_node_1(plane, tmp_path) as (cluster, _):
+        pod = msgspec.structs.replace(a_pod("going-0-1000", node="node-1"), namespace=namespace)
+        with pytest.raises(ClusterDown, match="cannot create resource"):
+            await cluster.create_pod(pod)
         answer, trouble = await refused(cluster, "cannot create resource")
         assert (answer.quota, answer.unusable, answer.permanent) == (True, True, False)
         assert "this service may not create pods in it" in (trouble or "")

@@ -49,6 +49,8 @@ AGAINST_RULES = ("violates PodSecurity", "denied", "service account", "usage per
 # The namespace takes no pods: it is going, or we have no right to make some in it; or it is gone (`_closed`).
 GOING = "unable to create new content in namespace"
 NO_RIGHT = "cannot create resource"
+# An API server that has just begun does not know our rights yet.
+RIGHTS_S_MAX = 30.0
 # Others use up what there is for all; it comes back as they end.
 NO_ROOM = "exceeded quota"
 NOT_THERE = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
@@ -81,6 +83,8 @@ class Site:
         self.logs = LiveLogs(connection, directory, outputs, self._look)
         self._created: dict[PodName, str] = {}
         """Namespaces of pods that the watch has not shown yet."""
+        self._without_rights: dict[str, float] = {}
+        """Since when (monotonic seconds) namespaces are told to be none of ours."""
         self._left_nodes: set[str] = set()
         self._unlisted = {"nodes", "daemonsets", "pods beside", "pods"}
         self._synced = asyncio.Event()
@@ -208,6 +212,7 @@ class Site:
             if not error.is_passing:
                 self._created.pop(pod, None)
             return self._refused(effect, namespace, error)
+        self._without_rights.pop(namespace, None)
         return None
 
     def _refused(self, effect: CreatePod, namespace: str, error: ApiError) -> Fact:
@@ -215,6 +220,10 @@ class Site:
         # Whoever asks for a namespace of its own must find room and rights there.
         is_own = namespace != effect.namespace
         closed = _closed(error.message, namespace)
+        if not is_own and NO_RIGHT in closed:
+            now = time.monotonic()
+            if now - self._without_rights.setdefault(namespace, now) < RIGHTS_S_MAX:
+                raise ClusterDown(f"Pod {effect.pod} cannot be created: {error}")
         if not is_own and (closed or NO_ROOM in error.message):
             # Of all pods that wait, so not by the name of this one.
             reason = closed or error.message[error.message.index(NO_ROOM) :]
