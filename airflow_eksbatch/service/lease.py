@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -13,6 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
+from airflow_eksbatch.api.auth import is_local
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Store, StoreError
@@ -54,6 +56,7 @@ class Lease:
         self._sure_until = 0.0
         self.standby = Standby()
         """Serves while somebody else beats."""
+        self.secret = secret_of(owner)
 
     def is_sure(self) -> bool:
         """Whether nobody else can have it. The store fences commits; whatever acts on the outside asks here first,
@@ -157,6 +160,23 @@ OF_THE_CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
 CONNECT_S = 5.0
+# By it a replica says of a caller that it is on the replica's own machine: what replicas know of each other by the database.
+PEER = b"eksbatch-peer"
+
+
+def secret_of(owner: str) -> str:
+    """The owner of a lease is named `<URL>#<secret>`; an embedded service serves itself only, and has none."""
+    return owner.partition("#")[2]
+
+
+def seen_by_peer(scope: Scope, secret: str) -> Scope:
+    """A request that a standby vouches for is as one from this machine: browsers do not sign, and kubectl port-forward
+    reaches any replica.
+    """
+    told = next((value for name, value in scope.get("headers", ()) if name == PEER), None)
+    if not secret or told is None or not hmac.compare_digest(told, secret.encode()):
+        return scope
+    return {**scope, "client": None}
 
 
 class Standby:
@@ -165,11 +185,11 @@ class Standby:
     def __init__(self) -> None:
         self.leader: str | None = None
         """Where the one that beats is reached; None while nobody does."""
+        self._secret = ""
         self._http: aiohttp.ClientSession | None = None
 
     def follow(self, owner: str | None) -> None:
-        """The owner of the lease is named `<URL>#<anything>`; an embedded service serves itself only."""
-        url, mark, _ = (owner or "").partition("#")
+        url, mark, self._secret = (owner or "").partition("#")
         self.leader = url if mark else None
 
     async def close(self) -> None:
@@ -202,6 +222,9 @@ class Standby:
         headers = [
             (k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"] if _passes(k)
         ]
+        client = scope.get("client")
+        if is_local(client[0] if client else ""):
+            headers.append((PEER.decode(), self._secret))
         has_body = any(
             name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
         )
@@ -225,7 +248,7 @@ class Standby:
 
 
 def _passes(name: bytes) -> bool:
-    return name.lower() not in OF_THE_CONNECTION
+    return name.lower() not in OF_THE_CONNECTION and name.lower() != PEER
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:

@@ -19,7 +19,7 @@ from airflow_eksbatch.cluster.port import Cluster
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.inbox import Inbox
-from airflow_eksbatch.service.lease import Lease, LeaseLost, Standby
+from airflow_eksbatch.service.lease import Lease, LeaseLost, seen_by_peer
 from airflow_eksbatch.service.loop import Loop
 from airflow_eksbatch.service.performer import Performer
 from airflow_eksbatch.service.recorder import Recorder
@@ -65,7 +65,7 @@ class Process:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.front = Front(parts.app, parts.lease.standby, lambda: parts.loop.trouble == STANDBY)
+        self.front = Front(parts.app, parts.lease, lambda: parts.loop.trouble == STANDBY)
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -191,9 +191,10 @@ class Front:
     OWN = frozenset({"/healthz", "/metrics"})
     LOOKS = OWN | {"/readyz"}
 
-    def __init__(self, app: ASGIApp, standby: Standby, is_standby: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, lease: Lease, is_standby: Callable[[], bool]) -> None:
         self._app = app
-        self._standby = standby
+        self._standby = lease.standby
+        self._secret = lease.secret
         self._is_standby = is_standby
         self.last_request_s = time.monotonic()
         self.open_requests = 0
@@ -202,6 +203,8 @@ class Front:
         path = scope.get("path")
         forward = self._is_standby() and path not in self.OWN
         app = self._standby if forward else self._app
+        if not forward:
+            scope = seen_by_peer(scope, self._secret)
         if path in self.LOOKS:
             await app(scope, receive, send)
             return
