@@ -243,7 +243,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Requests that may wait for a beat; more are answered with TooManyRequestsException.",
         least=1,
     ),
-    _setting(PACE, "calls", "Calls to the cluster and the cloud under way at once.", least=1),
+    _setting(
+        PACE,
+        "calls",
+        "Calls under way at once for the pods of one compute environment, and as many that put outputs away.",
+        least=1,
+    ),
     _setting(
         PACE,
         "keep_days",
