@@ -148,27 +148,26 @@ class Ec2Cloud:
 
     async def terminate(self, effects: list[TerminateNode | TerminateStray]) -> list[Fact]:
         """What EC2 does not let us end is told as trouble, and asked for again at every full look."""
-        nodes = {e.instance_id: e for e in effects if isinstance(e, TerminateNode)}
-        unnamed = [
-            e.node_id for e in effects if isinstance(e, TerminateNode) and e.instance_id is None
-        ]
-        nodes.pop(None, None)
-        ids = {e.instance_id for e in effects if isinstance(e, TerminateStray)}
+        ends = [e for e in effects if isinstance(e, TerminateNode)]
+        nodes = {e.instance_id: e for e in ends if e.instance_id is not None}
+        unnamed = [e.node_id for e in ends if e.instance_id is None]
+        node_ids = {instance_id: effect.node_id for instance_id, effect in nodes.items()}
         for instance_id, effect in nodes.items():
-            if instance_id is not None:
-                ids.add(instance_id)
-                self._know(instance_id, effect.node_id, effect.compute_environment)
+            self._know(instance_id, effect.node_id, effect.compute_environment)
         facts: list[Fact] = []
         if unnamed:
             found = {seen.node_id: seen for seen in await list_by_node(self._aws, unnamed)}
-            ids |= {seen.instance_id for seen in found.values()}
+            node_ids.update((seen.instance_id, node_id) for node_id, seen in found.items())
             self._known.update(
                 (seen.instance_id, Known(node_id=node_id, uuid=seen.uuid))
                 for node_id, seen in found.items()
             )
             facts += [never_was(node_id) for node_id in unnamed if node_id not in found]
+        ids = {e.instance_id for e in effects if isinstance(e, TerminateStray)} | set(node_ids)
         missing = await self._end(ids)
-        facts += self._ends_of_missing(missing)
+        # By what was asked for: a full look may meanwhile have forgotten them.
+        facts += [never_was(node_ids[i]) for i in missing if i in node_ids]
+        self._ends_of_missing(missing)
         facts += await self._look_at_endings(ids - missing)
         self._tell(facts)
         return facts
@@ -438,8 +437,7 @@ class Ec2Cloud:
         left_out = {i for i, known in self._known.items() if known.uuid in uuids}
         left_out -= {seen.instance_id for seen in shown} | self._young()
         found, missing = await self._look_up(left_out)
-        for instance_id in missing:
-            self._forget(instance_id)
+        self._tell(self._ends_of_missing(missing))
         shown = [seen for seen in (*shown, *found) if seen.uuid in uuids]
         untagged = [s for s in shown if not (s.is_tagged or s.has_ended)]
         if untagged:
