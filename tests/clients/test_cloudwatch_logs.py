@@ -8,6 +8,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.airflow.processes import wait_for
 from tests.service.running import RunningService, a_definition
 
 GROUP = "/aws/batch/job"
@@ -110,7 +111,13 @@ def test_every_line_that_is_kept_of_a_huge_output_is_read_once_in_both_direction
     """Of 20 MB the first four are dropped; whoever begins at the head begins with what is left."""
     stream = stream_of(service, batch, queue, "seq -f %01000g 1 20000")
     asked: dict[str, Any] = {"logGroupName": GROUP, "logStreamName": stream}
-    page = logs.get_log_events(startFromHead=True, **asked)
+
+    def without_its_head() -> dict[str, Any] | None:
+        """It is put away a moment after the job has ended."""
+        page = logs.get_log_events(startFromHead=True, **asked)
+        return None if int(messages(page)[0]) == 1 else page
+
+    page = wait_for("the output to be put away", without_its_head, within_s=60)
     onwards: list[str] = []
     while page["events"] and len(onwards) < 30_000:
         onwards += messages(page)
