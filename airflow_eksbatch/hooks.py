@@ -194,7 +194,7 @@ def _start_embedded(home: Path) -> str:
         while process.poll() is None and time.monotonic() < deadline:
             if url := _running_embedded(home):
                 return url
-            time.sleep(0.1)
+            time.sleep(0.1)  # it announces itself by a file, which wakes nobody
         if url := _running_embedded(home):
             return url
         if process.returncode:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import InstanceGone, LaunchRefused
 from airflow_eksbatch.core.model.node import NodeId
@@ -217,7 +218,7 @@ def launch_refused(effect: LaunchNode, meaning: Meaning, code: str, message: str
         node_id=effect.node_id,
         code=code,
         message=sentence_of(code, message),
-        at=int(time.time() * 1000),
+        at=now_ms(),
         quota=meaning is Meaning.QUOTA,
         for_good=meaning is Meaning.NEVER,
     )
@@ -246,4 +247,4 @@ def end_from(node_id: NodeId, told: Mapping[str, Any], now: int) -> InstanceGone
 
 
 def never_was(node_id: NodeId, reason: str = "There is no such instance") -> InstanceGone:
-    return InstanceGone(node_id=node_id, at=int(time.time() * 1000), reason=reason)
+    return InstanceGone(node_id=node_id, at=now_ms(), reason=reason)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.blueprint import ENVIRONMENT_TAG
 from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.cloud.refusals import NO_INSTANCE, end_from, sentence_of
 from airflow_eksbatch.core.engine.facts import InstanceGone
@@ -39,6 +40,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: str
     node_id: NodeId
     uuid: str
+    environment: str
+    """The name of its compute environment, as people see it."""
     state: str
     launched_at: int
     gone: InstanceGone
@@ -75,6 +78,7 @@ def seen_from(told: dict[str, Any]) -> Seen:
         instance_id=told["InstanceId"],
         node_id=node_id,
         uuid=uuid,
+        environment=tags.get(ENVIRONMENT_TAG, ""),
         state=told["State"]["Name"],
         launched_at=int(told["LaunchTime"].timestamp() * 1000),
         gone=end_from(node_id, told, now_ms()),

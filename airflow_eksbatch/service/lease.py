@@ -162,6 +162,7 @@ OF_THE_CONNECTION = frozenset(
 CONNECT_S = 5.0
 # By it a replica says of a caller that it is on the replica's own machine: what replicas know of each other by the database.
 PEER = b"eksbatch-peer"
+KEPT_BACK = OF_THE_CONNECTION | {PEER}
 
 
 def secret_of(owner: str) -> str:
@@ -248,7 +249,7 @@ class Standby:
 
 
 def _passes(name: bytes) -> bool:
-    return name.lower() not in OF_THE_CONNECTION and name.lower() != PEER
+    return name.lower() not in KEPT_BACK
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:

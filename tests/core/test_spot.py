@@ -117,13 +117,18 @@ def test_a_recommendation_for_what_is_ending_already_changes_nothing() -> None:
     assert stage.world.refused_until == {}
 
 
-@pytest.mark.parametrize("why", [SPOT_NOTICE, REBALANCE])
-def test_a_closed_node_that_never_joins_is_ended_when_its_time_is_over(why: str) -> None:
-    """As an earlier release left them, or as EC2 tells of a reclaim that does not come."""
+def closed_on_its_way(why: str) -> tuple[Stage, Node]:
     stage = Stage(a_world(an_environment(market=Market.SPOT), offerings=(SPOT, OTHER)))
     stage.submit("a", vcpus=4)
     node = on_its_way(stage)
     stage.world.close_node(node, why)
+    return stage, node
+
+
+@pytest.mark.parametrize("why", [SPOT_NOTICE, REBALANCE])
+def test_a_closed_node_that_never_joins_is_ended_when_its_time_is_over(why: str) -> None:
+    """As an earlier release left them, or as EC2 tells of a reclaim that does not come."""
+    stage, node = closed_on_its_way(why)
     stage.wait(limits.NODE_JOIN_S_MAX)
     assert node.node_id in [effect.node_id for effect in stage.of(TerminateNode)]
     assert not stage.world.never_joined
@@ -131,10 +136,7 @@ def test_a_closed_node_that_never_joins_is_ended_when_its_time_is_over(why: str)
 
 @pytest.mark.parametrize("why", [SPOT_NOTICE, REBALANCE])
 def test_no_deletion_waits_for_a_closed_node_that_never_joins(why: str) -> None:
-    stage = Stage(a_world(an_environment(market=Market.SPOT), offerings=(SPOT, OTHER)))
-    stage.submit("a", vcpus=4)
-    node = on_its_way(stage)
-    stage.world.close_node(node, why)
+    stage, node = closed_on_its_way(why)
     environment = stage.world.compute_environments["ce"]
     stage.world.put_compute_environment(msgspec.structs.replace(environment, status="DELETING"))
     stage.step()

@@ -7,10 +7,10 @@ knows nothing (it was lost, or put back from an old copy) may as well be another
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.blueprint import ENVIRONMENT_TAG
-from airflow_eksbatch.core.model import labels
+from airflow_eksbatch.cloud.sightings import Seen, list_by
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.planner.words import listed, number_of
 from airflow_eksbatch.doctor.aws.rights import POLICY
@@ -25,33 +25,29 @@ async def look_for_strays(
 ) -> None:
     """`environments` are all that the database knows."""
     known = {environment.uuid for environment in environments}
-    filters = [
-        {"Name": f"tag:{labels.MANAGED_BY}", "Values": [labels.OURS]},
-        {"Name": "instance-state-name", "Values": LASTING},
-    ]
-    strays: dict[str, str] = {}
-    count = 0
     try:
-        async for page in aws.pages("ec2", "describe_instances", Filters=filters):
-            for reservation in page["Reservations"]:
-                for instance in reservation["Instances"]:
-                    count += 1
-                    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
-                    if tags.get(labels.ENVIRONMENT_UUID) not in known:
-                        since = instance["LaunchTime"].date().isoformat()
-                        name = tags.get(ENVIRONMENT_TAG, "no compute environment")
-                        strays[instance["InstanceId"]] = f"of {name}, since {since}"
+        ours = await list_by(aws, "instance-state-name", LASTING)
     except AwsRefusal as error:
         group.unseen("strays", f"Instances may not be listed: {error.message}", POLICY)
         return
+    strays = {seen.instance_id: seen for seen in ours if seen.uuid not in known}
     if not strays:
-        said = number_of(count, "instance")
+        said = number_of(len(ours), "instance")
         group.ok("strays", f"{said} with our tags, none of a compute environment that is not here.")
         return
-    told = listed([f"{instance_id} ({about})" for instance_id, about in sorted(strays.items())])
+    told = listed(
+        [
+            f"{instance_id} (of {seen.environment or 'no compute environment'}, since {_day(seen)})"
+            for instance_id, seen in sorted(strays.items())
+        ]
+    )
     group.warn(
         "strays",
         f"{number_of(len(strays), 'instance')} of compute environments that this database does not know: {told}. "
         "Unless another eksbatch of this account has them, nobody will ever end them.",
         f"aws ec2 terminate-instances --instance-ids {' '.join(sorted(strays))}    # once you are sure of it",
     )
+
+
+def _day(seen: Seen) -> str:
+    return datetime.fromtimestamp(seen.launched_at / 1000, UTC).date().isoformat()
