@@ -232,11 +232,11 @@ class EKSBatchOperator(BaseOperator):
     # ---- on a worker ----
 
     def execute(self, context: Context) -> Any:
-        job_id = self._found_again(context)
-        if job_id is None:
-            job_id = self._submitted(context)
-            self.log.info("Submitted job %s to job queue %s", job_id, self.job_queue)
+        found = self._found_again(context)
+        job_id = found or self._submitted(context)
         self._remember(context, job_id)
+        if not found:  # said last: whoever reads it can count on the next try finding the job
+            self.log.info("Submitted job %s to job queue %s", job_id, self.job_queue)
         if not self.wait_for_completion:
             return {"job_id": job_id, "status": "SUBMITTED", "exit_code": None, "attempts": 0}
         if self.deferrable:
@@ -308,8 +308,8 @@ class EKSBatchOperator(BaseOperator):
         from airflow_eksbatch.hooks import EKSBatchHook, job_url
 
         self.job_id = job_id
-        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint().url, job_id)
         _store(context).set(STATE_KEY, {"job_id": job_id, "clear_number": _clear_number(context)})
+        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint().url, job_id)
 
     def _defer_to_trigger(self, context: Context, job_id: str) -> NoReturn:
         from airflow_eksbatch.triggers import EKSBatchJobTrigger
