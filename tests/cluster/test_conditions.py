@@ -287,12 +287,20 @@ LEFT = {
     "no-program": ["PodSeen", "PodEnded EXITED 128 StartError"],
     "init-fails": ["PodSeen", "PodEnded EXITED 5 Error"],
     "one-of-two": [*RAN, "PodEnded EXITED 8 Error"],
+    "own-disk": [*RAN, "PodEnded EXITED 137 Evicted"],
+    "evicted": [*RAN, "PodEnded PLATFORM 143 Error"],
+    "drained": [*RAN, "PodEnded PLATFORM None "],
+    "deleted": [*RAN, "PodEnded PLATFORM None "],
+    "deadline": [*RAN, "PodEnded TIMEOUT None "],
+    "node-lost": [*RAN, "PodEnded PLATFORM None "],
     "out-of-cpu": ["PodRefused OutOfcpu"],
     "out-of-memory": ["PodRefused OutOfmemory"],
+    "out-of-pods": ["PodRefused OutOfpods"],
     "no-image": ["PodSeen", "stuck ErrImagePull"],
     "bad-image": ["PodSeen", "stuck InvalidImageName"],
     "never-pulled": ["PodSeen", "stuck ErrImageNeverPull"],
     "not-as-root": ["PodSeen", "stuck CreateContainerConfigError"],
+    "no-such-user": ["PodSeen", "stuck CreateContainerError"],
 }
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from airflow_eksbatch.cluster.kube import conditions
 from airflow_eksbatch.cluster.kubernetes import KubernetesCluster
 from airflow_eksbatch.core.engine.facts import (
+    NodeClosed,
     NodeLost,
     NodeReady,
     PodEnded,
@@ -40,6 +41,7 @@ from tests.kubernetes.bed import (
     path_of,
 )
 from tests.kubernetes.rig.control_plane import ControlPlane
+from tests.kubernetes.rig.images import NO_SUCH_USER
 from tests.kubernetes.rig.network import Network
 from tests.kubernetes.rig.real_node import RealNode
 
@@ -54,8 +56,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory, network: Network) -> Iterato
         yield plane
 
 
-def join(plane: ControlPlane, network: Network, name: str) -> RealNode:
-    node = RealNode(plane, network, name, taints=TAINTS)
+def join(plane: ControlPlane, network: Network, name: str, **more: Any) -> RealNode:
+    node = RealNode(plane, network, name, taints=TAINTS, **more)
     given = {labels.ENVIRONMENT_UUID: MANAGED.uuid, labels.NODE_UID: name}
     plane.admin.patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": given}})
     return node
@@ -83,7 +85,16 @@ def keep_golden(plane: ControlPlane, name: str) -> None:
     assert pod is not None, f"{name} is gone already"
     pod["metadata"].pop("managedFields", None)
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    (GOLDEN / f"{name.removesuffix('-0-1')}.json").write_text(json.dumps(pod, indent=1) + "\n")
+    text = json.dumps(pod, indent=1).replace(str(plane.directory), "/var/lib")
+    (GOLDEN / f"{name.removesuffix('-0-1')}.json").write_text(text + "\n")
+
+
+@contextmanager
+def held(plane: ControlPlane, name: str) -> Iterator[None]:
+    """The pod stays to be looked at when it has been deleted."""
+    plane.admin.patch(path_of(name), {"metadata": {"finalizers": ["eksbatch.test/held"]}})
+    yield
+    plane.admin.patch(path_of(name), {"metadata": {"finalizers": []}})
 
 
 def shell(script: str, **more: Any) -> Json:
@@ -94,6 +105,8 @@ def limited(memory: str) -> Json:
     return {"limits": {"cpu": "1", "memory": memory}}
 
 
+# Ends when it is told to, which the first process of a container otherwise would not.
+ENDLESS = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
 ENDS: dict[str, tuple[Json, int | None, str]] = {
     "exit-3": ({"containers": [shell("exit 3")]}, 3, "Error"),
     "segv": ({"containers": [shell("sh -c 'kill -SEGV $$$$'; exit $?")]}, 139, "Error"),
@@ -115,6 +128,19 @@ ENDS: dict[str, tuple[Json, int | None, str]] = {
         {"containers": [shell("exit 0", name="a"), shell("exit 8", name="b")]},
         8,
         "Error",
+    ),
+    "own-disk": (
+        {
+            "containers": [
+                shell(
+                    "dd if=/dev/zero of=/scratch/full bs=1M count=4; sleep 1000",
+                    volumeMounts=[{"name": "scratch", "mountPath": "/scratch"}],
+                )
+            ],
+            "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}],
+        },
+        137,
+        'Evicted: Usage of EmptyDir volume "scratch" exceeds the limit',
     ),
 }
 
@@ -172,6 +198,7 @@ STUCK: dict[str, tuple[Json, str]] = {
         {"image": BUSYBOX, "securityContext": {"runAsNonRoot": True}},
         "CreateContainerConfigError",
     ),
+    "no-such-user": ({"image": NO_SUCH_USER}, "CreateContainerError"),
 }
 
 
@@ -210,25 +237,81 @@ async def test_a_container_that_does_not_listen_is_killed_after_its_grace(
         assert (end.cause, end.exit_code) == (Cause.EXITED, 137)
 
 
+def evict(plane: ControlPlane, pod: str) -> None:
+    """As `kubectl drain` does."""
+    namespace, name = path_of(pod).split("/")[-3::2]
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": name, "namespace": namespace},
+    }
+    plane.admin.create(f"{path_of(pod)}/eviction", body)
+
+
+OTHERS: dict[str, tuple[Callable[[ControlPlane, str], object], Cause, str]] = {
+    "deleted": (
+        lambda plane, pod: plane.admin.delete(path_of(pod)),
+        Cause.PLATFORM,
+        conditions.DELETED,
+    ),
+    "drained": (evict, Cause.PLATFORM, "Pod was disrupted: EvictionByEvictionAPI: "),
+    "deadline": (
+        lambda plane, pod: plane.admin.patch(path_of(pod), {"spec": {"activeDeadlineSeconds": 1}}),
+        Cause.TIMEOUT,
+        conditions.TIMED_OUT,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
 @asynchronous
-async def test_a_polite_job_that_somebody_else_deletes_runs_again_and_its_last_words_are_kept(
-    plane: ControlPlane, node: RealNode, tmp_path: Path
+async def test_what_others_do_to_a_running_pod_is_not_its_end_and_its_last_words_are_kept(
+    plane: ControlPlane, node: RealNode, tmp_path: Path, name: str
 ) -> None:
-    pod, script = (
-        "polite-0-1",
-        "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done",
-    )
+    """It ends politely, with 0, but has not done its work."""
+    act, cause, reason = OTHERS[name]
+    pod = f"{name}-0-1"
     async with on(plane, tmp_path) as (cluster, watch):
-        await cluster.create_pod(a_pod(pod, node=NODE, containers=[shell(script)]))
+        await cluster.create_pod(a_pod(pod, node=NODE, containers=[shell(ENDLESS)]))
         await said(cluster, pod, b"up\n")
-        plane.admin.delete(path_of(pod))
-        end = (await watch.until(PodEnded, pod)).end
-        assert (end.cause, end.status_reason) == (
-            Cause.PLATFORM,
-            "Pod was deleted by somebody else",
-        )
+        with held(plane, pod):
+            act(plane, pod)
+            end = (await watch.until(PodEnded, pod)).end
+            keep_golden(plane, pod)
+        assert end.cause is cause
+        assert end.status_reason.startswith(reason)
         await forgotten(cluster, pod)
         assert await output(cluster, pod) == b"up\nbye\n"
+
+
+@asynchronous
+async def test_a_pod_that_ends_for_its_nodes_sake_was_disrupted(
+    plane: ControlPlane, node: RealNode, tmp_path: Path
+) -> None:
+    """The kubelet finds that the machine has too little memory for anybody. (Of a program that ends
+    with 0 when it is evicted, the kubelet says that it has succeeded, and nothing else.)"""
+    pod, script = "evicted-0-1", "trap 'exit 143' TERM; echo up; while :; do sleep 0.05; done"
+    async with on(plane, tmp_path) as (cluster, watch):
+        # One that asked for nothing would not be let in again by a kubelet that begins again.
+        container = shell(script, resources=limited("24Mi"))
+        await cluster.create_pod(a_pod(pod, node=NODE, containers=[container]))
+        await said(cluster, pod, b"up\n")
+        full = {"memory.available": "99%"}
+        await asyncio.to_thread(node.reconfigure_kubelet, evictionHard=full)
+        try:
+            end = (await watch.until(PodEnded, pod)).end
+            keep_golden(plane, pod)
+            async with asyncio.timeout(WAIT_S):
+                while not any(
+                    isinstance(f, NodeClosed) and "MemoryPressure" in (f.reason or "")
+                    for f in watch.facts
+                ):
+                    await asyncio.sleep(0.05)
+        finally:
+            await asyncio.to_thread(node.reconfigure_kubelet)
+        assert end.cause is Cause.PLATFORM
+        assert end.status_reason.startswith("Pod was disrupted: Evicted: The node was low on")
+        await forgotten(cluster, pod)
 
 
 # ---- output
@@ -285,33 +368,38 @@ async def test_output_is_whole_for_whoever_reads_it_while_it_is_put_away(
 async def test_a_log_outlives_its_node_and_a_killed_machine_is_lost(
     plane: ControlPlane, node: RealNode, network: Network, tmp_path: Path
 ) -> None:
-    """1. one pod ends and is forgotten, one is read while it runs; 2. the machine dies; 3. both outputs are there."""
-    with join(plane, network, "mortal") as mortal:
+    """1. one pod ends and is forgotten, one is read while it runs, one finds the machine full; 2. the
+    machine dies; 3. both outputs are there."""
+    with join(plane, network, "mortal", max_pods=1) as mortal:
         async with a_cluster(plane, tmp_path) as (cluster, watch):
             async with asyncio.timeout(WAIT_S):
                 while not any(
                     isinstance(f, NodeReady) and f.node_id == "mortal" for f in watch.facts
                 ):
                     await asyncio.sleep(0.05)
-            lives = [shell("echo alive; while :; do sleep 0.05; done")]
             await cluster.create_pod(
                 a_pod("ended-0-1", node="mortal", containers=[shell("echo a")])
             )
-            await cluster.create_pod(a_pod("lives-0-1", node="mortal", containers=lives))
             await watch.until(PodEnded, "ended-0-1")
             await forgotten(cluster, "ended-0-1")
-            await said(cluster, "lives-0-1", b"alive\n")
-            await asyncio.to_thread(mortal.kill)
-            # The machine is gone, and so says its cloud: the node object goes.
-            plane.admin.delete("/api/v1/nodes/mortal")
-            assert (await watch.until(NodeLost)).node_id == "mortal"
-            await cluster.delete_pod(delete("lives-0-1"))
-            end = (await watch.until(PodEnded, "lives-0-1")).end
+            for pod in ("node-lost-0-1", "out-of-pods-0-1"):
+                await cluster.create_pod(a_pod(pod, node="mortal", containers=[shell(ENDLESS)]))
+            assert (await watch.until(PodRefused, "out-of-pods-0-1")).reason.startswith("OutOfpods")
+            keep_golden(plane, "out-of-pods-0-1")
+            await said(cluster, "node-lost-0-1", b"up\n")
+            with held(plane, "node-lost-0-1"):
+                await asyncio.to_thread(mortal.kill)
+                # The machine is gone, and so says its cloud: the node object goes.
+                plane.admin.delete("/api/v1/nodes/mortal")
+                assert (await watch.until(NodeLost)).node_id == "mortal"
+                # Kubernetes takes a minute to collect what was on it.
+                end = (await watch.until(PodEnded, "node-lost-0-1")).end
+                keep_golden(plane, "node-lost-0-1")
             assert end.cause is Cause.PLATFORM
             assert end.status_reason.startswith("Host EC2 (instance ")
-            await forgotten(cluster, "lives-0-1")
+            await forgotten(cluster, "node-lost-0-1")
             assert await output(cluster, "ended-0-1") == b"a\n"
-            assert await output(cluster, "lives-0-1") == b"alive\n"
+            assert await output(cluster, "node-lost-0-1") == b"up\n"
 
 
 async def output(cluster: KubernetesCluster, pod: str) -> bytes:

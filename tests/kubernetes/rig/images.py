@@ -13,13 +13,18 @@ from pathlib import Path
 
 BUSYBOX = "eksbatch.test/busybox:1"
 PAUSE = "eksbatch.test/pause:1"
+NO_SUCH_USER = "eksbatch.test/no-such-user:1"
 TOUCHED = 0  # no file says when it was made: equal content gives equal images
 
 
 def write_images(path: Path) -> None:
-    """A tar as `docker save` writes it, with both images in one layer."""
+    """A tar as `docker save` writes it, with all images in one layer."""
     layer = _tar(_busybox_files())
-    configs = {BUSYBOX: _config(layer, ["/bin/sh"]), PAUSE: _config(layer, ["/bin/sleep", "1000d"])}
+    configs = {
+        BUSYBOX: _config(layer, ["/bin/sh"]),
+        PAUSE: _config(layer, ["/bin/sleep", "1000d"]),
+        NO_SUCH_USER: _config(layer, ["/bin/sh"], user="nosuchuser"),
+    }
     manifest = [
         {"Config": f"{_digest(config)}.json", "RepoTags": [name], "Layers": ["layer.tar"]}
         for name, config in configs.items()
@@ -48,11 +53,11 @@ def _busybox_files() -> Iterable[Entry]:
             yield _link(f"bin/{applet}", "busybox")
 
 
-def _config(layer: bytes, command: list[str]) -> bytes:
+def _config(layer: bytes, command: list[str], user: str = "") -> bytes:
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": command, "Env": ["PATH=/bin"], "WorkingDir": "/"},
+        "config": {"Cmd": command, "Env": ["PATH=/bin"], "User": user, "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_digest(layer)}"]},
     }
     return json.dumps(config).encode()

@@ -164,6 +164,12 @@ class RealNode:
             _kill(process)
         child.wait()
 
+    def reconfigure_kubelet(self, **members: Any) -> None:
+        """It begins again with these members of KubeletConfiguration, and what was said before."""
+        self.kill_kubelet()
+        self._write_kubelet_configuration(**members)
+        self.start_kubelet()
+
     def cut_off(self) -> None:
         """Nothing of it is heard, and nothing reaches it."""
         run("ip", "link", "set", self.link, "down")
@@ -218,8 +224,12 @@ class RealNode:
         containerd = CONTAINERD.format(directory=directory, pause=PAUSE)
         (directory / "containerd.toml").write_text(containerd)
         (directory / "cni" / "pods.conflist").write_text(json.dumps(POD_NETWORK))
-        kubelet = _kubelet_configuration(self._told.authority)
-        (directory / "kubelet.json").write_text(json.dumps({**kubelet, **self._told.kubelet}))
+        self._write_kubelet_configuration()
+
+    def _write_kubelet_configuration(self, **members: Any) -> None:
+        given = _kubelet_configuration(self._told.authority)
+        written = json.dumps({**given, **self._told.kubelet, **members})
+        (self.directory / "kubelet.json").write_text(written)
 
     def _import_images(self) -> None:
         images = self._plane.directory / "images.tar"
@@ -268,6 +278,8 @@ def _kubelet_configuration(certificate: Path) -> dict[str, Any]:
         "oomScoreAdj": 0,
         # The machine is shared: how full its disk is says nothing about this node.
         "evictionHard": dict.fromkeys(FULL, "0%"),
+        "evictionPressureTransitionPeriod": "1s",
+        "volumeStatsAggPeriod": "1s",
         "imageGCHighThresholdPercent": 100,
         "resolvConf": "",
         "volumePluginDir": "/var/lib/kubelet/plugins-of-others",
