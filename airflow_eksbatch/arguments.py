@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airflow_eksbatch.core.model import limits
+
 # What may be templated. The operator's template fields, the trigger's keyword arguments and the
 # keys read here are this one list: Airflow renders in the triggerer only what all three name.
 FIELDS = (
@@ -36,10 +38,10 @@ FIELDS = (
 )
 
 MIN_MEMORY_MIB = 4
-MIN_TIMEOUT_S = 60  # AWS Batch refuses shorter attempts
-MAX_ATTEMPTS = 10
-MAX_ARRAY_SIZE = 10_000
-MAX_DEPENDENCIES = 20
+MIN_TIMEOUT_S = limits.TIMEOUT_S_MIN
+MAX_ATTEMPTS = limits.ATTEMPTS_MAX
+MAX_ARRAY_SIZE = limits.ARRAY_SIZE_MAX
+MAX_DEPENDENCIES = limits.DEPENDENCIES_MAX
 MAX_PRIORITY = 9_999
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")

@@ -18,6 +18,7 @@ from airflow_eksbatch.core.engine.facts import (
     PolicyPut,
     QueuePut,
 )
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobSpec
@@ -41,8 +42,6 @@ LOOK_EVERY_S = 3600.0
 # Every refusal is forgotten and every pause is over long before.
 STALLED_S = 2 * 3600.0
 STALLED = "Jobs wait for ever: no compute environment may or can grow enough."
-# AWS's most for one array.
-ARRAY_SIZE_MAX = 10_000
 EXAMPLES = """\
 examples:
   eksbatch simulate --jobs 3000:120:1:2048:backfill --jobs 100:60:0.5:1024:today:300 --weight today=0.1
@@ -264,7 +263,8 @@ def make_workload(
 def arrays_of(name: str, group: Group) -> list[JobSpec]:
     """As many arrays as AWS would want for so many jobs."""
     sizes = [
-        min(ARRAY_SIZE_MAX, group.count - first) for first in range(0, group.count, ARRAY_SIZE_MAX)
+        min(limits.ARRAY_SIZE_MAX, group.count - first)
+        for first in range(0, group.count, limits.ARRAY_SIZE_MAX)
     ]
     return [
         a_spec(

@@ -74,6 +74,6 @@ class CheckEnvironment(Effect, frozen=True, kw_only=True):
 
 
 class DeleteEnvironment(Effect, frozen=True, kw_only=True):
-    """Take down what the adapters made for a compute environment (launch template, ...)."""
+    """End what is left of a compute environment in its cloud, also instances that were never known here."""
 
     name: str

@@ -192,7 +192,7 @@ class NodesListed(Fact, frozen=True, kw_only=True):
 
 
 class OfferingsListed(Fact, frozen=True, kw_only=True):
-    """What a compute environment may buy, cheapest data first or in any order."""
+    """All that a compute environment may buy; whatever it could buy before and is not in it is sold no more."""
 
     compute_environment: str
     offerings: tuple[Offering, ...]

@@ -20,7 +20,7 @@ from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStat
 from airflow_eksbatch.core.model.retry import Cause
 from airflow_eksbatch.core.world.measured import kind_of
 
-# Of these only the time counts: the planner may buy again.
+# Nothing to look at: that it is time lets the planner, which comes next, buy again.
 BUYING = ("refusal", "gather")
 TIMED_OUT = "Job attempt duration exceeded timeout"
 

@@ -1,4 +1,4 @@
-"""Every bound of the system in one list, each with its reason."""
+"""AWS Batch's bounds and those of our decisions, each with its reason; what one adapter alone bounds stands with it."""
 
 # AWS Batch's own (service quotas and API reference); kept, because clients are written against them.
 ARRAY_SIZE_MIN = 2

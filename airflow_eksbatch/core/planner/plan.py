@@ -1,4 +1,4 @@
-"""The plan of one beat, and the five calls that make it."""
+"""What the plan of one beat says: placements, launches, retirements, and what found no place."""
 
 from __future__ import annotations
 
