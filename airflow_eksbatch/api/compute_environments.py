@@ -11,7 +11,6 @@ from airflow_eksbatch.api.port import Call, Operation, now_ms
 from airflow_eksbatch.api.wire.names import check_name, check_namespace, check_tags, name_of, page
 from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, Deleted
-from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.errors import Rejected
 
@@ -178,12 +177,11 @@ def wire_of(environment: ComputeEnvironment) -> Wire:
 async def describe(call: Call) -> Wire:
     await call.desk.settled()
     request, world = call.input, call.desk.world
-    found = sorted(world.compute_environments.values(), key=lambda e: e.name)
+    found = list(world.compute_environments.values())
     if request.get("computeEnvironments"):
         wanted = {name_of(name) for name in request["computeEnvironments"]}
         found = [environment for environment in found if environment.name in wanted]
-    size = min(request.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
-    rows, token = page(found, request.get("nextToken"), max(1, size))
+    rows, token = page(found, lambda environment: (environment.name, 0), request)
     details = [detail(environment, world.vcpus[environment.name]) for environment in rows]
     return without_nothing({"computeEnvironments": details, "nextToken": token})
 

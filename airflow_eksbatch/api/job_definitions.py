@@ -92,7 +92,7 @@ async def describe(call: Call) -> dict[str, Any]:
     if len(named) > limits.DESCRIBE_MAX:
         raise Rejected(f"jobDefinitions takes at most {limits.DESCRIBE_MAX} entries.")
     revisions = (d for by_number in world.definitions.values() for d in by_number.values())
-    found = sorted(revisions, key=lambda d: (d.name, -d.revision))
+    found = list(revisions)
     if named:
         wanted = {name_of(name) for name in named}
         found = [d for d in found if d.key in wanted or d.name in wanted]
@@ -101,8 +101,7 @@ async def describe(call: Call) -> dict[str, Any]:
         found = [d for d in found if d.name == name]
     if request.get("status"):
         found = [d for d in found if d.status == request["status"]]
-    size = min(request.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
-    rows, token = page(found, request.get("nextToken"), max(1, size))
+    rows, token = page(found, lambda d: (d.name, -d.revision), request)
     return without_nothing({"jobDefinitions": [detail(d) for d in rows], "nextToken": token})
 
 

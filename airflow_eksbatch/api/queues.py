@@ -106,12 +106,11 @@ async def delete_queue(call: Call) -> dict[str, Any]:
 async def describe_queues(call: Call) -> dict[str, Any]:
     await call.desk.settled()
     request, settings = call.input, call.desk.settings
-    queues = sorted(call.desk.world.queues.values(), key=lambda queue: queue.name)
+    queues = list(call.desk.world.queues.values())
     if request.get("jobQueues"):
         wanted = {name_of(name) for name in request["jobQueues"]}
         queues = [queue for queue in queues if queue.name in wanted]
-    size = min(request.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
-    rows, token = page(queues, request.get("nextToken"), max(1, size))
+    rows, token = page(queues, lambda queue: (queue.name, 0), request)
     details = [
         without_nothing(
             {
@@ -224,9 +223,8 @@ def policy_detail(policy: SchedulingPolicy) -> dict[str, Any]:
 
 async def list_policies(call: Call) -> dict[str, Any]:
     await call.desk.settled()
-    policies = sorted(call.desk.world.policies.values(), key=lambda policy: policy.name)
-    size = min(call.input.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX)
-    rows, token = page(policies, call.input.get("nextToken"), max(1, size))
+    policies = call.desk.world.policies.values()
+    rows, token = page(policies, lambda policy: (policy.name, 0), call.input)
     listed = [{"arn": policy.arn} for policy in rows]
     return without_nothing({"schedulingPolicies": listed, "nextToken": token})
 

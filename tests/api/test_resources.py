@@ -271,6 +271,26 @@ def test_lists_come_in_pages(batch: Any, unique: Unique) -> None:
         assert [row for page in pages for row in page[key]] == whole
 
 
+def test_whoever_deletes_what_they_read_page_by_page_reads_all(batch: Any, unique: Unique) -> None:
+    name = unique("swept")
+    for number in range(5):
+        a_definition(batch, f"echo {number}", name=name)
+    asked = {"jobDefinitionName": name, "status": "ACTIVE"}
+    pages = batch.get_paginator("describe_job_definitions").paginate(
+        **asked, PaginationConfig={"PageSize": 2}
+    )
+    for page in pages:
+        for definition in page["jobDefinitions"]:
+            batch.deregister_job_definition(jobDefinition=definition["jobDefinitionArn"])
+    assert batch.describe_job_definitions(**asked)["jobDefinitions"] == []
+
+
+@pytest.mark.parametrize("token", ["??", "MS4y", "Mi4", "Mi54LmE", "ü", "A"])
+def test_a_page_begins_only_where_this_service_said(batch: Any, token: str) -> None:
+    """Nonsense, a token of another list, and halves of one of this."""
+    assert "begin without it" in refusal(batch.describe_job_queues, nextToken=token)
+
+
 # ---- tags
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
@@ -16,6 +17,9 @@ SHARE = re.compile(r"[A-Za-z0-9]{0,255}\*?")
 
 # Larger than any sequence number, and no database refuses it.
 POSITION_MAX = 2**62
+NUMBER = re.compile(r"-?[0-9]{1,19}")
+Key = tuple[str, int]
+"""What lists are ordered by: a name, then a number where names repeat."""
 T = TypeVar("T")
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -72,29 +76,60 @@ def split_job_id(job_id: str) -> tuple[str, int | None]:
     return plain, int(index) if index.isascii() and index.isdigit() and len(index) < 7 else None
 
 
-def page_token(position: object) -> str:
+def encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decoded(token: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+    except (binascii.Error, ValueError):
+        raise foreign_token() from None
+
+
+def foreign_token() -> Rejected:
+    return Rejected("nextToken is not one that this service gave: begin without it.")
+
+
+def page_token(position: int) -> str:
     """Opaque to callers."""
-    return base64.urlsafe_b64encode(f"1.{position}".encode()).decode().rstrip("=")
+    return encoded(f"1.{position}")
 
 
 def position_of(token: str | None) -> int:
     """Where the next page begins; 0 without a token."""
     if not token:
         return 0
-    try:
-        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-        version, _, position = text.partition(".")
-        if version != "1":
-            raise ValueError
-        if not 0 <= int(position) <= POSITION_MAX:
-            raise ValueError
-        return int(position)
-    except (binascii.Error, UnicodeError, ValueError):
-        raise Rejected("nextToken is not one that this service gave: begin without it.") from None
+    version, _, position = decoded(token).partition(".")
+    if version != "1" or not NUMBER.fullmatch(position) or not 0 <= int(position) <= POSITION_MAX:
+        raise foreign_token()
+    return int(position)
 
 
-def page(rows: list[T], token: str | None, size: int) -> tuple[list[T], str | None]:
-    """One page of what is all in memory, and the token of the next."""
-    start = position_of(token)
-    end = start + size
-    return rows[start:end], page_token(end) if end < len(rows) else None
+def page(
+    rows: Iterable[T], key: Callable[[T], Key], request: Mapping[str, Any]
+) -> tuple[list[T], str | None]:
+    """One page of what is all in memory, in the order of its keys, and the token of the next.
+
+    That one begins after the key of this page's last row: callers change and delete what they read, page by page.
+    """
+    size = max(1, min(request.get("maxResults") or limits.DESCRIBE_MAX, limits.DESCRIBE_MAX))
+    token = request.get("nextToken")
+    after = key_of(token) if token else None
+    left = sorted((row for row in rows if after is None or key(row) > after), key=key)
+    chosen = left[:size]
+    return chosen, key_token(key(chosen[-1])) if len(left) > size else None
+
+
+def key_token(key: Key) -> str:
+    """Opaque to callers."""
+    return encoded(f"2.{key[1]}.{key[0]}")
+
+
+def key_of(token: str) -> Key:
+    """The last row of the page before."""
+    version, _, rest = decoded(token).partition(".")
+    number, _, name = rest.partition(".")
+    if version != "2" or not NUMBER.fullmatch(number):
+        raise foreign_token()
+    return name, int(number)
