@@ -101,33 +101,3 @@ class Chance:
         if not self.strikes(self.faults.crash):
             return None
         return self._dice.choice(list(CrashLine))
-
-
-def draw_faults(seed: int, calm_after_s: float) -> Faults:
-    """A mixture for one seed: each fault is absent, rare or frequent, so that each is also seen alone."""
-    dice = random.Random(f"faults {seed}")
-
-    def rate(frequent: float) -> float:
-        return frequent * dice.choice((0.0, 0.0, 0.2, 1.0))
-
-    return Faults(
-        lost=rate(0.3),
-        doubled=rate(0.3),
-        late=rate(0.4),
-        late_s=dice.choice((2.0, 30.0, 200.0)),
-        crash=rate(0.1),
-        refused=rate(0.5),
-        never_joins=rate(0.2),
-        dies=rate(0.3),
-        reclaimed=rate(0.8),
-        without_notice=rate(0.5),
-        pod_refused=rate(0.2),
-        pod_stuck=rate(0.1),
-        pod_deleted=rate(0.15),
-        pressed=rate(0.3),
-        pod_beyond_quota=rate(0.1),
-        daemons_cpu_m=dice.choice((0, 0, 100, 600)),
-        unanswered=rate(0.1),
-        recommended=rate(0.3),
-        calm_after_s=calm_after_s,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -45,28 +46,6 @@ UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 Words = Sequence[str]
 Named = Mapping[str, str]
 
-USAGE = {
-    "environment": "NAME EC2|SPOT MAX_VCPUS [types=m6i,c6i] [min=VCPUS] [idle=60s]   make one, or change it",
-    "enable": "ENVIRONMENT",
-    "disable": "ENVIRONMENT                  it buys nothing more; what it has goes on",
-    "queue": "NAME ENVIRONMENT,... [priority=1] [weights=SHARE=FACTOR,...] [fifo=yes]",
-    "submit": "NAME QUEUE [count=1] [run=60s] [vcpus=1] [memory=2048] [share=today] [after=JOB,...]\n"
-    "              [each=yes]  child i waits for child i only   [in-order=yes]  children one by one\n"
-    "              [attempts=1] [exits=1,0]  exit code of each attempt   [timeout=10m] [priority=0]",
-    "cancel": "JOB[:INDEX]",
-    "terminate": "JOB[:INDEX]",
-    "refuse": "ENVIRONMENT                  there is no capacity for it",
-    "allow": "ENVIRONMENT                   there is again",
-    "reclaim": "ENVIRONMENT [COUNT]         Spot instances are taken back, with two minutes' notice",
-    "silence": "ENVIRONMENT [COUNT]         the kubelets of nodes die",
-    "crash": "                              kill -9 of the service; it comes back",
-    "wait": "5m | end                       let time pass, and tell what happens; end: until nothing lives",
-    "show": "                               jobs, and nodes",
-    "why": "JOB                             why is it not running?",
-    "report": "                             what it came to so far",
-    "help": "                               this list",
-}
-
 
 class Script:
     """One simulated service and a person who types."""
@@ -80,25 +59,6 @@ class Script:
         self._queues: dict[str, tuple[str, ...]] = {}
         self._fair: set[str] = set()
         self._tokens = itertools.count(1)
-        self._commands: dict[str, Callable[[Words, Named], Iterator[str]]] = {
-            "environment": self._environment,
-            "enable": self._enable,
-            "disable": self._disable,
-            "queue": self._queue,
-            "submit": self._submit,
-            "cancel": self._cancel,
-            "terminate": self._terminate,
-            "refuse": self._refuse,
-            "allow": self._allow,
-            "reclaim": self._reclaim,
-            "silence": self._silence,
-            "crash": self._crash,
-            "wait": self._wait,
-            "show": self._show,
-            "why": self._why,
-            "report": self._report,
-            "help": self._help,
-        }
 
     def play(self, text: str) -> Iterator[str]:
         """Each command behind a prompt, then its answer; answers that are in the text already are passed over."""
@@ -110,21 +70,22 @@ class Script:
                 raise BadScenario(f"line {number}, {line!r}: {error.message}") from None
 
     def obey(self, line: str) -> Iterator[str]:
-        words, named = read_line(line)
-        command = self._commands.get(words[0])
+        (name, *words), named = read_line(line)
+        command = COMMANDS.get(name)
         if command is None:
-            raise BadScenario(f"there is no such command; there are {', '.join(USAGE)}.")
+            raise BadScenario(f"there is no such command; there are {', '.join(COMMANDS)}.")
+        for unknown in named.keys() - set(command.named):
+            raise BadScenario(f"{unknown}= is not understood here.")
         try:
-            yield from command(words[1:], named)
+            yield from command.run(self, words, named)
         except BadScenario:
             raise
         except (ValueError, KeyError, msgspec.ValidationError):
-            raise BadScenario(f"say {' '.join(f'{words[0]} {USAGE[words[0]]}'.split())}") from None
+            raise BadScenario(f"say {' '.join(f'{name} {command.usage}'.split())}") from None
 
     # ---- set-up
 
     def _environment(self, words: Words, named: Named) -> Iterator[str]:
-        only(named, "types", "min", "idle")
         name, market, most = words
         before = self._environments.get(name)
         made = an_environment(
@@ -139,21 +100,13 @@ class Script:
         self._environments[name] = made
         yield from self._put(ComputeEnvironmentPut(compute_environment=made, create=before is None))
 
-    def _enable(self, words: Words, named: Named) -> Iterator[str]:
-        yield from self._switch(words, named, "ENABLED")
-
-    def _disable(self, words: Words, named: Named) -> Iterator[str]:
-        yield from self._switch(words, named, "DISABLED")
-
-    def _switch(self, words: Words, named: Named, state: str) -> Iterator[str]:
-        only(named)
+    def _switch(self, words: Words, _: Named, *, state: str) -> Iterator[str]:
         name = self._known_environment(words)
         made = msgspec.structs.replace(self._environments[name], state=state)
         self._environments[name] = made
         yield from self._put(ComputeEnvironmentPut(compute_environment=made, create=False))
 
     def _queue(self, words: Words, named: Named) -> Iterator[str]:
-        only(named, "priority", "weights", "fifo")
         name, listed = words
         environments = listed.split(",")
         is_fair = named.get("fifo") != "yes"
@@ -178,11 +131,6 @@ class Script:
     # ---- jobs
 
     def _submit(self, words: Words, named: Named) -> Iterator[str]:
-        only(
-            named,
-            *("count", "run", "vcpus", "memory", "share", "after", "each", "in-order"),
-            *("attempts", "exits", "timeout", "priority"),
-        )
         name, queue = words
         group = Group(
             count=whole(named.get("count", "1")),
@@ -210,19 +158,12 @@ class Script:
         self.watcher.expect(spec, self.simulator.timeline.elapsed_s)
         yield from self._put(JobSubmitted(spec=spec))
 
-    def _cancel(self, words: Words, named: Named) -> Iterator[str]:
-        yield from self._stop(words, named, terminate=False)
-
-    def _terminate(self, words: Words, named: Named) -> Iterator[str]:
-        yield from self._stop(words, named, terminate=True)
-
-    def _stop(self, words: Words, named: Named, *, terminate: bool) -> Iterator[str]:
-        only(named)
+    def _stop(self, words: Words, _: Named, *, terminate: bool) -> Iterator[str]:
         (job,) = words
-        name, _, index = job.partition(":")
+        name, colon, index = job.partition(":")
         fact = JobStopped(
             job_id=JobId(name),
-            index=whole(index) if index else None,
+            index=whole(index) if colon else None,
             reason="terminated by the script" if terminate else "cancelled by the script",
             terminate=terminate,
         )
@@ -230,38 +171,32 @@ class Script:
 
     # ---- what goes wrong
 
-    def _refuse(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _refuse(self, words: Words, _: Named) -> Iterator[str]:
         self.simulator.cloud.refusing.add(self._known_environment(words))
         yield from ()
 
-    def _allow(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _allow(self, words: Words, _: Named) -> Iterator[str]:
         self.simulator.cloud.refusing.discard(self._known_environment(words))
         yield from ()
 
-    def _reclaim(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _reclaim(self, words: Words, _: Named) -> Iterator[str]:
         name, number = self._known_environment(words[:1]), how_many(words)
         if self._environments[name].market is not Market.SPOT:
             raise BadScenario("only Spot instances are taken back.")
         yield f"{self.simulator.cloud.reclaim(name, number)} of {name} are given notice"
 
-    def _silence(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _silence(self, words: Words, _: Named) -> Iterator[str]:
         name, number = self._known_environment(words[:1]), how_many(words)
         yield f"{self.simulator.cloud.silence(name, number)} of {name} fall silent"
 
-    def _crash(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _crash(self, words: Words, _: Named) -> Iterator[str]:
         nothing(words)
         self.simulator.crash()
         yield "the service is killed"
 
     # ---- time and questions
 
-    def _wait(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _wait(self, words: Words, _: Named) -> Iterator[str]:
         (how_long,) = words
         simulator, timeline = self.simulator, self.simulator.timeline
         if how_long == "end":
@@ -278,14 +213,12 @@ class Script:
         yield from self.story.lines()
         yield f"it is {clock(timeline.elapsed_s)}"
 
-    def _show(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _show(self, words: Words, _: Named) -> Iterator[str]:
         nothing(words)
         yield from jobs_table(self.simulator.ledger)
         yield from nodes_table(self.simulator.ledger)
 
-    def _why(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _why(self, words: Words, _: Named) -> Iterator[str]:
         (name,) = words
         world = self.simulator.world
         if world is None:
@@ -296,16 +229,14 @@ class Script:
             raise BadScenario("there is no such job.")
         yield from explain(world, job, self.simulator.timeline.now)
 
-    def _report(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _report(self, words: Words, _: Named) -> Iterator[str]:
         nothing(words)
         yield from text_of(self.watcher.answer()).splitlines()
 
-    def _help(self, words: Words, named: Named) -> Iterator[str]:
-        only(named)
+    def _help(self, words: Words, _: Named) -> Iterator[str]:
         nothing(words)
-        for name, usage in USAGE.items():
-            yield f"{name:<12} {usage}".rstrip()
+        for name, command in COMMANDS.items():
+            yield f"{name:<12} {command.usage}".rstrip()
 
     # ---- with the service
 
@@ -328,6 +259,61 @@ class Script:
 # ---- reading
 
 
+class Command(msgspec.Struct, frozen=True):
+    usage: str
+    run: Callable[[Script, Words, Named], Iterator[str]]
+    named: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "environment": Command(
+        "NAME EC2|SPOT MAX_VCPUS [types=m6i,c6i] [min=VCPUS] [idle=60s]   make one, or change it",
+        Script._environment,
+        ("types", "min", "idle"),
+    ),
+    "enable": Command("ENVIRONMENT", partial(Script._switch, state="ENABLED")),
+    "disable": Command(
+        "ENVIRONMENT                  it buys nothing more; what it has goes on",
+        partial(Script._switch, state="DISABLED"),
+    ),
+    "queue": Command(
+        "NAME ENVIRONMENT,... [priority=1] [weights=SHARE=FACTOR,...] [fifo=yes]",
+        Script._queue,
+        ("priority", "weights", "fifo"),
+    ),
+    "submit": Command(
+        "NAME QUEUE [count=1] [run=60s] [vcpus=1] [memory=2048] [share=today] [after=JOB,...]\n"
+        "              [each=yes]  child i waits for child i only   [in-order=yes]  children one by one\n"
+        "              [attempts=1] [exits=1,0]  exit code of each attempt   [timeout=10m] [priority=0]",
+        Script._submit,
+        (
+            *("count", "run", "vcpus", "memory", "share", "after", "each", "in-order"),
+            *("attempts", "exits", "timeout", "priority"),
+        ),
+    ),
+    "cancel": Command("JOB[:INDEX]", partial(Script._stop, terminate=False)),
+    "terminate": Command("JOB[:INDEX]", partial(Script._stop, terminate=True)),
+    "refuse": Command("ENVIRONMENT                  there is no capacity for it", Script._refuse),
+    "allow": Command("ENVIRONMENT                   there is again", Script._allow),
+    "reclaim": Command(
+        "ENVIRONMENT [COUNT]         Spot instances are taken back, with two minutes' notice",
+        Script._reclaim,
+    ),
+    "silence": Command("ENVIRONMENT [COUNT]         the kubelets of nodes die", Script._silence),
+    "crash": Command(
+        "                              kill -9 of the service; it comes back", Script._crash
+    ),
+    "wait": Command(
+        "5m | end                       let time pass, and tell what happens; end: until nothing lives",
+        Script._wait,
+    ),
+    "show": Command("                               jobs, and nodes", Script._show),
+    "why": Command("JOB                             why is it not running?", Script._why),
+    "report": Command("                             what it came to so far", Script._report),
+    "help": Command("                               this list", Script._help),
+}
+
+
 def commands_of(text: str) -> list[tuple[int, str]]:
     """Numbered lines that are commands or comments: those behind a prompt if there are any, else all."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
@@ -345,12 +331,6 @@ def read_line(line: str) -> tuple[list[str], dict[str, str]]:
     if not words:
         raise BadScenario("it begins with no command.")
     return words, named
-
-
-def only(named: Named, *known: str) -> None:
-    for name in named:
-        if name not in known:
-            raise BadScenario(f"{name}= is not understood here.")
 
 
 def nothing(words: Words) -> None:

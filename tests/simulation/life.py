@@ -7,8 +7,8 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.sim.faults import Faults
 from airflow_eksbatch.sim.simulator import SimSettings, Simulator
-from airflow_eksbatch.sim.workload import Draw
 from tests.simulation.auditor import LATER_S, Auditor
+from tests.simulation.draw import Draw
 
 JOBS = 25
 SUBMITTED_WITHIN_S = 900.0

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from airflow_eksbatch.sim.faults import Faults, draw_faults
+from airflow_eksbatch.sim.faults import Faults
+from tests.simulation.draw import draw_faults
 from tests.simulation.life import CALM_AFTER_S, live
 
 SEED = os.environ.get("SEED")
