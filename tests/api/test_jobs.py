@@ -392,6 +392,25 @@ def test_ids_that_name_no_job_are_told_and_do_not_hold_up_the_others(
     assert described(batch, job_id)["status"] == "FAILED"
 
 
+@pytest.mark.parametrize(
+    "child", ["None", "", "-1", "1:1", "01", " 1", "١", "3", "1000000", "9" * 5000, "null"]
+)
+def test_an_id_that_names_no_child_ends_nothing(batch: Any, idle_queue: str, child: str) -> None:
+    """A script that forgot which child it meant must not end all the others."""
+    definition = a_definition(batch, "true")
+    array = run(batch, idle_queue, definition, arrayProperties={"size": 3})
+    plain = run(batch, idle_queue, definition)
+    for parent in (array, plain):
+        wrong = f"{parent}:{child}"
+        assert batch.describe_jobs(jobs=[wrong, f"{ACCOUNT}:job/{wrong}"])["jobs"] == []
+        batch.terminate_job(jobId=wrong, reason="x")
+        batch.cancel_job(jobId=f"{ACCOUNT}:job/{wrong}", reason="x")
+        assert batch.cancel_jobs(jobs=[wrong], reason="x")["successful"] == [wrong]
+    batch.terminate_job(jobId=f"{plain}:0", reason="a plain job has no children")
+    assert described(batch, array)["arrayProperties"]["statusSummary"]["RUNNABLE"] == 3
+    assert described(batch, plain)["status"] == "RUNNABLE"
+
+
 # ---- lists
 
 

@@ -14,6 +14,7 @@ from airflow_eksbatch.core.model.errors import Rejected
 RESOURCE = re.compile(r"[A-Za-z0-9_-]{1,128}")
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 SHARE = re.compile(r"[A-Za-z0-9]{0,255}\*?")
+CHILD = re.compile(r"0|[1-9][0-9]{0,5}")
 
 # Larger than any sequence number, and no database refuses it.
 POSITION_MAX = 2**62
@@ -71,9 +72,12 @@ def check_tags(tags: dict[str, str] | None) -> dict[str, str]:
 
 
 def split_job_id(job_id: str) -> tuple[str, int | None]:
-    """`uuid` or `uuid:index`, as id or ARN."""
-    plain, _, index = name_of(job_id).partition(":")
-    return plain, int(index) if index.isascii() and index.isdigit() and len(index) < 7 else None
+    """`uuid` or `uuid:index`, as id or ARN; with anything else behind the colon it stays whole, and names no job."""
+    whole = name_of(job_id)
+    plain, colon, index = whole.partition(":")
+    if not colon:
+        return plain, None
+    return (plain, int(index)) if CHILD.fullmatch(index) else (whole, None)
 
 
 def encoded(text: str) -> str:

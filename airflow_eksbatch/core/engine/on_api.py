@@ -167,7 +167,7 @@ def on_job_stopped(turn: Turn, fact: facts.JobStopped) -> None:
         return
     if fact.index is None:
         stop_job(turn, job, range(job.spec.size), fact.reason, terminate=fact.terminate)
-    elif 0 <= fact.index < job.spec.size:
+    elif job.is_array and 0 <= fact.index < job.spec.size:
         one = range(fact.index, fact.index + 1)
         stop_job(turn, job, one, fact.reason, terminate=fact.terminate)
 
