@@ -393,7 +393,7 @@ def test_ids_that_name_no_job_are_told_and_do_not_hold_up_the_others(
 
 
 @pytest.mark.parametrize(
-    "child", ["None", "", "-1", "1:1", "01", " 1", "١", "3", "1000000", "9" * 5000, "null"]
+    "child", ["None", "", "-1", "1:1", "01", " 1", "\u0661", "3", "1000000", "9" * 5000, "null"]
 )
 def test_an_id_that_names_no_child_ends_nothing(batch: Any, idle_queue: str, child: str) -> None:
     """A script that forgot which child it meant must not end all the others."""
