@@ -10,6 +10,7 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceLaunched,
     InstancesListed,
     NodeClosed,
+    PodEnded,
     RebalanceRecommended,
     SpotInterrupted,
 )
@@ -17,7 +18,7 @@ from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import REBALANCE, SPOT_NOTICE, Node, NodeId
-from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 from tests.build import a_node, a_world, an_environment, an_offering
 from tests.core.stage import Stage
 
@@ -213,6 +214,23 @@ def test_sigterm_comes_after_half_of_the_notice_and_costs_no_attempt() -> None:
     assert HOME in [effect.node_id for effect in stage.of(TerminateNode)]
     stage.lose(HOME, reclaimed=False)
     assert stage.world.totals.reclaims == 1
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "before_s", "meant"),
+    [(0, 5, "SUCCEEDED"), (0, 0.5, "RUNNABLE"), (143, 5, "RUNNABLE")],
+)
+def test_a_success_before_our_sigterm_is_not_run_again(
+    exit_code: int, before_s: float, meant: str
+) -> None:
+    """Another end before it may be the machine's doing."""
+    stage = running("a")
+    notice(stage)
+    stage.wait(limits.SPOT_STOP_S)
+    pod, at = stage.live("a").pod_name, stage.now - int(before_s * 1000)
+    end = AttemptEnd(cause=Cause.EXITED, exit_code=exit_code)
+    stage.wait(1, PodEnded(pod=pod, at=at, end=end))
+    assert stage.status("a") == meant
 
 
 def test_what_has_not_begun_yet_does_not_begin_there() -> None:

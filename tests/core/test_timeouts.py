@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from airflow_eksbatch.core.engine.effects import DeletePod
+from airflow_eksbatch.core.engine.facts import PodEnded
+from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.retry import RetryStrategy
+from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, RetryStrategy
 from tests.build import a_node, a_world
 from tests.core.stage import Stage
 
@@ -88,3 +92,42 @@ def test_a_job_without_a_timeout_may_run_for_ever() -> None:
     stage.wait(10_000_000)
     assert stage.status("a") == "RUNNING"
     assert stage.of(DeletePod) == []
+
+
+def end_that_is_told_late(after_s: float, exit_code: int, *, restarted: bool = False) -> Stage:
+    """Timeout 3,600 s; from minute 50 to 70 nobody hears anything; it ended so long after its start."""
+    stage = a_stage()
+    stage.submit("a", timeout_s=3_600, retry=RetryStrategy(attempts=2))
+    stage.run()
+    began, pod = stage.now, stage.live("a").pod_name
+    if restarted:
+        stage.now += 4_200_000
+        stage.world.deadlines.clear()
+        derive_effects(stage.world, stage.now, stage.settings)
+        stage.step()
+    else:
+        stage.wait(4_200)
+    assert stage.live("a").stopping is not None
+    end = AttemptEnd(cause=Cause.EXITED, exit_code=exit_code)
+    stage.step(PodEnded(pod=pod, at=began + int(after_s * 1000), end=end))
+    return stage
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_success_in_time_counts_although_the_news_of_it_is_late(restarted: bool) -> None:
+    stage = end_that_is_told_late(3_300, 0, restarted=restarted)
+    assert (stage.status("a"), stage.jobs["a"].failed) == ("SUCCEEDED", ())
+    assert stage.jobs["a"].status_reason == "Essential container in task exited"
+
+
+def test_a_failure_in_time_may_be_tried_again() -> None:
+    stage = end_that_is_told_late(3_300, 1)
+    assert stage.live("a").number == 2
+
+
+@pytest.mark.parametrize("after_s", [3_599, 3_600, 3_605])
+def test_an_end_that_may_be_that_of_our_signal_is_the_timeout(after_s: float) -> None:
+    """Clusters tell whole seconds, by clocks of their own."""
+    stage = end_that_is_told_late(after_s, 0)
+    assert stage.status("a") == "FAILED"
+    assert stage.jobs["a"].status_reason == "Job attempt duration exceeded timeout"

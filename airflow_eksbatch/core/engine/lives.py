@@ -217,6 +217,11 @@ def follow_whole(turn: Turn, dependent: Job, awaited: JobId, succeeded: bool) ->
 def stop_attempt(turn: Turn, attempt: Attempt, cause: Cause, reason: str) -> None:
     """Ask the cluster to end an attempt; the first reason given stays."""
     if attempt.stopping is None:
-        attempt.stopping = AttemptEnd(cause=cause, status_reason=reason)
-        turn.world.note_attempt(attempt)
+        note_stop(turn, attempt, AttemptEnd(cause=cause, status_reason=reason))
     turn.delete_pod(attempt)
+
+
+def note_stop(turn: Turn, attempt: Attempt, end: AttemptEnd) -> None:
+    """From now on this is how it ends."""
+    attempt.stopping, attempt.stop_asked_at = end, turn.now
+    turn.world.note_attempt(attempt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from airflow_eksbatch.core.engine import effects, facts
-from airflow_eksbatch.core.engine.lives import end_attempt
+from airflow_eksbatch.core.engine.lives import end_attempt, note_stop
 from airflow_eksbatch.core.engine.quotas import forget_rests, note_room, rest_namespace
 from airflow_eksbatch.core.engine.setbacks import fail_to_join
 from airflow_eksbatch.core.engine.turn import Turn
@@ -60,7 +60,7 @@ def note_wait(turn: Turn, wait_ms: int) -> None:
 
 
 def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
-    """The pod is over; what we asked for goes before what it said itself."""
+    """The pod is over; what we asked for goes before what it said itself, if it was not over before that."""
     attempt = turn.world.attempts.get(fact.pod)
     environment = environment_of(turn, attempt)
     turn.effects.append(effects.ForgetPod(pod=fact.pod, compute_environment=environment))
@@ -68,7 +68,7 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
         return
     note_room(turn, environment)
     end = fact.end
-    if attempt.stopping is not None:
+    if attempt.stopping is not None and not ended_before(turn, attempt, fact):
         end = AttemptEnd(
             cause=attempt.stopping.cause,
             exit_code=end.exit_code,
@@ -76,6 +76,21 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
             status_reason=attempt.stopping.status_reason,
         )
     end_attempt(turn, attempt, end, fact.at)
+
+
+def ended_before(turn: Turn, attempt: Attempt, fact: facts.PodEnded) -> bool:
+    """Whether its own end came before ours, and the news of it only now.
+
+    That goes for any end before a timeout. Before other stops only for a success: a machine that is taken back may have ended
+    it, too, and that costs no attempt.
+    """
+    by = attempt.stop_asked_at
+    if attempt.stopping is not None and attempt.stopping.cause is Cause.TIMEOUT:
+        timeout_s = turn.world.jobs[attempt.job_id].spec.timeout_s
+        by = (attempt.started_at or 0) + (timeout_s or 0) * 1000
+    elif not fact.end.succeeded:
+        return False
+    return by is not None and fact.at + limits.END_AHEAD_S * 1000 <= by
 
 
 def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
@@ -105,8 +120,8 @@ def on_pod_stuck(turn: Turn, fact: facts.PodStuck) -> None:
     if attempt is None or attempt.status is JobStatus.RUNNING or attempt.stopping is not None:
         return
     reason = fact.reason[: limits.CONTAINER_REASON_LENGTH_MAX]
-    attempt.stopping = AttemptEnd(cause=Cause.EXITED, reason=reason, status_reason=NOT_STARTED)
-    turn.world.note_attempt(attempt)
+    end = AttemptEnd(cause=Cause.EXITED, reason=reason, status_reason=NOT_STARTED)
+    note_stop(turn, attempt, end)
     turn.delete_pod(attempt)
 
 

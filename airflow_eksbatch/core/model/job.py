@@ -112,7 +112,9 @@ class Attempt(msgspec.Struct, kw_only=True):
     started_at: int | None = None
     stopped_at: int | None = None
     stopping: AttemptEnd | None = None
-    """Set when we asked the cluster to end it: that is then how it ended, whatever the exit code."""
+    """Set when we asked the cluster to end it: that is then how it ended, unless it had before."""
+    stop_asked_at: int | None = None
+    """When `stopping` was set; None where an earlier release did it."""
     end: AttemptEnd | None = None
     charged: bool = True
     """Whether its end counted against the retry strategy."""

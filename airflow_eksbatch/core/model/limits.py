@@ -59,6 +59,8 @@ QUOTA_REST_S_MAX = 300
 QUOTA_FREED_S = 2
 # A node whose kubelet turned a pod away is left alone this long: its books and ours differ.
 REFUSED_POD_PAUSE_S = 30
+# A pod's end is before ours only if it is so by more than this: its time has whole seconds, and comes from another clock.
+END_AHEAD_S = 2
 # A pod that the cluster has not shown this long after its creation is created again (same name: harmless).
 POD_SEEN_S_MAX = 60
 # A job that fits nowhere for this long gets a node kept free for it (planner/fit.py).
