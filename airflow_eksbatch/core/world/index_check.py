@@ -192,13 +192,14 @@ def check_lines(world: World) -> None:
 
 def check_jobs_by_name(world: World) -> None:
     """Jobs by queue, token and Airflow task."""
-    by_queue: defaultdict[object, set[JobId]] = defaultdict(set)
+    by_queue: defaultdict[object, list[JobId]] = defaultdict(list)
     by_token: dict[object, object] = {}
-    for job in world.jobs.values():
-        by_queue[job.spec.queue].add(job.job_id)
+    for job in sorted(world.jobs.values(), key=lambda job: job.spec.seq):
+        by_queue[job.spec.queue].append(job.job_id)
         if job.spec.token:
             by_token[job.spec.token] = job.job_id
-    compare("jobs_by_queue", {**world.jobs_by_queue}, {**by_queue})
+    kept: dict[object, object] = {name: [*ids] for name, ids in world.jobs_by_queue.items()}
+    compare("jobs_by_queue", kept, {**by_queue})
     compare("job_by_token", {**world.job_by_token}, by_token)
     for task_key, job_id in world.job_by_task.items():
         job = world.jobs.get(job_id)

@@ -85,7 +85,7 @@ class World:
         self.dependents: defaultdict[JobId, set[JobId]] = defaultdict(set)
         self.job_by_token: dict[str, JobId] = {}
         self.job_by_task: dict[str, JobId] = {}
-        self.jobs_by_queue: defaultdict[str, set[JobId]] = defaultdict(set)
+        self.jobs_by_queue: defaultdict[str, dict[JobId, None]] = defaultdict(dict)  # oldest first
         self.jobs_by_share: Counter[tuple[str, str]] = Counter()
         self.deadlines: list[tuple[int, str, str]] = []
 
@@ -401,7 +401,7 @@ class World:
     def _index_job(self, job: Job) -> None:
         spec = job.spec
         self.jobs[job.job_id] = job
-        self.jobs_by_queue[spec.queue].add(job.job_id)
+        self.jobs_by_queue[spec.queue][job.job_id] = None
         self.jobs_by_share[spec.queue, spec.share] += 1
         for awaited in {*job.waits_for, *(d.job_id for d in spec.depends_on if d.job_id)}:
             self.dependents[awaited].add(job.job_id)
@@ -420,7 +420,7 @@ class World:
         spec = job.spec
         del self.jobs[job.job_id]
         self.on_demand_only.discard(job.job_id)
-        self.jobs_by_queue[spec.queue].discard(job.job_id)
+        self.jobs_by_queue[spec.queue].pop(job.job_id, None)
         self.jobs_by_share[spec.queue, spec.share] -= 1
         if not self.jobs_by_share[spec.queue, spec.share]:
             del self.jobs_by_share[spec.queue, spec.share]
