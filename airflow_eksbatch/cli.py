@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -34,6 +35,8 @@ STATUSES = (*LIVE, "SUCCEEDED", "FAILED")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; never ends in a traceback (EKSBATCH_DEBUG=1 shows it)."""
+    if argv is None:
+        _end_at_ctrl_c()
     try:
         given = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         return given.run(given)
@@ -50,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("EKSBATCH_DEBUG"):
             raise
         return say(f"{type(error).__name__}: {error}", WRONG)
+
+
+def _end_at_ctrl_c() -> None:
+    """As other programs end, by the signal itself, which shells tell as 130; a service that runs ends by its own handler.
+
+    Python's KeyboardInterrupt is lost where exceptions are (in destructors, callbacks of weak references, which imports
+    have), and not seen by a call that begins to wait just after the signal came. What a command writes is a transaction.
+    A shell's background jobs ignore the signal, and go on doing so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def say(sentence: str, code: int) -> int:

@@ -212,22 +212,61 @@ def test_output_is_followed_until_the_job_ends(service: RunningService, cli: Cli
     assert (ended.returncode, ended.stdout) == (1, "1\n2\n3\n")
 
 
+def begin(*program: str, **more: str) -> subprocess.Popen[str]:
+    """A command in the foreground: Ctrl-C counts, also when these tests were begun in the background."""
+    return subprocess.Popen(
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ(**more),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def interrupted(child: subprocess.Popen[str], last_words: str) -> tuple[int, str]:
+    """How it ends by Ctrl-C after it said that, and what it says on stderr."""
+    assert child.stdout is not None
+    assert child.stdout.readline() == last_words
+    child.send_signal(signal.SIGINT)
+    try:
+        _, errors = child.communicate(timeout=WAIT_S)
+    finally:
+        child.kill()
+    return child.returncode, errors
+
+
 def test_ctrl_c_ends_following_quietly(service: RunningService, jobs: dict[str, str]) -> None:
     batch = service.batch()
     line = "echo begun; sleep 900"
     job_id = submit(batch, a_definition(batch, "sh", "-c", line, name="endless"))
-    child = subprocess.Popen(
-        command("job", job_id, "--follow"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environ(EKSBATCH_URL=service.url),
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "begun\n"
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=WAIT_S)
-    assert (child.returncode, errors) == (130, "")
+    child = begin(*command("job", job_id, "--follow"), EKSBATCH_URL=service.url)
+    assert interrupted(child, "begun\n") == (-signal.SIGINT, "")
+
+
+DEAF = """
+import sys, time
+from airflow_eksbatch import cli
+
+class Deaf:
+    def __del__(self):
+        print("here", flush=True)
+        time.sleep(900)
+
+def stream(self, path):
+    Deaf()
+    time.sleep(900)
+    yield b""
+
+cli.Client.stream = stream
+sys.argv = ["eksbatch", "job", "x", "--follow", "--endpoint-url", "http://127.0.0.1:1"]
+raise SystemExit(cli.main())
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_loses_exceptions() -> None:
+    """In a destructor, which stands for all such moments."""
+    assert interrupted(begin(sys.executable, "-c", DEAF), "here\n") == (-signal.SIGINT, "")
 
 
 def test_why_a_job_waits_is_said(service: RunningService, cli: Cli, jobs: dict[str, str]) -> None:
