@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page
 from airflow_eksbatch.api.wire.pod_properties import check_pod
 from airflow_eksbatch.api.wire.shapes import (
@@ -22,7 +23,6 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 
 PRIORITY_MAX = 9_999
-NOT_EKS = ("containerProperties", "ecsProperties", "nodeProperties")
 
 
 async def register(call: Call) -> dict[str, Any]:
@@ -63,14 +63,16 @@ async def register(call: Call) -> dict[str, Any]:
 def pod_of(request: dict[str, Any]) -> dict[str, Any]:
     """podProperties, checked; what only ECS or Fargate can run is refused."""
     if request["type"] != "container":
-        raise Rejected("Only type container is run here; multi-node parallel jobs need ECS.")
+        raise Rejected("Multi-node parallel jobs are not supported here: give type container.")
+    elsewhere.refuse(request, elsewhere.OF_DEFINITION)
     if "FARGATE" in request.get("platformCapabilities", ()):
         raise Rejected("platformCapabilities FARGATE is not for EKS: leave it out, or say EC2.")
     pod = (request.get("eksProperties") or {}).get("podProperties")
     if pod is None:
-        given = next((name for name in NOT_EKS if request.get(name)), None)
-        instead = f", not {given}" if given else ""
+        instead = ", not containerProperties" if request.get("containerProperties") else ""
         raise Rejected(f"This service runs pods: give eksProperties.podProperties{instead}.")
+    if not elsewhere.is_empty(request.get("containerProperties")):
+        raise Rejected("Give eksProperties or containerProperties, not both.")
     check_pod(pod)
     resources_of_pod(pod)
     return pod

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
 from airflow_eksbatch.api.wire.pod_properties import check_pod, find_definition, resolve_pod
 from airflow_eksbatch.api.wire.shapes import (
@@ -40,6 +41,7 @@ async def submit_job(call: Call) -> dict[str, Any]:
     """One new job, or the one that an earlier submit with this token made."""
     await call.desk.settled()
     request, world = call.input, call.desk.world
+    elsewhere.refuse(request, elsewhere.OF_SUBMIT)
     token, task_key, try_number = token_of(call)
     queue = world.queues.get(name_of(request["jobQueue"]))
     definition = find_definition(world.definitions, request["jobDefinition"])

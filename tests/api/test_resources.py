@@ -381,7 +381,7 @@ def container(**fields: Any) -> dict[str, Any]:
     [
         ({"jobDefinitionName": "a b"}, "letters, digits"),
         ({"jobDefinitionName": "x\n"}, "letters, digits"),
-        ({"type": "multinode"}, "need ECS"),
+        ({"type": "multinode"}, "not supported here"),
         ({"type": "batch"}, "container, multinode"),
         ({"platformCapabilities": ["FARGATE"]}, "leave it out"),
         ({"eksProperties": {}}, "give eksProperties.podProperties"),

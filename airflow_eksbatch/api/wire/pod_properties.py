@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import check_namespace
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition
@@ -114,6 +115,7 @@ def merge_env(before: list[Wire], added: list[Wire]) -> list[Wire]:
 
 def apply_container_overrides(pod: Wire, overrides: Wire) -> None:
     """ECS's containerOverrides, as stock clients send them, on the first container."""
+    elsewhere.refuse(overrides, elsewhere.OF_CONTAINER_OVERRIDES, "containerOverrides.")
     containers = pod.get("containers") or []
     if not containers:
         return
@@ -124,13 +126,22 @@ def apply_container_overrides(pod: Wire, overrides: Wire) -> None:
         ]
     if overrides.get("environment"):
         first["env"] = merge_env(first.get("env") or [], overrides["environment"])
-    for entry in overrides.get("resourceRequirements") or ():
-        key = RESOURCE_KEYS[entry["type"]]
-        value = f"{entry['value']}Mi" if key == "memory" else entry["value"]
+    for kind, amount in requirements_of(overrides).items():
+        key = RESOURCE_KEYS[kind]
+        value = f"{amount}Mi" if key == "memory" else amount
         resources = first.setdefault("resources", {})
         for part in ("requests", "limits"):
             if key in (resources.get(part) or {}) or part == "requests":
                 resources.setdefault(part, {})[key] = value
+
+
+def requirements_of(wire: Wire) -> dict[str, str]:
+    """VCPU, MEMORY (MiB) and GPU; resourceRequirements go before `vcpus` and `memory`, which AWS has deprecated."""
+    older = {"VCPU": wire.get("vcpus"), "MEMORY": wire.get("memory")}
+    found = {kind: str(amount) for kind, amount in older.items() if amount is not None}
+    return found | {
+        entry["type"]: entry["value"] for entry in wire.get("resourceRequirements") or ()
+    }
 
 
 def check_pod(pod: Wire) -> None:
