@@ -67,7 +67,7 @@ async def jobs(desk: Desk, asked: Asked) -> Rows:
     elif JobStatus(status) in TERMINAL:
         found = await desk.ask(lambda store: ended_jobs(store, query, (JobStatus(status),)))
     else:
-        found = live_jobs(desk.world, query, (JobStatus(status),))
+        found = await live_jobs(desk, query, (JobStatus(status),))
     shown = await views_of(desk, [(job, None) for job in found[:JOBS_SHOWN]])
     return [{**job_summary(one, desk.settings), "jobQueue": one.job.spec.queue} for one in shown]
 

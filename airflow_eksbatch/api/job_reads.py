@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
+import asyncio
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from airflow_eksbatch.store.port import JobQuery, Store
 SNAPSHOT_JOBS = 100
 SNAPSHOT_SHARES = 20
 PAGE_WITH_FILTER = 100
+# Whoever looks for few among many lets others in after so many: the beat waits no longer than that takes.
+LOOKED_AT_ONCE = 2_000
+PLACED = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
 FILTERS = (
     "JOB_NAME",
     "JOB_DEFINITION",
@@ -168,7 +172,9 @@ async def list_queue(call: Call) -> dict[str, Any]:
     query, statuses = query_of(request)
     if query.queue not in desk.world.queues:
         raise Rejected(f"Job queue {query.queue} does not exist.")
-    live = [] if statuses and set(statuses) <= TERMINAL else live_jobs(desk.world, query, statuses)
+    live: list[Job] = []
+    if not statuses or set(statuses) - TERMINAL:
+        live = await live_jobs(desk, query, statuses)
     size = query.limit
     ended = []
     if not statuses or set(statuses) & TERMINAL:
@@ -217,23 +223,42 @@ def milliseconds(text: str | None) -> int | None:
     return int(text)
 
 
-def live_jobs(world: World, query: JobQuery, statuses: tuple[JobStatus, ...]) -> list[Job]:
-    """One page of the live jobs that match, newest first."""
-    ids = world.jobs if query.queue is None else world.jobs_by_queue.get(query.queue, ())
-    jobs = (world.jobs[job_id] for job_id in ids)
-    found = (
-        job
-        for job in jobs
-        if matches(job, query) and (not statuses or world.status_of(job) in statuses)
-    )
-    return heapq.nlargest(query.limit + 1, found, key=lambda job: job.spec.seq)
+async def live_jobs(desk: Desk, query: JobQuery, statuses: tuple[JobStatus, ...]) -> list[Job]:
+    """One page of the live jobs that match, newest first, and one more."""
+    found: list[Job] = []
+    for number, job_id in enumerate(newest_first(desk.world, query, statuses), 1):
+        job = desk.world.jobs.get(job_id)
+        if job is not None and matches(job, query):
+            if not statuses or desk.world.status_of(job) in statuses:
+                found.append(job)
+            if len(found) > query.limit:
+                break
+        if not number % LOOKED_AT_ONCE:
+            await asyncio.sleep(0)
+            await desk.settled()
+    return found
+
+
+def newest_first(world: World, query: JobQuery, statuses: tuple[JobStatus, ...]) -> Sequence[JobId]:
+    """Live jobs of the query's queue that may be of these statuses, from the query's place on."""
+    ids: list[JobId]
+    if statuses and PLACED.issuperset(statuses):
+        placed = {attempt.job_id for attempt in world.attempts.values()}
+        ids = sorted(placed, key=lambda job_id: -world.jobs[job_id].spec.seq)
+    elif query.queue is None:
+        ids = [*reversed(world.jobs)]
+    else:
+        ids = [*reversed(world.jobs_by_queue.get(query.queue, {}))]
+    if query.before_seq is None:
+        return ids
+    return ids[bisect_right(ids, -query.before_seq, key=lambda i: -world.jobs[i].spec.seq) :]
 
 
 def matches(job: Job, query: JobQuery) -> bool:
     spec = job.spec
     name, definition = query.name, query.definition
     return (
-        (query.before_seq is None or spec.seq < query.before_seq)
+        (query.queue is None or spec.queue == query.queue)
         and (name is None or alike(spec.name.lower(), name.lower()))
         and (definition is None or definition_alike(spec.definition, definition))
         and (query.share is None or spec.share == query.share)
