@@ -20,7 +20,7 @@ from airflow_eksbatch.api.wire.shapes import (
 from airflow_eksbatch.core.engine.facts import DefinitionDeregistered, DefinitionRegistered
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 
 PRIORITY_MAX = 9_999
 
@@ -79,10 +79,10 @@ def pod_of(request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def deregister(call: Call) -> dict[str, Any]:
-    name, _, revision = name_of(call.input["jobDefinition"]).partition(":")
-    if not revision.isascii() or not revision.isdigit() or len(revision) > 9:
+    name, revision = split_revision(name_of(call.input["jobDefinition"]))
+    if not revision:
         raise Rejected("jobDefinition must be name:revision, or an ARN that ends so.")
-    await call.desk.offer(DefinitionDeregistered(name=name, revision=int(revision)))
+    await call.desk.offer(DefinitionDeregistered(name=name, revision=revision))
     return {}
 
 

@@ -10,6 +10,7 @@ from airflow_eksbatch.api.wire.names import check_tags
 from airflow_eksbatch.core.engine.facts import TagsChanged
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobId
+from airflow_eksbatch.core.model.job_definition import split_revision
 
 ARN = re.compile(
     r"arn:[a-z-]+:batch:[a-z0-9-]+:[0-9]{12}:"
@@ -32,9 +33,8 @@ async def tags_of(call: Call, kind: str, name: str) -> dict[str, str] | None:
     await call.desk.settled()
     world = call.desk.world
     if kind == "job-definition":
-        plain, _, revision = name.partition(":")
-        number = int(revision) if revision.isdigit() and len(revision) < 10 else 0
-        definition = world.definitions.get(plain, {}).get(number)
+        plain, revision = split_revision(name)
+        definition = world.definitions.get(plain, {}).get(revision or 0)
         return definition.tags if definition is not None else None
     if kind == "job":
         job_id = JobId(name)

@@ -436,7 +436,10 @@ def test_a_definition_that_cannot_be_is_refused_with_what_to_do(
     assert words in refusal(batch.register_job_definition, **given)
 
 
-@pytest.mark.parametrize("name", ["nothing:1", "nothing", "nothing:x", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["nothing:1", "nothing", "nothing:x", "nothing:", "nothing:0", "nothing:" + "9" * 5000, ""],
+)
 def test_a_definition_to_deregister_is_named_with_its_revision(batch: Any, name: str) -> None:
     message = refusal(batch.deregister_job_definition, jobDefinition=name)
     assert "name:revision" in message or "nothing:1 does not exist" in message

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.wire import elsewhere
-from airflow_eksbatch.api.wire.names import check_namespace
+from airflow_eksbatch.api.wire.names import check_namespace, name_of
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 
 Wire = dict[str, Any]
 REFERENCE = re.compile(r"Ref::([A-Za-z0-9_-]+)")
@@ -24,12 +24,11 @@ def find_definition(
     definitions: Mapping[str, Mapping[int, JobDefinition]], wanted: str
 ) -> JobDefinition:
     """By `name` (its newest ACTIVE revision), `name:revision` or ARN."""
-    plain = wanted.rsplit("/", 1)[-1] if wanted.startswith("arn:") else wanted
-    name, _, revision = plain.partition(":")
+    plain = name_of(wanted)
+    name, revision = split_revision(plain)
     revisions = definitions.get(name, {})
-    if revision:
-        number = int(revision) if revision.isascii() and revision.isdigit() else 0
-        found = revisions.get(number)
+    if revision is not None:
+        found = revisions.get(revision)
         if found is not None and found.status != "ACTIVE":
             raise Rejected(f"Job definition {plain} is {found.status}: register it again.")
     else:

@@ -20,7 +20,7 @@ from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
-from airflow_eksbatch.core.model.job_definition import JobDefinition
+from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import Cause
@@ -367,9 +367,8 @@ def on_tags_changed(turn: Turn, fact: facts.TagsChanged) -> None:
     """Tags are merged here, so that two callers at once lose nothing."""
     world = turn.world
     if fact.kind == "job-definition":
-        name, _, revision = fact.name.partition(":")
-        number = int(revision) if revision.isdigit() and len(revision) < 10 else 0
-        noun = world.definitions.get(name, {}).get(number)
+        name, revision = split_revision(fact.name)
+        noun = world.definitions.get(name, {}).get(revision or 0)
         put = world.put_definition
     elif fact.kind == "job-queue":
         noun, put = world.queues.get(fact.name), world.put_queue

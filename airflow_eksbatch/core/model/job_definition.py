@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from airflow_eksbatch.core.model.retry import RetryStrategy
+
+REVISION = re.compile(r"[0-9]{1,9}")
 
 
 class JobDefinition(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,3 +29,11 @@ class JobDefinition(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         return f"{self.name}:{self.revision}"
+
+
+def split_revision(key: str) -> tuple[str, int | None]:
+    """`name` or `name:revision`; 0, which no revision has, where no number follows the colon."""
+    name, colon, revision = key.partition(":")
+    if not colon:
+        return name, None
+    return name, int(revision) if REVISION.fullmatch(revision) else 0
