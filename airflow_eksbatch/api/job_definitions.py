@@ -14,6 +14,7 @@ from airflow_eksbatch.api.wire.shapes import (
     resources_of_pod,
     retry_from,
     retry_wire,
+    scheduling_priority_from,
     timeout_from,
     without_nothing,
 )
@@ -22,16 +23,12 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 
-PRIORITY_MAX = 9_999
-
 
 async def register(call: Call) -> dict[str, Any]:
     """The next revision of its name."""
     desk, request = call.desk, call.input
     pod = pod_of(request)
-    priority = request.get("schedulingPriority", 0)
-    if not 0 <= priority <= PRIORITY_MAX:
-        raise Rejected(f"schedulingPriority must be 0 to {PRIORITY_MAX}, not {priority}.")
+    priority = scheduling_priority_from(request.get("schedulingPriority", 0), "schedulingPriority")
     if (size := len(msgspec.json.encode(request))) > limits.DEFINITION_BYTES_MAX:
         raise Rejected(
             f"The job definition has {size:,} bytes, at most {limits.DEFINITION_BYTES_MAX:,} are allowed: "

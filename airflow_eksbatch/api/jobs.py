@@ -18,6 +18,7 @@ from airflow_eksbatch.api.wire.shapes import (
     dependencies_from,
     resources_of_pod,
     retry_from,
+    scheduling_priority_from,
     timeout_from,
 )
 from airflow_eksbatch.core.engine.facts import JobStopped, JobSubmitted
@@ -143,6 +144,8 @@ def check_share(queue: JobQueue | None, share: str | None, priority: int | None)
         raise Rejected(
             f"shareIdentifier is required: job queue {queue.name} has a fair share policy."
         )
+    if priority is not None:
+        scheduling_priority_from(priority, "schedulingPriorityOverride")
     if share is not None and ("*" in share or not SHARE.fullmatch(share)):
         raise Rejected("shareIdentifier must be up to 255 letters and digits.")
 

@@ -154,9 +154,22 @@ def fair_share(request: dict[str, Any]) -> dict[str, Any]:
     shares = tuple(share_weight(entry) for entry in wire.get("shareDistribution", ()))
     if len(shares) > limits.ACTIVE_SHARES_MAX:
         raise Rejected(f"shareDistribution takes at most {limits.ACTIVE_SHARES_MAX} entries.")
-    if len({share.share_identifier for share in shares}) < len(shares):
-        raise Rejected("shareDistribution names a shareIdentifier twice.")
+    check_apart([share.share_identifier for share in shares])
     return {"share_decay_s": decay_s, "compute_reservation": reservation, "shares": shares}
+
+
+def check_apart(names: list[str]) -> None:
+    """No share may have two weights (AWS): neither by its name nor by prefixes."""
+    if len(set(names)) < len(names):
+        raise Rejected("shareDistribution names a shareIdentifier twice.")
+    for prefix in names:
+        if prefix.endswith("*"):
+            within = next((n for n in names if n != prefix and n.startswith(prefix[:-1])), None)
+            if within is not None:
+                raise Rejected(
+                    f"shareDistribution gives weights to {prefix} and to {within}, which overlap: "
+                    "each share may fall under one entry."
+                )
 
 
 def share_weight(entry: dict[str, Any]) -> ShareWeight:
@@ -183,13 +196,16 @@ async def create_policy(call: Call) -> dict[str, Any]:
 
 
 async def update_policy(call: Call) -> dict[str, Any]:
+    """fairsharePolicy replaces all of the one before; without one nothing changes."""
     await call.desk.settled()
     name = name_of(call.input["arn"])
     before = call.desk.world.policies.get(name)
     if before is None:
         raise Rejected(f"Scheduling policy {name} does not exist.")
-    policy = msgspec.structs.replace(before, **fair_share(call.input))
-    await call.desk.offer(PolicyPut(policy=policy, create=False))
+    changes = fair_share(call.input)
+    if "fairsharePolicy" in call.input:
+        policy = msgspec.structs.replace(before, **changes)
+        await call.desk.offer(PolicyPut(policy=policy, create=False))
     return {}
 
 

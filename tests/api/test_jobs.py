@@ -562,6 +562,12 @@ def test_a_snapshot_says_which_share_uses_how_much(service: RunningService, batc
 
 # ---- what is refused, and what to do about it
 
+
+def a_rule(**patterns: str) -> dict[str, Any]:
+    """retryStrategy with one rule."""
+    return {"retryStrategy": {"attempts": 2, "evaluateOnExit": [{"action": "EXIT", **patterns}]}}
+
+
 _deep = [{"jobId": str(uuid.UUID(int=number))} for number in range(21)]
 
 
@@ -597,6 +603,12 @@ _deep = [{"jobId": str(uuid.UUID(int=number))} for number in range(21)]
             {"retryStrategy": {"attempts": 2, "evaluateOnExit": [{"action": "AGAIN"}]}},
             "one of EXIT, RETRY",
         ),
+        (a_rule(onExitCode="!=0"), "digits, with * at the end or not, not '!=0'"),
+        (a_rule(onExitCode="1-9"), "digits"),
+        (a_rule(onExitCode="*7"), "digits"),
+        (a_rule(onReason="*OOM*"), "one * at its end, not '*OOM*'"),
+        (a_rule(onStatusReason="Host*EC2"), "onStatusReason may have one *"),
+        (a_rule(onReason="x" * 513), "up to 512 characters, not 513"),
         ({"timeout": {"attemptDurationSeconds": 59}}, "at least 60"),
         ({"tags": {f"key{number}": "x" for number in range(51)}}, "50"),
         ({"tags": {"aws:mine": "x"}}, "aws:"),
@@ -644,6 +656,31 @@ def test_a_reference_without_a_parameter_is_refused_in_the_words_of_aws(
     definition = a_definition(batch, "echo", "Ref::input-file")
     message = refusal(batch.submit_job, jobName="x", jobQueue=queue, jobDefinition=definition)
     assert message == "Unable to substitute value. No parameter found for reference input-file"
+
+
+@pytest.mark.parametrize("priority", [-1, 10_000, 2**62])
+def test_a_priority_is_one_that_a_definition_may_have(batch: Any, priority: int) -> None:
+    given: dict[str, Any] = {"jobName": "x", "jobQueue": "default", "shareIdentifier": "today"}
+    message = refusal(
+        batch.submit_job,
+        jobDefinition=a_definition(batch, "true"),
+        schedulingPriorityOverride=priority,
+        **given,
+    )
+    assert "schedulingPriorityOverride must be 0 to 9999" in message
+
+
+def test_patterns_as_people_write_them_are_taken_and_told_back(batch: Any, idle_queue: str) -> None:
+    rules = [
+        {"action": "retry", "onStatusReason": "Host EC2 (instance i-*"},
+        {"action": "retry", "onReason": "CannotPullContainerError: pull image manifest/x, again"},
+        {"action": "exit", "onExitCode": "13*", "onReason": "*"},
+        {"action": "exit", "onExitCode": "137"},
+        {"action": "exit", "onExitCode": "*"},
+    ]
+    strategy = {"attempts": 2, "evaluateOnExit": rules}
+    job_id = run(batch, idle_queue, a_definition(batch, "true"), retryStrategy=strategy)
+    assert described(batch, job_id)["retryStrategy"] == strategy
 
 
 def test_a_queue_with_shares_wants_one_and_a_disabled_queue_takes_nothing(

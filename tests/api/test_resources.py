@@ -172,6 +172,9 @@ def test_a_policy_is_made_changed_listed_and_kept_while_it_is_used(
     batch.update_scheduling_policy(arn=arn, fairsharePolicy={"shareDecaySeconds": 60})
     (found,) = batch.describe_scheduling_policies(arns=[arn, f"{arn}-not"])["schedulingPolicies"]
     assert found["fairsharePolicy"]["shareDecaySeconds"] == 60
+    batch.update_scheduling_policy(arn=arn)
+    (still,) = batch.describe_scheduling_policies(arns=[arn])["schedulingPolicies"]
+    assert still == found, "nothing was said, so nothing changes"
     assert found["tags"] == {"x": "y"}
     batch.create_job_queue(
         jobQueueName=queue,
@@ -532,6 +535,15 @@ def test_a_queue_that_cannot_be_is_refused_with_what_to_do(
         ({"shareDistribution": [{"shareIdentifier": "a"}, {"shareIdentifier": "a"}]}, "twice"),
         ({"shareDistribution": [{"shareIdentifier": "a", "weightFactor": 1000}]}, "999.9999"),
         ({"shareDistribution": [{"shareIdentifier": "a", "weightFactor": 0.0}]}, "0.0001"),
+        (
+            {"shareDistribution": [{"shareIdentifier": n} for n in ("UserA1", "User*")]},
+            "User* and to UserA1, which overlap",
+        ),
+        (
+            {"shareDistribution": [{"shareIdentifier": n} for n in ("UserA*", "b", "User*")]},
+            "User* and to UserA*, which overlap",
+        ),
+        ({"shareDistribution": [{"shareIdentifier": n} for n in ("*", "a")]}, "overlap"),
         ({"shareDistribution": [{"shareIdentifier": f"s{n}"} for n in range(501)]}, "500"),
     ],
 )

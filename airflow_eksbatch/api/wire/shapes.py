@@ -29,6 +29,7 @@ from airflow_eksbatch.core.world.world import World
 Wire = dict[str, Any]
 CPU = re.compile(r"[0-9]{1,7}(\.[0-9]{1,3})?")
 MEMORY = re.compile(r"[0-9]{1,12}Mi")
+EXIT_CODE = re.compile(r"[0-9]*\*?")
 
 
 # ---- from the wire
@@ -56,15 +57,42 @@ def retry_from(wire: Wire | None) -> RetryStrategy | None:
 
 
 def rule_from(rule: Wire) -> EvaluateOnExit:
-    action = str(rule.get("action", "")).upper()
-    if action not in ("RETRY", "EXIT"):
-        raise Rejected("evaluateOnExit.action must be RETRY or EXIT.")
     return EvaluateOnExit(
-        action=RetryAction(action),
-        on_status_reason=rule.get("onStatusReason"),
-        on_reason=rule.get("onReason"),
-        on_exit_code=rule.get("onExitCode"),
+        action=RetryAction(rule["action"]),
+        on_status_reason=pattern_from(rule, "onStatusReason"),
+        on_reason=pattern_from(rule, "onReason"),
+        on_exit_code=pattern_from(rule, "onExitCode"),
     )
+
+
+def pattern_from(rule: Wire, name: str) -> str | None:
+    """One that AWS's model allows: others would match nothing, and the job would do what its rule forbids.
+
+    Letters are not checked: rules are written with brackets and hyphens as reasons have them.
+    """
+    pattern = rule.get(name)
+    if pattern is None:
+        return None
+    if len(pattern) > limits.PATTERN_LENGTH_MAX:
+        raise Rejected(
+            f"evaluateOnExit.{name} takes up to {limits.PATTERN_LENGTH_MAX} characters, not {len(pattern)}."
+        )
+    if name == "onExitCode" and not EXIT_CODE.fullmatch(pattern):
+        raise Rejected(
+            f"evaluateOnExit.onExitCode must be digits, with * at the end or not, not {pattern!r}: "
+            "give each code a rule, and the others one without onExitCode."
+        )
+    if "*" in pattern[:-1]:
+        raise Rejected(
+            f"evaluateOnExit.{name} may have one * at its end, not {pattern!r}: write how the text begins."
+        )
+    return pattern
+
+
+def scheduling_priority_from(priority: int, name: str) -> int:
+    if not 0 <= priority <= limits.SCHEDULING_PRIORITY_MAX:
+        raise Rejected(f"{name} must be 0 to {limits.SCHEDULING_PRIORITY_MAX}, not {priority}.")
+    return priority
 
 
 def timeout_from(wire: Wire | None) -> int | None:
