@@ -344,6 +344,23 @@ def test_the_second_half_of_an_n_to_n_pair_waits_child_by_child(
     assert sorted(kinds) == ["N_TO_N", "SEQUENTIAL"]
 
 
+def test_an_array_that_goes_in_sequence_waits_for_the_job_it_names_beside(
+    batch: Any, queue: str, idle_queue: str
+) -> None:
+    """AWS's model lets SEQUENTIAL have a jobId and says nothing of it; who writes one means it."""
+    definition = a_definition(batch, "true")
+    first = run(batch, idle_queue, definition)
+    depends_on = [{"jobId": first, "type": "SEQUENTIAL"}]
+    array = run(batch, queue, definition, arrayProperties={"size": 3}, dependsOn=depends_on)
+    job = described(batch, array)
+    assert job["arrayProperties"]["statusSummary"]["PENDING"] == 3
+    assert job["dependsOn"] == [{"type": "SEQUENTIAL"}, {"jobId": first}]
+    unknown = {"jobId": "nonsense", "type": "SEQUENTIAL"}
+    given = {"jobName": "x", "jobQueue": queue, "jobDefinition": definition}
+    message = refusal(batch.submit_job, **given, arrayProperties={"size": 3}, dependsOn=[unknown])
+    assert "nonsense, which does not exist" in message
+
+
 # ---- cancel and terminate
 
 

@@ -107,9 +107,12 @@ def timeout_from(wire: Wire | None) -> int | None:
 
 
 def dependencies_from(wire: list[Wire] | None, array_size: int | None) -> tuple[Dependency, ...]:
-    """dependsOn; SEQUENTIAL and N_TO_N need an array."""
+    """dependsOn; SEQUENTIAL and N_TO_N need an array. SEQUENTIAL with a jobId waits for that job, too."""
+    wire = wire or []
+    if len(wire) > limits.DEPENDENCIES_MAX:
+        raise Rejected(f"dependsOn takes at most {limits.DEPENDENCIES_MAX} jobs, not {len(wire)}.")
     found: list[Dependency] = []
-    for entry in wire or []:
+    for entry in wire:
         kind = DependencyType(entry["type"]) if entry.get("type") else DependencyType.PLAIN
         if kind is not DependencyType.PLAIN and array_size is None:
             raise Rejected(
@@ -117,12 +120,12 @@ def dependencies_from(wire: list[Wire] | None, array_size: int | None) -> tuple[
             )
         if kind is DependencyType.SEQUENTIAL:
             found.append(Dependency(type=kind))
+            if entry.get("jobId"):
+                found.append(Dependency(type=DependencyType.PLAIN, job_id=JobId(entry["jobId"])))
         elif not entry.get("jobId"):
             raise Rejected("dependsOn.jobId is required.")
         else:
             found.append(Dependency(type=kind, job_id=JobId(entry["jobId"])))
-    if len(found) > limits.DEPENDENCIES_MAX:
-        raise Rejected(f"dependsOn takes at most {limits.DEPENDENCIES_MAX} jobs, not {len(found)}.")
     return tuple(found)
 
 
