@@ -12,7 +12,11 @@ from airflow.sdk import BaseOperator
 from airflow_eksbatch.arguments import FIELDS, MIN_TIMEOUT_S, BadArguments, check_fields
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
-from airflow_eksbatch.templates import needs_worker_to_render
+from airflow_eksbatch.templates import (
+    needs_worker_to_fail,
+    needs_worker_to_render,
+    needs_worker_to_succeed,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,6 +27,7 @@ STATE_KEY = "eksbatch_job"
 DEFERRALS_KEY = "eksbatch_deferrals"
 MAX_DEFERRALS_AFTER_FAILURE = 5
 TRIGGER_TIMEOUT = "Trigger timeout"
+DEFAULT_POOL = "default_pool"
 
 
 class _WhenAsked:
@@ -46,8 +51,16 @@ class EKSBatchOperator(BaseOperator):
     Run a job, or an array of jobs, on an airflow-eksbatch service.
 
     The task needs no worker: it is submitted, awaited and ended in the triggerer. A worker starts
-    it where a field is fed by XCom, the task is mapped, or a template, hook or callback needs
-    one (``why_worker`` tells), and ends it where it has outlets or a ``post_execute``.
+    it where a field is fed by XCom, the task is mapped, a template, hook or callback needs one, or
+    Airflow is to count it before it starts: a ``pool`` of its own, ``max_active_tis_per_dag`` or
+    ``max_active_tis_per_dagrun`` (``why_worker`` tells). A worker ends it where it has outlets, a
+    ``post_execute`` or an ``on_success_callback``, and, only if the job failed, where it has an
+    ``on_failure_callback``, an ``on_retry_callback``, a retry policy or ``email``.
+
+    What starts in the triggerer takes no slot of ``default_pool`` and is not held back by the
+    DAG's ``max_active_tasks``: how much runs at once is said by the job queue's compute
+    environments. Airflow does not count tasks that wait in the triggerer there either; a pool
+    does if it includes deferred tasks.
 
     :param command: what to run: a list of words, or a string for ``sh -c``. Without it the image
         or the job definition decides.
@@ -156,7 +169,7 @@ class EKSBatchOperator(BaseOperator):
         for name in FIELDS:
             setattr(self, name, given.get(name))
         self.env = _one_of("env", env, "env_vars", env_vars)
-        size = (array_properties or {}).get("size")
+        size = _size_in(array_properties)
         self.array_size = _one_of("array_size", array_size, "array_properties", size)
         self.timeout_s = _job_timeout_s(timeout, self.execution_timeout)
         self.deferrable = deferrable
@@ -185,6 +198,10 @@ class EKSBatchOperator(BaseOperator):
             (self.on_execute_callback, "it has an on_execute_callback"),
             (self._pre_execute_hook, "it has a pre_execute"),
             (self.map_index_template, "it has a map_index_template"),
+            # Airflow starts in the triggerer before it looks at any of these.
+            (self.pool != DEFAULT_POOL, f"it takes slots of pool {self.pool}"),
+            (self.max_active_tis_per_dag, "it has a max_active_tis_per_dag"),
+            (self.max_active_tis_per_dagrun, "it has a max_active_tis_per_dagrun"),
             (self._overrides("pre_execute", "execute"), "its class overrides execute"),
         ]
         found = [text for applies, text in reasons if applies]
@@ -192,14 +209,8 @@ class EKSBatchOperator(BaseOperator):
 
     @property
     def _ends_on_worker(self) -> bool:
-        """Outlet events, these hooks and a retry policy exist only there."""
-        return bool(
-            self.outlets
-            or self._post_execute_hook
-            or self.multiple_outputs
-            or self.has_retry_policy
-            or self._overrides("post_execute", "execute_complete")
-        )
+        own = self._overrides("post_execute", "execute_complete")
+        return own or needs_worker_to_succeed(self)
 
     def _overrides(self, *methods: str) -> bool:
         return any(
@@ -210,6 +221,7 @@ class EKSBatchOperator(BaseOperator):
         return {
             "conn_id": self.conn_id,
             "resume": self._ends_on_worker,
+            "resume_failed": needs_worker_to_fail(self),
             "retries": self.retries or 0,
             "wait": self.wait_for_completion,
             "push_result": self.do_xcom_push,
@@ -349,7 +361,7 @@ class EKSBatchOperator(BaseOperator):
         from airflow_eksbatch.outcome import JobOutcome, result_of
 
         outcome = msgspec.convert(event, JobOutcome)
-        self.job_id = None
+        self.job_id, self.job_url = None, outcome.url or self.job_url
         _store(context).delete(STATE_KEY)
         self.log.info("%s", outcome.sentence)
         return result_of(outcome)
@@ -400,6 +412,18 @@ def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
     if value is not None and other_value is not None:
         raise BadArguments(f"give {name} or {other}, not both")
     return other_value if value is None else value
+
+
+def _size_in(array_properties: Any) -> Any:
+    if array_properties is None:
+        return None
+    if not isinstance(array_properties, Mapping):
+        raise BadArguments(
+            f'array_properties must be a dict such as {{"size": 12}}, got '
+            f"{type(array_properties).__name__}; a template or the result of another task goes "
+            "into array_size"
+        )
+    return array_properties.get("size")
 
 
 def _seconds(value: float | timedelta) -> float:

@@ -11,7 +11,13 @@ from typing import Any
 import msgspec
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_eksbatch.hooks import AsyncBatchClient, EKSBatchHook, ServiceAway, ServiceRefused
+from airflow_eksbatch.hooks import (
+    AsyncBatchClient,
+    EKSBatchHook,
+    ServiceAway,
+    ServiceRefused,
+    job_url,
+)
 from airflow_eksbatch.stream import ENDED, JobFeed, JobNews, Waiter, exit_code_of, feed_of
 from airflow_eksbatch.submission import Submission
 
@@ -32,6 +38,8 @@ class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     is_array: bool = False
     # Nothing a retry could change: refused, or ended by somebody's hand.
     final: bool = False
+    url: str = ""
+    """Where a person reads about it, for the button of a task that a worker ends."""
 
     @property
     def sentence(self) -> str:
@@ -153,10 +161,20 @@ async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOu
             exit_code=last.exit_code,
             attempts=last.attempts,
             is_array=last.is_array,
+            url=await url_of(feed, job_id),
         )
         if outcome.status == "FAILED":
             outcome = await _looked_into(feed, outcome)
         return outcome
+
+
+async def url_of(feed: JobFeed, job_id: str) -> str:
+    """Where a person reads about the job; nothing while the service cannot be found."""
+    try:
+        service: Any = await feed.service()
+    except ServiceAway:
+        return ""
+    return job_url(service.endpoint.url, job_id)
 
 
 async def _hear_the_end(waiter: Waiter, say: Callable[[str], Any]) -> JobNews:

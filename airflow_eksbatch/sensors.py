@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 
 from airflow_eksbatch.links import JOB_LINK
+from airflow_eksbatch.templates import needs_worker_to_fail, needs_worker_to_succeed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,8 +57,9 @@ class EKSBatchJobSensor(BaseSensorOperator):
             trigger=EKSBatchJobTrigger(
                 conn_id=self.conn_id,
                 job_id=self._id,
-                # Only a worker knows soft_fail and outlet events.
-                resume=bool(self.soft_fail or self.never_fail or self.outlets),
+                resume=needs_worker_to_succeed(self),
+                # Only a worker knows soft_fail.
+                resume_failed=self.soft_fail or self.never_fail or needs_worker_to_fail(self),
                 retries=self.retries or 0,
                 push_result=self.do_xcom_push,
                 from_worker=True,
@@ -77,7 +79,9 @@ class EKSBatchJobSensor(BaseSensorOperator):
 
         from airflow_eksbatch.outcome import JobOutcome, result_of
 
-        return result_of(msgspec.convert(event, JobOutcome))
+        outcome = msgspec.convert(event, JobOutcome)
+        self.job_url = outcome.url
+        return result_of(outcome)
 
     def poke(self, context: Context) -> Any:
         from airflow.sdk import PokeReturnValue

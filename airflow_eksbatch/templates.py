@@ -1,4 +1,4 @@
-"""Can the triggerer render this field? It knows the run, but no XCom and nothing of the DAG file."""
+"""What the triggerer cannot do: render fields that need XCom or the DAG file, and what follows an end."""
 
 from __future__ import annotations
 
@@ -45,6 +45,34 @@ def needs_worker_to_render(fields: Mapping[str, Any], dag: Any) -> list[str]:
             if reason:
                 reasons.append(f"{name} {reason}")
     return reasons
+
+
+def needs_worker_to_succeed(task: Any) -> bool:
+    """Outlet events, these hooks and the callback exist only there.
+
+    Airflow 3.3 drops the request for an `on_success_callback` of a task that its trigger ends.
+    """
+    return bool(
+        task.outlets
+        or task._post_execute_hook
+        or task.multiple_outputs
+        or task.has_on_success_callback
+    )
+
+
+def needs_worker_to_fail(task: Any) -> bool:
+    """Retry policies exist only there, and only there do callbacks and mails know the run.
+
+    For a task that its trigger ends, Airflow 3.3 sends no mail and calls back with a context that
+    lacks `dag_run`, `exception` and all dates.
+    """
+    mailed = task.email and (task.email_on_failure or task.email_on_retry)
+    return bool(
+        task.has_retry_policy
+        or task.has_on_failure_callback
+        or task.has_on_retry_callback
+        or mailed
+    )
 
 
 def _special_rendering(dag: Any) -> str:
@@ -97,6 +125,8 @@ def _why_template(template: str, special: str) -> str:
         tree = environment.parse(template)
     except jinja2.TemplateError:
         return "is a template with a mistake"  # a worker reports it as Airflow always does
+    if next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)), None):
+        return "takes in another template file"  # found beside the DAG file
     filters = {node.name for node in tree.find_all((nodes.Filter, nodes.Test))}
     if unknown := sorted(filters - environment.filters.keys() - environment.tests.keys()):
         return f"uses the filter {', '.join(unknown)}"

@@ -22,7 +22,6 @@ from airflow_eksbatch.hooks import (
     EKSBatchHook,
     ServiceAway,
     ServiceRefused,
-    job_url,
 )
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.outcome import (
@@ -34,6 +33,7 @@ from airflow_eksbatch.outcome import (
     submit,
     submit_once,
     terminate,
+    url_of,
 )
 from airflow_eksbatch.stream import JobFeed
 from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
@@ -53,6 +53,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
     :param conn_id: Airflow connection of the service; keys never travel with the trigger.
     :param job_id: the job to wait for, if a worker has submitted it.
     :param resume: end on a worker (outlets, post_execute, ...) instead of here.
+    :param resume_failed: the same, but only if the job failed (callbacks and mails of failures).
     :param retries: whether the task has any; a failure that no retry helps then needs a worker.
     :param from_worker: a worker deferred the task a moment ago.
     :param wait: False ends the task as soon as the job is submitted.
@@ -70,6 +71,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         conn_id: str,
         job_id: str | None = None,
         resume: bool = False,
+        resume_failed: bool = False,
         retries: int = 0,
         from_worker: bool = False,
         wait: bool = True,
@@ -83,6 +85,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         self.conn_id = conn_id
         self.job_id = job_id
         self.resume = resume
+        self.resume_failed = resume_failed
         self.retries = retries
         self.from_worker = from_worker
         self.wait = wait
@@ -98,8 +101,8 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         self._submission: Submission | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        options = ("conn_id", "job_id", "resume", "retries", "from_worker", "wait", "push_result")
-        more = ("cancel_on_kill", "submit_within_s", "log_lines", *FIELDS)
+        options = ("conn_id", "job_id", "resume", "resume_failed", "retries", "from_worker", "wait")
+        more = ("push_result", "cancel_on_kill", "submit_within_s", "log_lines", *FIELDS)
         found = {name: getattr(self, name) for name in (*options, *more)}
         kwargs = {name: value for name, value in found.items() if value is not None}
         return "airflow_eksbatch.triggers.EKSBatchJobTrigger", kwargs
@@ -140,7 +143,8 @@ class EKSBatchJobTrigger(BaseEventTrigger):
             if self.job_id is None:
                 self.job_id = await self._submitted(feed)
             if not self.wait:
-                return JobOutcome(job_id=self.job_id, status="SUBMITTED")
+                url = await url_of(feed, self.job_id)
+                return JobOutcome(job_id=self.job_id, status="SUBMITTED", url=url)
             self.log.info("Waiting for job %s", self.job_id)
             outcome = await follow(feed, self.job_id, self.log.info)
         except (BadArguments, ServiceRefused) as error:
@@ -156,8 +160,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         fields = {name: getattr(self, name) for name in FIELDS}
         submission = self._submission = build_submission(fields, task=task, run=run)
         job_id = await submit(feed, submission, self.submit_within_s, self.log.info)
-        service: Any = await feed.service()
-        url = job_url(service.endpoint.url, job_id)
+        url = await url_of(feed, job_id)
         queue = submission.request["jobQueue"]
         self.log.info(
             "Submitted job %s to job queue %s; why it waits: %s/explain", job_id, queue, url
@@ -187,7 +190,8 @@ class EKSBatchJobTrigger(BaseEventTrigger):
             self.log.error("%s", outcome.sentence)
         else:
             self.log.info("%s", outcome.sentence)
-        if self.resume or (failed and outcome.final and self.retries):
+        pointless = outcome.final and self.retries  # only a worker can say so
+        if self.resume or (failed and (self.resume_failed or pointless)):
             return TriggerEvent(msgspec.to_builtins(outcome))
         if failed:
             return TaskFailedEvent()

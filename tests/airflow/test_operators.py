@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, Asset, task, task_group
+from airflow.sdk import DAG, Asset, ExceptionRetryPolicy, task, task_group
+from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_eksbatch.arguments import FIELDS, BadArguments
+from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
 from airflow_eksbatch.operators import EKSBatchOperator
 from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
 from airflow_eksbatch.submission import DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS
@@ -61,6 +63,12 @@ def test_no_worker_is_needed_for_what_the_triggerer_can_render(command: Any) -> 
         ({"on_execute_callback": print}, "on_execute_callback"),
         ({"pre_execute": print}, "pre_execute"),
         ({"map_index_template": "{{ ds }}"}, "map_index_template"),
+        ({"command": "{% include 'run.sh' %}"}, "command takes in another template file"),
+        ({"command": "{% from 'run.sh' import x %}{{ ds }}"}, "command takes in another template"),
+        # The scheduler starts in the triggerer before it looks at these.
+        ({"pool": "oracle"}, "pool oracle"),
+        ({"max_active_tis_per_dag": 1}, "max_active_tis_per_dag"),
+        ({"max_active_tis_per_dagrun": 1}, "max_active_tis_per_dagrun"),
     ],
 )
 def test_a_worker_starts_what_only_a_worker_can(arguments: dict[str, Any], says: str) -> None:
@@ -117,13 +125,64 @@ def test_a_cluster_policy_that_changes_the_task_later_is_seen() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"outlets": [Asset("s3://bucket/x")]}, {"post_execute": print}, {"multiple_outputs": True}],
+    [
+        {"outlets": [Asset("s3://bucket/x")]},
+        {"post_execute": print},
+        {"multiple_outputs": True},
+        {"on_success_callback": print},
+    ],
 )
-def test_outlets_and_post_execute_end_on_a_worker(arguments: dict[str, Any]) -> None:
-    operator = an_operator(command=["run"], **arguments)
+def test_what_follows_a_success_only_on_a_worker_ends_there(arguments: dict[str, Any]) -> None:
+    assert ends(an_operator(command=["run"], **arguments)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"on_failure_callback": print},
+        {"on_retry_callback": print},
+        {"email": "who@example.com"},
+        {"retry_policy": ExceptionRetryPolicy([])},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Setting email")
+def test_what_follows_a_failure_only_on_a_worker_costs_one_only_then(
+    arguments: dict[str, Any],
+) -> None:
+    assert ends(an_operator(command=["run"], **arguments)) == (False, True)
+
+
+def test_what_nothing_follows_needs_no_worker_at_its_end() -> None:
+    assert ends(an_operator(command=["run"])) == (False, False)
+
+
+def ends(operator: EKSBatchOperator) -> tuple[bool, bool]:
+    """Whether it ends on a worker: always, and where its job failed."""
     assert operator.start_from_trigger is True
     assert operator.start_trigger_args is not None
-    assert operator.start_trigger_args.trigger_kwargs["resume"] is True
+    kwargs = operator.start_trigger_args.trigger_kwargs or {}
+    return kwargs["resume"], kwargs["resume_failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, (False, False)),
+        ({"soft_fail": True}, (False, True)),
+        ({"on_failure_callback": print}, (False, True)),
+        ({"on_success_callback": print}, (True, False)),
+    ],
+)
+def test_a_sensor_ends_on_a_worker_where_an_operator_would(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], expected: tuple[bool, bool]
+) -> None:
+    monkeypatch.setattr(EKSBatchHook, "endpoint", lambda _: Endpoint(url="http://here"))
+    with a_dag():
+        sensor = EKSBatchJobSensor(task_id="wait", job_id="1", **arguments)
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor.execute({})  # type: ignore[typeddict-item]
+    kwargs = deferred.value.trigger.serialize()[1]
+    assert (kwargs["resume"], kwargs["resume_failed"]) == expected
 
 
 def test_a_subclass_with_an_execute_of_its_own_runs_it() -> None:
@@ -174,6 +233,7 @@ def test_the_job_gets_the_time_limit_of_the_task() -> None:
         ({"vcpus": 0.3}, "task month: vcpus must be a multiple of 0.25"),
         ({"env": {"A": "1"}, "env_vars": {"B": "2"}}, "give env or env_vars, not both"),
         ({"array_size": 3, "array_properties": {"size": 3}}, "not both"),
+        ({"array_properties": "{{ params.size }}"}, "array_properties must be a dict .* got str"),
     ],
 )
 def test_a_dag_with_a_mistake_does_not_import(arguments: dict[str, Any], says: str) -> None:
@@ -196,6 +256,13 @@ def test_the_docstring_names_the_defaults_that_are_not_in_the_signature() -> Non
         f"(default {DEFAULT_MEMORY_MIB})",
     ):
         assert default in told
+
+
+def test_an_array_described_by_another_task_is_told_where_that_goes() -> None:
+    with a_dag():
+        other = EKSBatchOperator(task_id="other")
+        with pytest.raises(BadArguments, match="goes into array_size"):
+            EKSBatchOperator(task_id="month", array_properties=other.output)  # type: ignore[arg-type]
 
 
 def test_a_misspelt_argument_is_refused() -> None:

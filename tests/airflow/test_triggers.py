@@ -376,6 +376,22 @@ def test_a_task_with_outlets_gets_its_outcome_on_a_worker(play: Any) -> None:
         await service.change(job, "SUCCEEDED", exitCode=0)
         event = await ending
         assert (event.payload["job_id"], event.payload["status"]) == (job, "SUCCEEDED")
+        assert event.payload["url"].endswith(job)  # of the button, which a worker writes anew
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("SUCCEEDED", TaskSuccessEvent), ("FAILED", TriggerEvent)]
+)
+def test_a_task_with_failure_callbacks_gets_only_failures_on_a_worker(
+    play: Any, status: str, expected: type[TriggerEvent]
+) -> None:
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        ending = asyncio.create_task(triggered(a_trigger(resume_failed=True), manager))
+        [job] = await service.submitted()
+        await service.change(job, status)
+        assert type(await ending) is expected
 
     play(scenario)
 
