@@ -19,14 +19,12 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal, Pace, Throttled
-from airflow_eksbatch.cloud.blueprint import Blueprint, instance_request, subnets_for
-from airflow_eksbatch.cloud.catalogue import Ec2Catalogue, within_bid
-from airflow_eksbatch.cloud.checks import bid_percentage_of, draw_blueprint, find_network
-from airflow_eksbatch.cloud.instances import now_ms
-from airflow_eksbatch.cloud.interruptions import Kind, Notice, NoticeQueue
-from airflow_eksbatch.cloud.port import CloudDown
-from airflow_eksbatch.cloud.refusals import (
+from airflow_eksbatch.cloud.aws.blueprint import Blueprint, instance_request, subnets_for
+from airflow_eksbatch.cloud.aws.catalogue import Ec2Catalogue, within_bid
+from airflow_eksbatch.cloud.aws.checks import bid_percentage_of, draw_blueprint, find_network
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal, Pace, Throttled
+from airflow_eksbatch.cloud.aws.interruptions import Kind, Notice, NoticeQueue
+from airflow_eksbatch.cloud.aws.refusals import (
     NO_ADDRESSES,
     TOKEN_ENDED,
     TOKEN_USED,
@@ -37,7 +35,7 @@ from airflow_eksbatch.cloud.refusals import (
     never_was,
     sentence_of,
 )
-from airflow_eksbatch.cloud.sightings import (
+from airflow_eksbatch.cloud.aws.sightings import (
     Known,
     Seen,
     ask_for_ends,
@@ -46,6 +44,8 @@ from airflow_eksbatch.cloud.sightings import (
     look_up,
     tag_again,
 )
+from airflow_eksbatch.cloud.instances import now_ms
+from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
 from airflow_eksbatch.core.engine.facts import (
     Fact,

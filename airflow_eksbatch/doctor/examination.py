@@ -20,7 +20,7 @@ from airflow_eksbatch.service.wiring import make_aws, make_ways
 from airflow_eksbatch.store.port import StoreView
 
 if TYPE_CHECKING:  # What needs a package that is not always there
-    from airflow_eksbatch.cloud.aws import Aws
+    from airflow_eksbatch.cloud.aws.client import Aws
     from airflow_eksbatch.cluster.kube.connection import Ways
 
 # As docker/kubernetes.yaml names it.

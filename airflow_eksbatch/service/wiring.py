@@ -40,7 +40,7 @@ from airflow_eksbatch.store.port import Store
 from airflow_eksbatch.web.app import make_web_app
 
 if TYPE_CHECKING:  # What needs a package that is not always there
-    from airflow_eksbatch.cloud.aws import Aws
+    from airflow_eksbatch.cloud.aws.client import Aws
     from airflow_eksbatch.cluster.kube.connection import Ways
 
 
@@ -135,7 +135,7 @@ def _make_outputs(settings: Settings, may_keep: Callable[[], bool]) -> Outputs |
 def make_aws(settings: Settings) -> Aws:
     """Credentials are looked for when AWS is first asked, as boto3 does: environment, web identity, instance role."""
     try:
-        from airflow_eksbatch.cloud.aws import Aws, AwsSettings
+        from airflow_eksbatch.cloud.aws.client import Aws, AwsSettings
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"--cloud ec2 needs a package that is not here ({error.name}): "
@@ -199,7 +199,12 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             streams=broadcast.subscribers,
         )
 
-    api = ApiSettings(region=settings.region, auth=settings.auth_mode, base_url=url_of(listening))
+    api = ApiSettings(
+        region=settings.region,
+        auth=settings.auth_mode,
+        dashboard=settings.dashboard,
+        base_url=url_of(listening),
+    )
     desk = ServiceDesk(
         api,
         loop=loop,

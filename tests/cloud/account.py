@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsSettings
-from airflow_eksbatch.cloud.catalogue import Ec2Catalogue
-from airflow_eksbatch.cloud.checks import IMAGE_PARAMETER
+from airflow_eksbatch.cloud.aws.catalogue import Ec2Catalogue
+from airflow_eksbatch.cloud.aws.checks import IMAGE_PARAMETER
+from airflow_eksbatch.cloud.aws.client import Aws, AwsSettings
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud, Ec2Settings
 from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market

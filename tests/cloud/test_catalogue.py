@@ -7,8 +7,7 @@ import json
 import msgspec
 import pytest
 
-from airflow_eksbatch.cloud.aws import Aws, AwsSettings
-from airflow_eksbatch.cloud.catalogue import (
+from airflow_eksbatch.cloud.aws.catalogue import (
     PRICES_AGAIN_S,
     SPOT_KEPT_S,
     TYPES_KEPT_S,
@@ -16,6 +15,7 @@ from airflow_eksbatch.cloud.catalogue import (
     currency_of,
     price_from,
 )
+from airflow_eksbatch.cloud.aws.client import Aws, AwsSettings
 from airflow_eksbatch.cloud.offerings import shipped_types
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.node import Offering

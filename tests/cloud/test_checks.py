@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from airflow_eksbatch.cloud.checks import IMAGE_PARAMETER
+from airflow_eksbatch.cloud.aws.checks import IMAGE_PARAMETER
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from tests.cloud.account import PROFILE, VERSION, Account, launch

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_eksbatch.cloud import ec2 as ec2_module
-from airflow_eksbatch.cloud.catalogue import SPOT_KEPT_S
+from airflow_eksbatch.cloud.aws.catalogue import SPOT_KEPT_S
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import TerminateStray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_eksbatch.cloud.refusals import JustRefused, Meaning
+from airflow_eksbatch.cloud.aws.refusals import JustRefused, Meaning
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.model.node import NodeId
 from tests.build import an_offering

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from airflow_eksbatch.cloud import aws as aws_module
-from airflow_eksbatch.cloud.aws import Pace
+from airflow_eksbatch.cloud.aws import client as aws_module
+from airflow_eksbatch.cloud.aws.client import Pace
 
 
 class Clock:

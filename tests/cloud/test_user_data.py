@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_eksbatch.cloud.user_data import (
+from airflow_eksbatch.cloud.aws.user_data import (
     BYTES_MAX,
     ClusterAddress,
     node_config,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from airflow_eksbatch.cloud.catalogue import SPOT_KEPT_S
+from airflow_eksbatch.cloud.aws.catalogue import SPOT_KEPT_S
+from airflow_eksbatch.cloud.aws.interruptions import Kind, Notice, notice_from
+from airflow_eksbatch.cloud.aws.sightings import seen_from
 from airflow_eksbatch.cloud.ec2 import Ec2Settings
-from airflow_eksbatch.cloud.interruptions import Kind, Notice, notice_from
-from airflow_eksbatch.cloud.sightings import seen_from
 from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,

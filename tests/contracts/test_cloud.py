@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from airflow_eksbatch.cloud import refusals
+from airflow_eksbatch.cloud.aws import refusals
 from airflow_eksbatch.cloud.embedded import EmbeddedCloud
 from airflow_eksbatch.cloud.instances import CloudSettings
 from airflow_eksbatch.cloud.port import Cloud, CloudDown

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_eksbatch.cli import main
-from airflow_eksbatch.cloud.aws import Aws, AwsSettings
+from airflow_eksbatch.cloud.aws.client import Aws, AwsSettings
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_eksbatch.cloud.user_data import ClusterAddress, node_config, user_data
+from airflow_eksbatch.cloud.aws.user_data import ClusterAddress, node_config, user_data
 from tests.airflow.rig import Airflow
 from tests.cloud.account import PROFILE, Account
 from tests.kubernetes.bed import a_plane

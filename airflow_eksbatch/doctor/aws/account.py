@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.doctor.clocks import SIGV4, SYNC, Stopwatch, judge_clock
 from airflow_eksbatch.doctor.findings import Group

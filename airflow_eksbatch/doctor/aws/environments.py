@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.blueprint import Blueprint, instance_request, subnets_for
-from airflow_eksbatch.cloud.catalogue import Ec2Catalogue
-from airflow_eksbatch.cloud.checks import (
+from airflow_eksbatch.cloud.aws.blueprint import Blueprint, instance_request, subnets_for
+from airflow_eksbatch.cloud.aws.catalogue import Ec2Catalogue
+from airflow_eksbatch.cloud.aws.checks import (
     EksCluster,
     Network,
     bid_percentage_of,
@@ -18,7 +17,8 @@ from airflow_eksbatch.cloud.checks import (
     find_network,
     resources_of,
 )
-from airflow_eksbatch.cloud.refusals import Meaning, meaning_of, sentence_of
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.refusals import Meaning, meaning_of, sentence_of
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import NodeId, Offering

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.interruptions import Kind
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.interruptions import Kind
 from airflow_eksbatch.core.planner.words import listed
 from airflow_eksbatch.doctor.findings import Group
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.core.planner.words import listed

@@ -9,7 +9,7 @@ import asyncio
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.planner.words import number_of
 from airflow_eksbatch.doctor.aws.account import Identity

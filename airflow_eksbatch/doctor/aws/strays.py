@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.sightings import Seen, list_by
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.sightings import Seen, list_by
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.planner.words import listed, number_of
 from airflow_eksbatch.doctor.aws.rights import POLICY

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.catalogue import Ec2Catalogue
+from airflow_eksbatch.cloud.aws.catalogue import Ec2Catalogue
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.node import Offering

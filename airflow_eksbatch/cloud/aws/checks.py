@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.blueprint import Blueprint, UserTemplate, image_kind
-from airflow_eksbatch.cloud.user_data import ClusterAddress, node_config, user_data
+from airflow_eksbatch.cloud.aws.blueprint import Blueprint, UserTemplate, image_kind
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.user_data import ClusterAddress, node_config, user_data
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import Offering
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.port import CloudDown
 
 # SQS's own most, both: a long wait costs one request, and ten notices are one answer.

@@ -15,8 +15,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from airflow_eksbatch.cloud.aws.refusals import THROTTLED, Meaning, meaning_of
 from airflow_eksbatch.cloud.port import CloudDown
-from airflow_eksbatch.cloud.refusals import THROTTLED, Meaning, meaning_of
 
 # Calls under way at once; one of them may be a long wait for notices.
 CALLS_MAX = 12

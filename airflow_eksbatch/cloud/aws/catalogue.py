@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.offerings import (
     InstanceType,
     offering_of,

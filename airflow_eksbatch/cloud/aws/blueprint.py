@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.user_data import ClusterAddress, node_config, user_data
+from airflow_eksbatch.cloud.aws.user_data import ClusterAddress, node_config, user_data
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import Market

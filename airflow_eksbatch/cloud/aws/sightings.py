@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws import Aws, AwsRefusal
-from airflow_eksbatch.cloud.blueprint import ENVIRONMENT_TAG
+from airflow_eksbatch.cloud.aws.blueprint import ENVIRONMENT_TAG
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.refusals import NO_INSTANCE, end_from, sentence_of
 from airflow_eksbatch.cloud.instances import now_ms
-from airflow_eksbatch.cloud.refusals import NO_INSTANCE, end_from, sentence_of
 from airflow_eksbatch.core.engine.facts import InstanceGone
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.node import NodeId

@@ -1,0 +1,1 @@
+"""What `cloud/ec2.py` is made of: AWS as EKS nodes need it."""
