@@ -17,6 +17,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobStatus
 from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.planner.reservation import active_shares
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import JobQuery, Store
 
@@ -317,7 +318,7 @@ async def get_job_queue_snapshot(call: Call) -> dict[str, Any]:
         "queueUtilization": {
             "totalCapacityUsage": [{"capacityUnit": "cpu", "quantity": used}],
             "fairshareUtilization": {
-                "activeShareCount": len(usages),
+                "activeShareCount": len(active_shares(world, world.queues[name], now)),
                 "topCapacityUtilization": [
                     {
                         "shareIdentifier": usage.share,

@@ -173,7 +173,7 @@ def rows_of(changes: Changes) -> Iterable[tuple[str, str, msgspec.Struct]]:
     for definition in changes.definitions:
         yield "job_definition", definition.key, definition
     for usage in changes.usages:
-        yield "share_usage", f"{usage.queue}/{usage.share}", usage
+        yield "share_usage", usage.name, usage
 
 
 def everything(world: World) -> Changes:

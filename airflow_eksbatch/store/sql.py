@@ -403,7 +403,7 @@ def _noun_rows(changes: Changes) -> Iterator[rows.Row]:
     for definition in changes.definitions:
         yield rows.noun_row("job_definition", definition.key, definition)
     for usage in changes.usages:
-        yield rows.noun_row("share_usage", f"{usage.queue}|{usage.share}", usage)
+        yield rows.noun_row("share_usage", usage.name, usage)
 
 
 def _upsert(insert: Insert, table: Table) -> Any:

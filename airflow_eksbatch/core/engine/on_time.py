@@ -18,6 +18,7 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.world.fading import drop_faded, watch_usage
 from airflow_eksbatch.core.world.measured import kind_of
 
 # Nothing to look at: that it is time lets the planner, which comes next, buy again.
@@ -37,6 +38,8 @@ def on_time(turn: Turn) -> None:
                 watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
+        elif kind == "share":
+            drop_faded(turn.world, key, turn.now)
         elif kind == "measured":
             doubt_measure(turn, key)
         elif kind not in BUYING:
@@ -126,6 +129,7 @@ def ask_launch(turn: Turn, node: Node) -> None:
             node_id=node.node_id,
             compute_environment=node.compute_environment,
             offering=node.offering,
+            together=node.together,
         )
     )
     again_at, until = turn.now + limits.LAUNCH_ANSWER_S_MAX * 1000, launch_by(turn, node)
@@ -138,6 +142,9 @@ def derive_deadlines(turn: Turn) -> None:
     for environment in turn.world.compute_environments.values():
         if none_joined(environment):
             turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
+    for usage in turn.world.usages.values():
+        if not usage.running_cpu_m:
+            watch_usage(turn.world, usage)
     for job in turn.world.jobs.values():
         watch_spot(turn, job)
     for attempt in turn.world.attempts.values():

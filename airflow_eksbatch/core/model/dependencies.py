@@ -16,6 +16,11 @@ def awaited_wholes(spec: JobSpec) -> list[JobId]:
     return [entry.job_id for entry in spec.depends_on if entry.type is DependencyType.PLAIN]
 
 
+def awaited(job: Job) -> set[JobId]:
+    """Everybody whose end, or whose children's ends, it may have to hear of."""
+    return {*job.waits_for, *(entry.job_id for entry in job.spec.depends_on if entry.job_id)}
+
+
 def awaited_pairs(spec: JobSpec) -> list[JobId]:
     """Arrays whose child i must succeed before our child i may run."""
     return [entry.job_id for entry in spec.depends_on if entry.type is DependencyType.N_TO_N]

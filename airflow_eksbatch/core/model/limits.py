@@ -27,6 +27,8 @@ GRACE_S = 30
 SHARE_DECAY_S_MIN = 600
 
 # Ours.
+# So many decay times after its last use a share has used nothing: of a thousand vCPUs less than a thousandth is left.
+SHARE_FADES = 14
 # A platform that loses a job this often is not going to run it: then it is charged like any failure.
 FREE_RETRIES_MAX = 100
 # Karpenter waits 15 minutes for a node to register; EKS nodes that take longer never came in its reports.
@@ -69,6 +71,8 @@ POD_SEEN_S_MAX = 60
 RESERVE_AFTER_S = 300
 # Nodes the planner may ask for in one beat: more than any beat needs, less than an API can take at once.
 LAUNCHES_PER_BEAT_MAX = 500
+# Instances that one request makes at most: their node ids stand in one tag, which holds 256 characters.
+LAUNCH_TOGETHER_MAX = 11
 # Dispatch turns one queue may take in a beat; a turn takes a share of the class, so the order stays close to exact.
 TURNS_PER_BEAT_MAX = 2_000
 

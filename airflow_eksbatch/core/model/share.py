@@ -52,6 +52,11 @@ class ShareUsage(msgspec.Struct, kw_only=True):
     running_cpu_m: int = 0
     updated_at: int = 0
 
+    @property
+    def name(self) -> str:
+        """Neither half has a `|`."""
+        return f"{self.queue}|{self.share}"
+
     def bring_to(self, now: int, decay_s: int) -> None:
         """Let old use fade and add what ran since (times in epoch milliseconds)."""
         passed_s = max(0, now - self.updated_at) / 1000

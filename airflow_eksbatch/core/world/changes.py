@@ -61,7 +61,7 @@ class Changes(msgspec.Struct, kw_only=True):
     definitions: list[JobDefinition] = []
     usages: list[ShareUsage] = []
     deleted: list[tuple[str, str]] = []
-    """(kind, name) with kind job_queue, compute_environment, scheduling_policy or node."""
+    """(kind, name) with kind job_queue, compute_environment, scheduling_policy or share_usage; nothing here is put, too."""
     events: list[JobEvent] = []
     costs: list[Entry] = []
     """Added to what is kept, not put in its place: the one thing here that must not be written twice."""

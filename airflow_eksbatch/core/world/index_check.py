@@ -32,6 +32,7 @@ def check_indexes(world: World) -> None:
     check_lines(world)
     check_jobs_by_name(world)
     check_dependents(world)
+    check_pods(world)
     check_usages(world)
 
 
@@ -217,14 +218,17 @@ def check_dependents(world: World) -> None:
     """Who waits for a live job is told of its end."""
     meant: defaultdict[JobId, set[JobId]] = defaultdict(set)
     for job in world.jobs.values():
-        for awaited in {*job.waits_for, *(d.job_id for d in job.spec.depends_on if d.job_id)}:
+        for awaited in dependencies.awaited(job) & world.jobs.keys():
             meant[awaited].add(job.job_id)
-    for awaited, waiting in world.dependents.items():
-        strangers = waiting - meant[awaited]
-        require(not strangers, f"dependents of {awaited} are said to be {strangers}, wrongly")
-    for awaited in world.jobs.keys() & meant.keys():
-        missing = meant[awaited] - world.dependents.get(awaited, set())
-        require(not missing, f"{missing} wait for {awaited} and would not be told of its end")
+    compare("dependents", {**world.dependents}, {**meant})
+    empty = [awaited for awaited, waiting in world.dependents.items() if not waiting]
+    require(not empty, f"nobody depends on {empty}, and they are kept")
+
+
+def check_pods(world: World) -> None:
+    """Pod properties of live jobs, one copy of each, and no others."""
+    kept, meant = len(world.pods_kept), len({job.spec.pod for job in world.jobs.values()})
+    require(kept == meant, f"the pod properties of {kept} jobs are kept, and {meant} are alive")
 
 
 def check_usages(world: World) -> None:

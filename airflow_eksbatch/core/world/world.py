@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from typing import TypeVar
 
-from airflow_eksbatch.core.model import limits, ranges
+from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, NamespaceFull
 from airflow_eksbatch.core.model.job import (
     Attempt,
@@ -21,7 +20,6 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import (
     NODE_TRANSITIONS,
-    Load,
     Node,
     NodeId,
     NodeStatus,
@@ -31,17 +29,17 @@ from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world import books
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.world.fading import watch_usage
 from airflow_eksbatch.core.world.gathering import Gathering
 from airflow_eksbatch.core.world.index_check import check_indexes
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
+from airflow_eksbatch.core.world.joins import Joins
+from airflow_eksbatch.core.world.kept_once import KeptOnce
 from airflow_eksbatch.core.world.measured import Measured
+from airflow_eksbatch.core.world.rooms import Rooms
 from airflow_eksbatch.core.world.trials import Trials
 
-Room = tuple[str, Resources]
-"""Compute environment and what is free: nodes alike in both are alike for packing."""
-ComingRoom = tuple[str, Resources, Load]
-"""Compute environment, what will be free, and what it was bought for: alike, as long as nothing has come."""
-K = TypeVar("K")
+USAGE = "share_usage"
 
 
 class World:
@@ -71,14 +69,15 @@ class World:
         self.never_joined: Counter[str] = Counter()
         """Instances in a row that did not become nodes, by compute environment."""
         self.trials = Trials()
+        self.joins = Joins()
         self.gathering = Gathering()
         self.counters = Counters()
         self.totals = Totals()
 
         self.lines: dict[JobClass, ClassLine] = {}
         self.pods_by_node: defaultdict[NodeId, set[PodName]] = defaultdict(set)
-        self.rooms: dict[Room, dict[NodeId, None]] = {}
-        self.coming: dict[ComingRoom, dict[NodeId, None]] = {}
+        self._rooms = Rooms()
+        self.rooms, self.coming = self._rooms.open, self._rooms.coming
         self.vcpus: defaultdict[str, int] = defaultdict(int)
         self.instances = 0
         """Launched and not gone; nodes that are only asked for are none."""
@@ -95,7 +94,11 @@ class World:
         self._dirty_attempts: dict[PodName, Attempt] = {}
         self._dirty_nodes: dict[NodeId, Node] = {}
         self._dirty_usages: dict[tuple[str, str], ShareUsage] = {}
-        self._pods: dict[bytes, bytes] = {}
+        self._deleted: dict[tuple[str, str], None] = {}
+        """What is put again in the same step is not deleted: the store puts first."""
+        self.fading: set[str] = set()
+        """Names of usages that are looked at when they have faded."""
+        self.pods_kept = KeptOnce()
         if snapshot is not None:
             self._load(snapshot)
 
@@ -171,8 +174,8 @@ class World:
                 del self.lines[line.job_class]
 
     def share_pod(self, pod: bytes) -> bytes:
-        """One copy of equal pod properties: a million jobs of one definition carry it once."""
-        return self._pods.setdefault(pod, pod)
+        """One copy of equal pod properties."""
+        return self.pods_kept[pod]
 
     # ---- attempts
 
@@ -222,7 +225,8 @@ class World:
         self.nodes[node.node_id] = node
         self.vcpus[node.compute_environment] += node.offering.vcpus
         self._count_instance(node)
-        self._enter_room(node)
+        self.joins.note(node)
+        self._rooms.enter(node)
         self.note_node(node)
 
     def note_launched(self, node: Node, at: int) -> None:
@@ -241,23 +245,23 @@ class World:
         """Move a node forward in its life; False when it is already past that."""
         if status not in NODE_TRANSITIONS[node.status]:
             return False
-        self._leave_room(node)
+        self._rooms.leave(node)
         node.status = status
-        self._enter_room(node)
+        self._rooms.enter(node)
         self.note_node(node)
         return True
 
     def close_node(self, node: Node, reason: str | None) -> None:
         """Take it out of, or with None put it back into, use for new pods."""
-        self._leave_room(node)
+        self._rooms.leave(node)
         node.closed = reason
-        self._enter_room(node)
+        self._rooms.enter(node)
         self.note_node(node)
 
     def set_allocatable(self, node: Node, allocatable: Resources) -> None:
-        self._leave_room(node)
+        self._rooms.leave(node)
         node.allocatable = allocatable
-        self._enter_room(node)
+        self._rooms.enter(node)
         self.note_node(node)
 
     def settle(self, node: Node, until: int) -> None:
@@ -278,9 +282,10 @@ class World:
             bought = environment is None or environment.managed
             least = node.launched_at + books.INSTANCE_MS_MIN if bought else 0
             self.settle(node, max(min(now if at is None else at, now), least))
-        self._leave_room(node)
+        self._rooms.leave(node)
         node.status, node.ended_at, node.reason = NodeStatus.GONE, now, node.reason or reason
         del self.nodes[node.node_id]
+        self.joins.forget(node)
         self.pods_by_node.pop(node.node_id, None)
         self.vcpus[node.compute_environment] -= node.offering.vcpus
         if node.launched_at is not None:
@@ -301,14 +306,17 @@ class World:
     def put_queue(self, queue: JobQueue) -> None:
         self.queues[queue.name] = queue
         self._changes.queues.append(queue)
+        self._deleted.pop(("job_queue", queue.name), None)
 
     def put_compute_environment(self, environment: ComputeEnvironment) -> None:
         self.compute_environments[environment.name] = environment
         self._changes.compute_environments.append(environment)
+        self._deleted.pop(("compute_environment", environment.name), None)
 
     def put_policy(self, policy: SchedulingPolicy) -> None:
         self.policies[policy.name] = policy
         self._changes.policies.append(policy)
+        self._deleted.pop(("scheduling_policy", policy.name), None)
 
     def put_definition(self, definition: JobDefinition) -> None:
         self.definitions.setdefault(definition.name, {})[definition.revision] = definition
@@ -321,7 +329,11 @@ class World:
             "scheduling_policy": self.policies,  # type: ignore[dict-item]
         }
         by_kind[kind].pop(name, None)
-        self._changes.deleted.append((kind, name))
+        self._deleted[kind, name] = None
+        if kind == "job_queue":
+            self.jobs_by_queue.pop(name, None)
+            for usage in [usage for usage in self.usages.values() if usage.queue == name]:
+                self.forget_usage(usage)
 
     # ---- telling and time
 
@@ -362,14 +374,13 @@ class World:
         changes.attempts = list(self._dirty_attempts.values())
         changes.nodes = list(self._dirty_nodes.values())
         changes.usages = list(self._dirty_usages.values())
+        changes.deleted = list(self._deleted)
         changes.costs = self.books.take()
-        for dirty in (
-            self._dirty_jobs,
-            self._dirty_attempts,
-            self._dirty_nodes,
-            self._dirty_usages,
-        ):
-            dirty.clear()
+        self._dirty_jobs.clear()
+        self._dirty_attempts.clear()
+        self._dirty_nodes.clear()
+        self._dirty_usages.clear()
+        self._deleted.clear()
         if not changes.is_empty:
             changes.totals, changes.counters = self.totals, self.counters
         return changes
@@ -392,7 +403,8 @@ class World:
             self.nodes[node.node_id] = node
             self.instances += node.launched_at is not None
             self.vcpus[node.compute_environment] += node.offering.vcpus
-            self._enter_room(node)
+            self.joins.note(node)
+            self._rooms.enter(node)
         for job in sorted(snapshot.jobs, key=lambda job: job.spec.seq):
             self._index_job(job)
         for attempt in snapshot.attempts:
@@ -403,8 +415,10 @@ class World:
         self.jobs[job.job_id] = job
         self.jobs_by_queue[spec.queue][job.job_id] = None
         self.jobs_by_share[spec.queue, spec.share] += 1
-        for awaited in {*job.waits_for, *(d.job_id for d in spec.depends_on if d.job_id)}:
-            self.dependents[awaited].add(job.job_id)
+        self.pods_kept.enter(spec.pod)
+        for awaited in dependencies.awaited(job):
+            if awaited in self.jobs:
+                self.dependents[awaited].add(job.job_id)
         if spec.token:
             self.job_by_token[spec.token] = job.job_id
         if spec.task_key:
@@ -424,10 +438,12 @@ class World:
         self.jobs_by_share[spec.queue, spec.share] -= 1
         if not self.jobs_by_share[spec.queue, spec.share]:
             del self.jobs_by_share[spec.queue, spec.share]
+        self.pods_kept.leave(spec.pod)
         self.dependents.pop(job.job_id, None)
-        for dependency in spec.depends_on:
-            if dependency.job_id in self.dependents:
-                self.dependents[dependency.job_id].discard(job.job_id)
+        for awaited in dependencies.awaited(job) & self.dependents.keys():
+            self.dependents[awaited].discard(job.job_id)
+            if not self.dependents[awaited]:
+                del self.dependents[awaited]
         if spec.token:
             self.job_by_token.pop(spec.token, None)
         if spec.task_key and self.job_by_task.get(spec.task_key) == job.job_id:
@@ -438,11 +454,11 @@ class World:
         self.pods_by_node[attempt.node_id].add(attempt.pod_name)
 
     def _book(self, node: Node, resources: Resources, now: int) -> None:
-        self._leave_room(node)
+        self._rooms.leave(node)
         node.used = node.used.plus(resources)
         busy = bool(self.pods_by_node[node.node_id])
         node.idle_since = None if busy else now
-        self._enter_room(node)
+        self._rooms.enter(node)
         self.note_node(node)
 
     def _count_instance(self, node: Node) -> None:
@@ -450,24 +466,22 @@ class World:
             self.instances += 1
             self.totals.peak_instances = max(self.totals.peak_instances, self.instances)
 
-    def _enter_room(self, node: Node) -> None:
-        if node.is_open:
-            self.rooms.setdefault((node.compute_environment, node.free), {})[node.node_id] = None
-        elif node.is_coming:
-            self.coming.setdefault(coming_room(node), {})[node.node_id] = None
-
-    def _leave_room(self, node: Node) -> None:
-        leave(self.rooms, (node.compute_environment, node.free), node.node_id)
-        leave(self.coming, coming_room(node), node.node_id)
-
     def _use(self, job: Job, cpu_m: int, now: int) -> None:
         key = (job.spec.queue, job.spec.share)
         usage = self.usages.get(key)
         if usage is None:
             usage = self.usages[key] = ShareUsage(queue=key[0], share=key[1], updated_at=now)
+            self._deleted.pop((USAGE, usage.name), None)
         usage.bring_to(now, self.decay_s(job.spec.queue))
         usage.running_cpu_m += cpu_m
         self._dirty_usages[key] = usage
+        if not usage.running_cpu_m:
+            watch_usage(self, usage)
+
+    def forget_usage(self, usage: ShareUsage) -> None:
+        del self.usages[usage.queue, usage.share]
+        self._dirty_usages.pop((usage.queue, usage.share), None)
+        self._deleted[USAGE, usage.name] = None
 
     def decay_s(self, queue_name: str) -> int:
         """The decay window of a queue's shares, in seconds."""
@@ -484,16 +498,3 @@ class World:
         if job.running:
             return self.attempts[pod_name(job.job_id, 0, job.running[0])].status
         return JobStatus.PENDING if job.pending else JobStatus.RUNNABLE
-
-
-def coming_room(node: Node) -> ComingRoom:
-    return node.compute_environment, node.allocatable, node.bought_for
-
-
-def leave(rooms: dict[K, dict[NodeId, None]], room: K, node_id: NodeId) -> None:
-    """Take a node out of a room, and the room away if it was the last."""
-    members = rooms.get(room)
-    if members is not None and node_id in members:
-        del members[node_id]
-        if not members:
-            del rooms[room]
