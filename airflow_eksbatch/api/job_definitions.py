@@ -10,8 +10,8 @@ from airflow_eksbatch.api.port import Call, Operation, now_ms
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page
 from airflow_eksbatch.api.wire.pod_properties import check_pod
+from airflow_eksbatch.api.wire.requirements import resources_of_pod
 from airflow_eksbatch.api.wire.shapes import (
-    resources_of_pod,
     retry_from,
     retry_wire,
     scheduling_priority_from,

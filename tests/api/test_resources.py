@@ -379,6 +379,22 @@ def container(**fields: Any) -> dict[str, Any]:
     return {"containers": [{**plain, **fields}]}
 
 
+SCRATCH: dict[str, Any] = {"name": "data", "emptyDir": {}}
+TWO_KINDS: dict[str, Any] = {"name": "two", "emptyDir": {}, "hostPath": {"path": "/"}}
+
+
+def needs(requests: dict[str, str], limits: dict[str, str]) -> dict[str, Any]:
+    """A pod that asks for this; a vCPU and 128 MiB of what is not said."""
+    plain = {"cpu": "1", "memory": "128Mi"}
+    plain = {key: value for key, value in plain.items() if key not in limits}
+    return container(resources={"requests": {**plain, **requests}, "limits": limits})
+
+
+def mounting(volume: str, *paths: str) -> dict[str, Any]:
+    mounts = [{"name": volume, "mountPath": path} for path in paths]
+    return {**container(volumeMounts=mounts), "volumes": [SCRATCH]}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -420,6 +436,33 @@ def container(**fields: Any) -> dict[str, Any]:
             },
             "nvidia.com/gpu must be a whole number",
         ),
+        ({"pod": needs({"cpu": "2"}, {"cpu": "1"})}, "limit for cpu must be at least its request"),
+        (
+            {"pod": needs({"memory": "512Mi"}, {"memory": "256Mi"})},
+            "limit for memory must be equal to its request",
+        ),
+        ({"pod": needs({"memory": "256Mi"}, {"memory": "512Mi"})}, "must be equal"),
+        ({"pod": needs({"nvidia.com/gpu": "1"}, {"nvidia.com/gpu": "2"})}, "must be equal"),
+        ({"pod": needs({}, {"cpu": "abc"})}, "multiple of 0.25 from 0.25 on, not 'abc'"),
+        ({"pod": needs({}, {"memory": "1Ti"})}, "whole number of Mi"),
+        ({"pod": needs({"foo/bar": "1"}, {})}, "cpu, memory, nvidia.com/gpu, not 'foo/bar'"),
+        ({"pod": needs({}, {"ephemeral-storage": "1Gi"})}, "not 'ephemeral-storage'"),
+        ({"pod": container(name="My_C")}, "small letters, digits and hyphens"),
+        ({"pod": container(name="x" * 64)}, "1 to 63"),
+        (
+            {"pod": {**container(), "initContainers": container(name="default")["containers"]}},
+            "names must differ",
+        ),
+        ({"pod": container(imagePullPolicy="Sometimes")}, "Always, IfNotPresent, Never"),
+        ({"pod": {**container(), "dnsPolicy": "None"}}, "ClusterFirstWithHostNet"),
+        ({"pod": mounting("nope", "/x")}, "mounts volume 'nope', which podProperties.volumes"),
+        ({"pod": mounting("data", "/x", "/x")}, "must be a path of its own"),
+        ({"pod": mounting("data", "")}, "must be a path of its own"),
+        ({"pod": mounting("data", "/x:/y")}, "must be a path of its own"),
+        ({"pod": {**container(), "volumes": [{"name": "v"}]}}, "Volume v must be exactly one of"),
+        ({"pod": {**container(), "volumes": [TWO_KINDS]}}, "exactly one of hostPath, emptyDir"),
+        ({"pod": {**container(), "volumes": [SCRATCH, SCRATCH]}}, "each volume has its own"),
+        ({"pod": {**container(), "volumes": [{**SCRATCH, "name": "a.b"}]}}, "small letters"),
         ({"pod": {**container(), "metadata": {"namespace": "kube-system"}}}, "kube"),
         ({"schedulingPriority": 10_000}, "0 to 9999"),
         ({"schedulingPriority": -1}, "0 to 9999"),
@@ -437,6 +480,25 @@ def test_a_definition_that_cannot_be_is_refused_with_what_to_do(
         **fields,
     }
     assert words in refusal(batch.register_job_definition, **given)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        needs({"cpu": "0.5"}, {"cpu": "2"}),
+        needs({"cpu": "1.50"}, {"cpu": "1.5", "memory": "64Mi"}),
+        needs({"memory": "64Mi"}, {"memory": "64Mi"}),
+        needs({"nvidia.com/gpu": "2"}, {"nvidia.com/gpu": "2"}),
+        needs({}, {"nvidia.com/gpu": "1"}),
+        needs({"nvidia.com/gpu": "1"}, {}),
+        container(name="Default", imagePullPolicy="Never"),
+        mounting("data", "/x", "/y"),
+    ],
+)
+def test_a_pod_that_aws_takes_is_taken(batch: Any, pod: dict[str, Any]) -> None:
+    batch.register_job_definition(
+        jobDefinitionName="taken", type="container", eksProperties={"podProperties": pod}
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ NUMBER = re.compile(r"-?[0-9]{1,19}")
 Key = tuple[str, int]
 """What lists are ordered by: a name, then a number where names repeat."""
 T = TypeVar("T")
-NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def name_of(value: str) -> str:
@@ -49,7 +49,7 @@ def check_job_name(value: str) -> str:
 
 def check_namespace(value: str, what: str) -> str:
     """A namespace of Kubernetes that jobs may run in."""
-    if not NAMESPACE.fullmatch(value) or value == "default" or value.startswith("kube-"):
+    if not LABEL.fullmatch(value) or value == "default" or value.startswith("kube-"):
         raise Rejected(
             f"{what} must be 1 to 63 small letters, digits and hyphens and be neither default nor "
             f"begin with kube-, not {value!r}: jobs have a namespace of their own."

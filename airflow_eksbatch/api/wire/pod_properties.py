@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.wire import elsewhere
-from airflow_eksbatch.api.wire.names import check_namespace, name_of
+from airflow_eksbatch.api.wire.names import LABEL, check_namespace, name_of
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 
@@ -18,6 +18,13 @@ Wire = dict[str, Any]
 REFERENCE = re.compile(r"Ref::([A-Za-z0-9_-]+)")
 # containerOverrides is ECS's; its resource names in ours.
 RESOURCE_KEYS = {"VCPU": "cpu", "MEMORY": "memory", "GPU": "nvidia.com/gpu"}
+VOLUME_KINDS = ("hostPath", "emptyDir", "secret", "persistentVolumeClaim")
+LABEL_RULE = "names have 1 to 63 small letters, digits and hyphens between them (Kubernetes)"
+# AWS's model calls these strings; Kubernetes takes no others.
+CHOICES = {
+    "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
+    "dnsPolicy": ("ClusterFirst", "ClusterFirstWithHostNet", "Default"),
+}
 
 
 def find_definition(
@@ -144,21 +151,66 @@ def requirements_of(wire: Wire) -> dict[str, str]:
 
 
 def check_pod(pod: Wire) -> None:
-    """Rules of podProperties that the model does not carry."""
+    """Rules of podProperties that the model does not carry; what no Kubernetes takes is refused before it costs."""
     containers = pod.get("containers") or []
     if not 1 <= len(containers) <= 10:
         raise Rejected("eksProperties.podProperties.containers must have 1 to 10 entries.")
+    check_choice(pod, "dnsPolicy", "podProperties")
+    volumes = volumes_of(pod)
     names: set[str] = set()
     for container in (*containers, *(pod.get("initContainers") or ())):
-        name = container.get("name", "Default")
-        if name in names:
+        name = check_container(container, volumes)
+        if name.lower() in names:
             raise Rejected(f"Two containers are named {name}: names must differ.")
-        names.add(name)
-        if not container.get("image"):
-            raise Rejected(f"Container {name} needs an image.")
-        for entry in container.get("env") or ():
-            if entry["name"].startswith("AWS_BATCH"):
-                raise Rejected(f"Variable {entry['name']}: names with AWS_BATCH are reserved.")
+        names.add(name.lower())
     namespace = (pod.get("metadata") or {}).get("namespace")
     if namespace is not None:
         check_namespace(namespace, "metadata.namespace")
+
+
+def volumes_of(pod: Wire) -> set[str]:
+    """Names of the pod's volumes."""
+    names: set[str] = set()
+    for volume in pod.get("volumes") or ():
+        name = volume["name"]
+        kinds = [kind for kind in VOLUME_KINDS if volume.get(kind) is not None]
+        if len(kinds) != 1:
+            raise Rejected(f"Volume {name} must be exactly one of {', '.join(VOLUME_KINDS)}.")
+        if not LABEL.fullmatch(name) or name in names:
+            raise Rejected(f"Volume {name!r}: {LABEL_RULE}, and each volume has its own.")
+        names.add(name)
+    return names
+
+
+def check_container(container: Wire, volumes: set[str]) -> str:
+    """Its name, "Default" if it has none (AWS)."""
+    name = container.get("name") or "Default"
+    if name != "Default" and not LABEL.fullmatch(name):
+        raise Rejected(f"Container {name!r}: {LABEL_RULE}.")
+    if not container.get("image"):
+        raise Rejected(f"Container {name} needs an image.")
+    check_choice(container, "imagePullPolicy", f"Container {name}")
+    for entry in container.get("env") or ():
+        if entry["name"].startswith("AWS_BATCH"):
+            raise Rejected(f"Variable {entry['name']}: names with AWS_BATCH are reserved.")
+    paths: set[str] = set()
+    for mount in container.get("volumeMounts") or ():
+        volume, path = mount.get("name"), mount.get("mountPath")
+        if volume not in volumes:
+            raise Rejected(
+                f"Container {name} mounts volume {volume!r}, which podProperties.volumes does not have."
+            )
+        if not path or ":" in path or path in paths:
+            raise Rejected(
+                f"Container {name} mounts volume {volume}: mountPath must be a path of its own, not {path!r}."
+            )
+        paths.add(path)
+    return name
+
+
+def check_choice(given: Wire, member: str, where: str) -> None:
+    value = given.get(member)
+    if value is not None and value not in CHOICES[member]:
+        raise Rejected(
+            f"{where}: {member} must be one of {', '.join(CHOICES[member])}, not {value!r}."
+        )

@@ -22,13 +22,11 @@ from airflow_eksbatch.core.model.job import (
     JobStatus,
     pod_name,
 )
-from airflow_eksbatch.core.model.resources import NOTHING, Bill, Cost, Resources
+from airflow_eksbatch.core.model.resources import Bill, Cost
 from airflow_eksbatch.core.model.retry import Cause, EvaluateOnExit, RetryAction, RetryStrategy
 from airflow_eksbatch.core.world.world import World
 
 Wire = dict[str, Any]
-CPU = re.compile(r"[0-9]{1,7}(\.[0-9]{1,3})?")
-MEMORY = re.compile(r"[0-9]{1,12}Mi")
 EXIT_CODE = re.compile(r"[0-9]*\*?")
 
 
@@ -127,65 +125,6 @@ def dependencies_from(wire: list[Wire] | None, array_size: int | None) -> tuple[
         else:
             found.append(Dependency(type=kind, job_id=JobId(entry["jobId"])))
     return tuple(found)
-
-
-def resources_of_pod(pod: Wire) -> Resources:
-    """Effective request of the pod: the larger of its largest init container and the sum of the others."""
-    total, largest = NOTHING, NOTHING
-    for container in pod.get("containers", []):
-        total = total.plus(resources_of_container(container))
-    for container in pod.get("initContainers", []):
-        one = resources_of_container(container)
-        largest = Resources(
-            cpu_m=max(largest.cpu_m, one.cpu_m),
-            memory_mib=max(largest.memory_mib, one.memory_mib),
-            gpu=max(largest.gpu, one.gpu),
-        )
-    return Resources(
-        cpu_m=max(total.cpu_m, largest.cpu_m),
-        memory_mib=max(total.memory_mib, largest.memory_mib),
-        gpu=max(total.gpu, largest.gpu),
-        pods=1,
-    )
-
-
-def resources_of_container(container: Wire) -> Resources:
-    """Requests, filled from limits; in the units that AWS Batch allows."""
-    given = container.get("resources") or {}
-    wanted = {**(given.get("limits") or {}), **(given.get("requests") or {})}
-    name = container.get("name", "Default")
-    for key in ("cpu", "memory"):
-        if key not in wanted:
-            raise Rejected(f"Container {name}: resources needs a request or a limit for {key}.")
-    return Resources(
-        cpu_m=cpu_m_from(str(wanted["cpu"]), name),
-        memory_mib=memory_from(str(wanted["memory"]), name),
-        gpu=whole_from(str(wanted.get("nvidia.com/gpu", "0")), name, "nvidia.com/gpu"),
-    )
-
-
-def cpu_m_from(text: str, name: str) -> int:
-    cpu_m = float(text) * 1000 if CPU.fullmatch(text) else 0
-    if cpu_m < 250 or cpu_m % 250:
-        raise Rejected(
-            f"Container {name}: cpu must be a multiple of 0.25 from 0.25 on, not {text!r}."
-        )
-    return int(cpu_m)
-
-
-def memory_from(text: str, name: str) -> int:
-    if not MEMORY.fullmatch(text) or int(text[:-2]) < 4:
-        raise Rejected(
-            f"Container {name}: memory must be a whole number of Mi from 4Mi on, such as 512Mi, "
-            f"not {text!r}."
-        )
-    return int(text[:-2])
-
-
-def whole_from(text: str, name: str, key: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise Rejected(f"Container {name}: {key} must be a whole number, not {text!r}.")
-    return int(text)
 
 
 # ---- to the wire
