@@ -14,8 +14,8 @@ from airflow_eksbatch.api.port import Call, Operation, now_ms
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
 from airflow_eksbatch.api.wire.pod_properties import check_pod, find_definition, resolve_pod
-from airflow_eksbatch.api.wire.shapes import (
 from airflow_eksbatch.api.wire.requirements import resources_of_pod
+from airflow_eksbatch.api.wire.shapes import (
     dependencies_from,
     retry_from,
     scheduling_priority_from,
