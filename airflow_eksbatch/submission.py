@@ -36,6 +36,8 @@ class TaskKey(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     map_index: int = -1
     try_number: int = 1
+    instance: str = ""
+    """Airflow's id of this try, a UUID: the same on a worker and in the triggerer, and never used again."""
 
     def key_of(self, task_id: str) -> str:
         """The task key of an unmapped task in the same run."""
@@ -47,7 +49,8 @@ class TaskKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def token(self) -> str:
-        return f"{self.key}|{self.try_number}"
+        """Of this try, for notes of the task itself."""
+        return self.instance or f"{self.key}|{self.try_number}"
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +98,7 @@ def task_key(ti: Any) -> TaskKey:
         task_id=ti.task_id,
         map_index=-1 if ti.map_index is None else ti.map_index,
         try_number=ti.try_number,
+        instance=str(getattr(ti, "id", None) or ""),
     )
 
 
@@ -167,10 +171,13 @@ def _headers(task: TaskKey, run: RunFacts) -> dict[str, str]:
     }
     if run.team:
         story["team"] = run.team
-    return {
+    headers = {
         "x-eksbatch-token": f"{quote(task.key, safe='')}|{task.try_number}",
         "x-eksbatch-airflow": quote(json.dumps(story), safe=""),
     }
+    if task.instance:
+        headers["x-eksbatch-task-instance"] = task.instance
+    return headers
 
 
 def _with_container_overrides(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -34,8 +35,20 @@ from airflow_eksbatch.core.world.world import World
 AIRFLOW_JOB = "airflow:"
 TASK_TOKEN = "t:"
 CALL_TOKEN = "c:"
+INSTANCE_TOKEN = "i:"
+DEPLOYMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Resolved = tuple[bytes, Resources, dict[str, str]]
+
+
+class Identity(NamedTuple):
+    """Which submit this is, and which try of which Airflow task wants it."""
+
+    token: str | None
+    task_key: str | None = None
+    try_number: int = 0
+    task_instance: str = ""
+    """Only ids that are ordered by their time (UUID version 7, as Airflow makes them)."""
 
 
 async def submit_job(call: Call) -> dict[str, Any]:
@@ -43,7 +56,7 @@ async def submit_job(call: Call) -> dict[str, Any]:
     await call.desk.settled()
     request, world = call.input, call.desk.world
     elsewhere.refuse(request, elsewhere.OF_SUBMIT)
-    token, task_key, try_number = token_of(call)
+    identity = identity_of(call)
     queue = world.queues.get(name_of(request["jobQueue"]))
     definition = find_definition(world.definitions, request["jobDefinition"])
     pod, resources, parameters = resolved(definition, request)
@@ -67,9 +80,10 @@ async def submit_job(call: Call) -> dict[str, Any]:
         depends_on=await known_dependencies(call, array_size),
         parameters=parameters,
         tags=check_tags(request.get("tags")),
-        token=token,
-        task_key=task_key,
-        try_number=try_number,
+        token=identity.token,
+        task_key=identity.task_key,
+        try_number=identity.try_number,
+        task_instance=identity.task_instance,
         airflow=airflow_of(call),
         created_at=now_ms(),
     )
@@ -97,16 +111,42 @@ def resolved(definition: JobDefinition, request: dict[str, Any]) -> Resolved:
     return msgspec.json.encode(changed), resources_of_pod(changed), parameters
 
 
-def token_of(call: Call) -> tuple[str | None, str | None, int]:
-    """What makes a repeat the same job: the caller's token, or the id that SDKs keep over their retries."""
+def identity_of(call: Call) -> Identity:
+    """What makes a repeat the same job: the task instance, the caller's token, or the id that SDKs keep over their retries.
+
+    A task instance is the same whoever signs: keys change while tasks wait. Other tokens are the key's own.
+    """
     header = call.headers.get("x-eksbatch-token")
     if header is None:
         invocation = call.headers.get("amz-sdk-invocation-id")
-        return (f"{CALL_TOKEN}{call.access_key}:{invocation}" if invocation else None), None, 0
+        return Identity(f"{CALL_TOKEN}{call.access_key}:{invocation}" if invocation else None)
     key, _, number = unquote(header).rpartition("|")
     if not key or "\0" in key or not number.isascii() or not number.isdigit() or len(number) > 9:
         raise Rejected("x-eksbatch-token must be a task key and a try number: KEY|1.")
-    return f"{TASK_TOKEN}{call.access_key}:{key}|{int(number)}", key, int(number)
+    task_key, try_number = of_deployment(call, key), int(number)
+    told = call.headers.get("x-eksbatch-task-instance")
+    if told is None:
+        token = f"{TASK_TOKEN}{call.access_key}:{task_key}|{try_number}"
+        return Identity(token, task_key, try_number)
+    try:
+        instance = uuid.UUID(told)
+    except ValueError:
+        raise Rejected("x-eksbatch-task-instance must be the UUID of a task instance.") from None
+    ordered = str(instance) if instance.version == 7 else ""
+    return Identity(f"{INSTANCE_TOKEN}{instance}", task_key, try_number, ordered)
+
+
+def of_deployment(call: Call, key: str) -> str:
+    """The key of a task of the Airflow that asks: another one may have the same DAGs and runs."""
+    deployment = call.headers.get("x-eksbatch-deployment", "")
+    if not deployment:
+        return key
+    if not DEPLOYMENT.fullmatch(deployment):
+        raise Rejected(
+            "The deployment of an Airflow connection must be up to 64 letters, digits and ._-, "
+            f"not {deployment!r}."
+        )
+    return f"{key}@{deployment}"
 
 
 def airflow_of(call: Call) -> bytes | None:
@@ -174,15 +214,25 @@ def check_can_ever_run(world: World, queue: JobQueue, resources: Resources) -> N
 async def known_dependencies(call: Call, array_size: int | None) -> tuple[Dependency, ...]:
     """dependsOn, with Airflow tasks replaced by their newest jobs."""
     found = dependencies_from(call.input.get("dependsOn"), array_size)
-    keys = [
-        entry.job_id.removeprefix(AIRFLOW_JOB)
+    keys = {
+        entry.job_id: of_deployment(call, entry.job_id.removeprefix(AIRFLOW_JOB))
         for entry in found
         if entry.job_id.startswith(AIRFLOW_JOB)
-    ]
-    if not keys:
-        return tuple(
-            msgspec.structs.replace(entry, job_id=JobId(name_of(entry.job_id))) for entry in found
+    }
+    jobs = await jobs_of_tasks(call, [*keys.values()]) if keys else {}
+    return tuple(
+        msgspec.structs.replace(
+            entry,
+            job_id=jobs[keys[entry.job_id]]
+            if entry.job_id in keys
+            else JobId(name_of(entry.job_id)),
         )
+        for entry in found
+    )
+
+
+async def jobs_of_tasks(call: Call, keys: list[str]) -> dict[str, JobId]:
+    """The newest job of each, live or ended; raises Rejected where there is none."""
     world = call.desk.world
     jobs = {key: world.job_by_task[key] for key in keys if key in world.job_by_task}
     missing = [key for key in keys if key not in jobs]
@@ -193,12 +243,7 @@ async def known_dependencies(call: Call, array_size: int | None) -> tuple[Depend
             raise Rejected(
                 f"dependsOn names the Airflow task {key}, which has submitted no job yet."
             )
-    return tuple(
-        msgspec.structs.replace(entry, job_id=jobs[entry.job_id.removeprefix(AIRFLOW_JOB)])
-        if entry.job_id.startswith(AIRFLOW_JOB)
-        else msgspec.structs.replace(entry, job_id=JobId(name_of(entry.job_id)))
-        for entry in found
-    )
+    return jobs
 
 
 # ---- ends by request

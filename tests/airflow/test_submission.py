@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import uuid6
 
 from airflow_eksbatch.arguments import BadArguments, check_fields
 from airflow_eksbatch.submission import (
@@ -17,6 +18,7 @@ from airflow_eksbatch.submission import (
     TaskKey,
     build_submission,
     run_facts,
+    task_key,
 )
 
 TASK = TaskKey(dag_id="weather", run_id="manual__2012-01-01T00:00:00+00:00", task_id="one.month")
@@ -113,6 +115,18 @@ def test_the_token_tells_the_try_and_the_story_tells_the_run() -> None:
     story = json.loads(unquote(headers["x-eksbatch-airflow"]))
     assert story["run_type"] == "backfill"
     assert story["task_id"] == "one.month"
+
+
+def test_a_task_instance_is_named_by_airflows_id_of_the_try() -> None:
+    """Its key and number may come again: in a run that was deleted and made again."""
+    instance = uuid6.uuid7()
+    ti = SimpleNamespace(
+        dag_id="weather", run_id="r1", task_id="month", map_index=None, try_number=2, id=instance
+    )
+    headers = build_submission({"job_queue": "q"}, task=task_key(ti), run=RunFacts()).headers
+    assert headers["x-eksbatch-task-instance"] == str(instance)
+    assert unquote(headers["x-eksbatch-token"]) == "weather|r1|month|-1|2"
+    assert "x-eksbatch-task-instance" not in built().headers
 
 
 def test_dependencies_are_job_ids_dicts_or_tasks_of_the_same_run() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uuid6
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -21,7 +22,7 @@ from botocore.exceptions import ClientError
 
 from airflow_eksbatch.service.settings import Settings
 from tests.api.asking import Raw, Reply
-from tests.service.running import RunningService
+from tests.service.running import RunningService, a_definition
 
 CLIENT_HEADERS = ("authorization", "x-amz-date", "content-type")
 
@@ -198,38 +199,32 @@ def test_extensions_want_a_signature_too_and_probes_do_not(closed: RunningServic
         assert closed.status_of(path) == 200
 
 
-def test_a_submit_token_is_of_the_key_that_signed(closed: RunningService, key: Key) -> None:
-    """Two callers with one invocation id are two callers."""
-    other = a_key(closed.home)
-    batch = closed.batch(key.access_key, key.secret)
-    batch.register_job_definition(
-        jobDefinitionName="mine",
-        type="container",
-        eksProperties={
-            "podProperties": {
-                "containers": [
-                    {
-                        "image": "busybox",
-                        "command": ["true"],
-                        "resources": {"limits": {"cpu": "0.25", "memory": "64Mi"}},
-                    }
-                ]
-            }
-        },
+def submit_with(service: RunningService, key: Key, headers: Mapping[str, str]) -> str:
+    """A job of a client that sends these headers, signed with the rest."""
+    batch = service.batch(key.access_key, key.secret)
+    definition = a_definition(batch, "true", name="mine")
+    batch.meta.events.register(
+        "before-call.batch.SubmitJob", lambda params, **_: params["headers"].update(headers)
     )
-    made = set()
-    for one in (key, other, key):
-        client = closed.batch(one.access_key, one.secret)
-        client.meta.events.register(
-            "before-call.batch.SubmitJob",
-            lambda params, **_: params["headers"].update({"x-eksbatch-token": "dag|run|task|-1|1"}),
-        )
-        made.add(
-            client.submit_job(
-                jobName="x", jobQueue="default", jobDefinition="mine", shareIdentifier="today"
-            )["jobId"]
-        )
+    job = {"jobName": "x", "jobQueue": "default", "jobDefinition": definition}
+    return str(batch.submit_job(**job, shareIdentifier="today")["jobId"])
+
+
+def test_a_token_is_of_the_key_that_signed(closed: RunningService, key: Key) -> None:
+    """Two callers with one token are two callers."""
+    token = {"x-eksbatch-token": "dag|run|task|-1|1"}
+    made = {submit_with(closed, one, token) for one in (key, a_key(closed.home), key)}
     assert len(made) == 2
+
+
+def test_a_task_instance_has_one_job_whoever_signs(closed: RunningService, key: Key) -> None:
+    """The key is changed while a task waits: its trigger may submit again with the new one."""
+    headers = {
+        "x-eksbatch-token": "dag|rotated|task|-1|1",
+        "x-eksbatch-task-instance": str(uuid6.uuid7()),
+    }
+    made = {submit_with(closed, one, headers) for one in (key, a_key(closed.home))}
+    assert len(made) == 1
 
 
 def test_only_loopback_is_open_by_default() -> None:

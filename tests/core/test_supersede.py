@@ -17,6 +17,11 @@ def tried(number: int) -> dict[str, object]:
     return {"task_key": TASK, "try_number": number, "token": f"{TASK}|{number}"}
 
 
+def made(number: int, instance: str) -> dict[str, object]:
+    """A try as clients submit it that name the task instance."""
+    return {**tried(number), "token": f"i:{instance}", "task_instance": instance}
+
+
 def a_stage() -> Stage:
     return Stage(a_world(a_node("n1")))
 
@@ -71,6 +76,47 @@ def test_a_refused_submit_does_not_end_the_job_it_would_have_replaced() -> None:
         stage.submit("second", **tried(2), depends_on=(Dependency(job_id=JobId("nobody")),))
     assert stage.status("first") == "STARTING"
     assert stage.of(DeletePod) == []
+
+
+@pytest.mark.parametrize("tries_before", [1, 2])
+def test_a_run_that_was_deleted_and_made_again_has_a_new_job_and_ends_the_old_one(
+    tries_before: int,
+) -> None:
+    stage = a_stage()
+    stage.submit("old", **made(tries_before, "019a-1"))
+    stage.run()
+    assert stage.submit("new", **made(1, "019a-2")) == "new"
+    assert [effect.pod for effect in stage.of(DeletePod)] == ["old-0-1"]
+    stage.end("old", exit_code=143)
+    reason = stage.jobs["old"].status_reason or ""
+    assert "younger run" in reason
+    assert "deployment" in reason
+
+
+def test_the_submit_of_a_deleted_run_that_comes_late_is_refused() -> None:
+    stage = a_stage()
+    stage.submit("new", **made(1, "019a-2"))
+    with pytest.raises(Rejected, match="overtaken"):
+        stage.submit("old", **made(1, "019a-1"))
+    assert stage.of(DeletePod) == []
+
+
+def test_a_later_try_ends_an_earlier_one_whatever_the_clocks_said_of_their_ids() -> None:
+    stage = Stage(a_world(offerings=()))
+    stage.submit("first", **made(1, "019a-2"))
+    stage.submit("second", **made(2, "019a-1"))
+    assert stage.status("first") == "FAILED"
+    with pytest.raises(Rejected, match="overtaken by try 2"):
+        stage.submit("late", **made(1, "019a-0"))
+
+
+def test_a_job_of_a_client_that_named_no_instance_is_found_again_by_one_that_does() -> None:
+    """Tasks that wait while Airflow gets a new release of this provider."""
+    stage = a_stage()
+    stage.submit("first", **tried(1))
+    assert stage.submit("again", **made(1, "019a-1")) == "first"
+    stage.submit("second", **made(2, "019a-2"))
+    assert stage.submit("again", **made(2, "019a-2")) == "second"
 
 
 def test_other_tasks_are_left_alone() -> None:

@@ -73,8 +73,21 @@ def earlier_submit(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
     token = fact.spec.token
     if not token:
         return None
-    live = turn.world.job_by_token.get(token)
+    live = turn.world.job_by_token.get(token) or submitted_without_instance(turn, fact.spec)
     return live or turn.ended_by_token.get(token) or fact.earlier_job
+
+
+def submitted_without_instance(turn: Turn, spec: JobSpec) -> JobId | None:
+    """The live job of this try from a client that did not name task instances yet."""
+    known = job_of_task(turn, spec)
+    if known is None or known.spec.task_instance or not spec.task_instance:
+        return None
+    return known.job_id if known.spec.try_number == spec.try_number else None
+
+
+def job_of_task(turn: Turn, spec: JobSpec) -> Job | None:
+    """The newest live job of the Airflow task that submits."""
+    return turn.world.jobs.get(turn.world.job_by_task.get(spec.task_key or "", JobId("")))
 
 
 def check_queue_takes_jobs(queue: JobQueue | None, name: str) -> JobQueue:
@@ -147,17 +160,27 @@ def resolve_dependencies(
 
 def supersede(turn: Turn, spec: JobSpec) -> None:
     """A later try of an Airflow task ends the job of the earlier one; an earlier try is too late."""
-    older = turn.world.jobs.get(turn.world.job_by_task.get(spec.task_key or "", JobId("")))
+    older = job_of_task(turn, spec)
     if older is None:
         return
-    if older.spec.try_number > spec.try_number:
+    if overtakes(spec, older.spec):
+        which = f"try {spec.try_number} of the same Airflow task"
+        if spec.try_number <= older.spec.try_number:
+            which = (
+                f"a younger run of the same Airflow task {spec.task_key}. If that is another Airflow with the "
+                "same DAGs, give the connection of each a deployment"
+            )
+        stop_job(turn, older, range(older.spec.size), f"Superseded by {which}", terminate=True)
+    elif overtakes(older.spec, spec):
         raise Rejected(
             f"Try {spec.try_number} of this Airflow task was overtaken by try "
             f"{older.spec.try_number}, whose job {older.job_id} is live."
         )
-    if older.spec.try_number < spec.try_number:
-        reason = f"Superseded by try {spec.try_number} of the same Airflow task"
-        stop_job(turn, older, range(older.spec.size), reason, terminate=True)
+
+
+def overtakes(new: JobSpec, old: JobSpec) -> bool:
+    """A later try does, and a younger instance: tries of a run that was deleted and made again begin anew."""
+    return new.try_number > old.try_number or "" < old.task_instance < new.task_instance
 
 
 def on_job_stopped(turn: Turn, fact: facts.JobStopped) -> None:

@@ -78,8 +78,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     """A repeat with the same token is the same job."""
     task_key: str | None = None
-    """dag|run|task|map index of the Airflow task that wants this job, with `try_number`."""
+    """dag|run|task|map index of the Airflow task that wants this job, and @deployment if that has a name."""
     try_number: int = 0
+    task_instance: str = ""
+    """Airflow's id of this try; a younger one is greater. Empty if it was not told."""
     airflow: bytes | None = None
     """What Airflow told of the task (JSON), shown to people."""
     created_at: int = 0
