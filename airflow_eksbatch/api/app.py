@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -27,8 +28,18 @@ from airflow_eksbatch.api import (
     queues,
     tags,
 )
-from airflow_eksbatch.api.auth import Signed, check_request, is_local
-from airflow_eksbatch.api.port import Call, Desk, Operation
+from airflow_eksbatch.api.auth import (
+    Credential,
+    Signed,
+    access_key_of,
+    check_not_a_web_page,
+    check_signature,
+    credential_of,
+    is_local,
+    names_loopback,
+    unknown_key,
+)
+from airflow_eksbatch.api.port import ApiSettings, Call, Desk, Operation
 from airflow_eksbatch.api.wire.model import check_text, operations, request_check
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
@@ -56,28 +67,43 @@ STATUS = {
 }
 DENIED = 403
 BODY_BYTES_MAX = limits.SUBMIT_BYTES_MAX + 64 * 1024
-KEYS_S = 5.0
-# Hosts that no name server can make up.
-LITERAL = re.compile(r"(localhost|[0-9.]+|\[[0-9a-f:.]+\])(:[0-9]+)?$")
+# Known keys are read again after so long; unknown ones may cost a query each time, so they wait for one that all share.
+KEYS_S, UNKNOWN_KEYS_S = 5.0, 1.0
 
 Answer = Callable[[Request, bytes, str], Awaitable[Response]]
 _encode = msgspec.json.Encoder().encode
 
 
 class Keys:
-    """Access keys, read again after a few seconds or when one is not known."""
+    """Access keys, as they were in the store a few seconds ago; one that was made since is found."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._keys: dict[str, str] = {}
-        self._read_at = 0.0
+        self._read_at = -KEYS_S
+        self._reading = asyncio.Lock()
 
-    async def get(self, authorization: str) -> dict[str, str]:
-        stale = time.monotonic() - self._read_at > KEYS_S
-        if stale or not any(key in authorization for key in self._keys):
-            self._keys = await self._desk.ask(lambda store: store.keys())
-            self._read_at = time.monotonic()
-        return self._keys
+    async def secret_of(self, credential: Credential) -> str:
+        """Raises Rejected for one that is not known."""
+        asked_at = time.monotonic()
+        age_s = asked_at - self._read_at
+        if credential.access_key not in self._keys:
+            await asyncio.sleep(max(0.0, UNKNOWN_KEYS_S - age_s))
+            await self._read_after(asked_at)
+        elif age_s > KEYS_S:
+            await self._read_after(asked_at)
+        secret = self._keys.get(credential.access_key)
+        if secret is None:
+            raise unknown_key(credential)
+        return secret
+
+    async def _read_after(self, moment: float) -> None:
+        """Who waits meanwhile shares the answer."""
+        async with self._reading:
+            if self._read_at < moment:
+                began = time.monotonic()
+                self._keys = await self._desk.ask(lambda store: store.keys())
+                self._read_at = began
 
 
 class Api:
@@ -89,14 +115,24 @@ class Api:
 
     # ---- the way of every request
 
-    def guarded(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-        """Read, check who asks, answer; errors in the words of AWS."""
+    def guarded(
+        self, answer: Answer, *, for_people: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Check who asks, read, answer; errors in the words of AWS. Nobody's body is read before it is known who he is.
+
+        What is `for_people` is on the dashboard too, so whoever may see that needs no signature.
+        """
 
         async def endpoint(request: Request) -> Response:
             try:
+                if self._needs_no_signature(request, for_people):
+                    access_key = access_key_of(request.headers.get("authorization"))
+                    return await answer(request, await read_body(request), access_key)
+                credential = credential_of(request.headers)
+                secret = await self._keys.secret_of(credential)
                 body = await read_body(request)
-                access_key = await self.check_caller(request, body)
-                return await answer(request, body, access_key)
+                check_signature(signed_of(request, body), credential, secret)
+                return await answer(request, body, credential.access_key)
             except Rejected as refusal:
                 return error_response(refusal)
             except ClientDisconnect:
@@ -110,16 +146,14 @@ class Api:
 
         return endpoint
 
-    async def check_caller(self, request: Request, body: bytes) -> str:
-        """The access key, "" without one; raises Rejected."""
-        signed = signed_of(request, body)
-        is_open = self._desk.settings.auth == "open"
-        if is_open:
-            check_not_a_web_page(signed)
-            return check_request(signed, {}, is_open=True)
-        authorization = signed.headers.get("authorization", "")
-        keys = await self._keys.get(authorization) if authorization else {}
-        return check_request(signed, keys, is_open=False)
+    def _needs_no_signature(self, request: Request, for_people: bool) -> bool:
+        """Raises Rejected for web pages that ask a service which is open."""
+        settings = self._desk.settings
+        if settings.auth == "open":
+            check_not_a_web_page(request.headers)
+            return True
+        is_signed = "authorization" in request.headers
+        return for_people and not is_signed and may_see(settings, request.scope)
 
     # ---- AWS Batch
 
@@ -174,10 +208,7 @@ class Api:
         return StreamingResponse(encoded(lines), media_type="application/x-ndjson")
 
     async def job(self, request: Request, body: bytes, access_key: str) -> Response:
-        """JSON; a browser is led to the page of the job."""
         job_id = request.path_params["job_id"]
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(f"/job/{job_id}", status_code=303)
         return json_response(await extension.get_job(self._desk, job_id))
 
     async def output(self, request: Request, body: bytes, access_key: str) -> Response:
@@ -189,7 +220,11 @@ class Api:
                 extension.follow_output(self._desk, job_id, query), media_type=media
             )
         text, offset = await extension.read_output(self._desk, job_id, query)
-        headers = {"x-eksbatch-next-offset": str(offset)}
+        # Text of jobs: a browser must not make a page of it.
+        headers = {
+            "x-eksbatch-next-offset": str(offset),
+            "x-content-type-options": "nosniff",
+        }
         return Response(text, media_type=media, headers=headers)
 
     async def explain(self, request: Request, body: bytes, access_key: str) -> Response:
@@ -220,10 +255,18 @@ class Api:
 
 
 def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
-    """The whole of what is served; the dashboard only to this machine or where all is open."""
+    """The whole of what is served; the dashboard to whom the settings say."""
     api = Api(desk)
     root = "/v1/eksbatch"
     on = api.guarded
+    get_job = on(api.job, for_people=True)
+
+    async def job(request: Request) -> Response:
+        """JSON; a browser, which cannot sign, is led to the page of the job."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"/job/{request.path_params['job_id']}", status_code=303)
+        return await get_job(request)
+
     routes: list[Route | Mount] = [
         # Most requests are of this form; it takes no path of the others.
         Route("/v1/{operation}", on(api.batch), methods=["POST"]),
@@ -231,9 +274,9 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route("/readyz", api.readyz),
         Route("/metrics", api.metrics),
         Route(f"{root}/events", on(api.events)),
-        Route(f"{root}/jobs/{{job_id}}", on(api.job)),
-        Route(f"{root}/jobs/{{job_id}}/log", on(api.output)),
-        Route(f"{root}/jobs/{{job_id}}/explain", on(api.explain)),
+        Route(f"{root}/jobs/{{job_id}}", job),
+        Route(f"{root}/jobs/{{job_id}}/log", on(api.output, for_people=True)),
+        Route(f"{root}/jobs/{{job_id}}/explain", on(api.explain, for_people=True)),
         Route(f"{root}/summary", on(api.summary)),
         Route(f"{root}/costs", on(api.costs)),
         Route(f"{root}/cloud", on(api.cloud), methods=["POST"]),
@@ -245,18 +288,27 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: unknown_path, 405: unknown_path})
 
 
+def may_see(settings: ApiSettings, scope: Scope) -> bool:
+    """Whether the dashboard, and what it links to, is shown to whoever asks: browsers do not sign."""
+    if settings.dashboard == "local" and settings.auth == "open":
+        return names_loopback(Headers(scope=scope))
+    return settings.dashboard == "open" or (settings.dashboard == "local" and is_local(scope))
+
+
 async def for_people(
     dashboard: ASGIApp, desk: Desk, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Browsers do not sign; with signatures on, a port-forward of Kubernetes makes them local."""
-    client = scope.get("client")
     app = dashboard
     if scope["method"] not in ("GET", "HEAD"):
         app = nothing_here
-    elif desk.settings.auth != "open" and not is_local(client[0] if client else ""):
+    elif not may_see(desk.settings, scope):
+        how = {
+            "off": "It is switched off (--dashboard off).",
+            "local": "It is shown on the machine of the service, or through kubectl port-forward: open it "
+            "as http://localhost with the port, and not through a proxy (--dashboard local).",
+        }
         app = PlainTextResponse(
-            "The dashboard is shown on the machine of the service, or through kubectl port-forward.",
-            status_code=DENIED,
+            f"The dashboard is not shown here. {how[desk.settings.dashboard]}", status_code=DENIED
         )
     elif desk.trouble is not None:
         app = PlainTextResponse(f"The service is not ready: {desk.trouble}.", status_code=503)
@@ -317,24 +369,7 @@ def signed_of(request: Request, body: bytes) -> Signed:
         raw_query=scope["query_string"].decode("latin-1"),
         headers=request.headers,
         body=body,
-        client=request.client.host if request.client else "",
     )
-
-
-def check_not_a_web_page(signed: Signed) -> None:
-    """Where nothing is signed, a page in this machine's browser must not submit jobs either.
-
-    A page may have its own name point at this machine, so the same name on both sides is not enough.
-    """
-    origin = signed.headers.get("origin")
-    site = signed.headers.get("sec-fetch-site", "none")
-    host = signed.headers.get("host", "")
-    is_ours = origin is None or (origin.partition("://")[2] == host and LITERAL.match(host))
-    if not is_ours or site == "cross-site":
-        raise Rejected(
-            "Requests from other web pages are refused while requests need no signature.",
-            "AccessDeniedException",
-        )
 
 
 def json_response(answer: object, status: int = 200) -> Response:

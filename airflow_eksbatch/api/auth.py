@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from airflow_eksbatch.core.model.errors import Rejected
 
 SKEW_S = 15 * 60
 ALGORITHM = "AWS4-HMAC-SHA256"
-LOOPBACK = ("127.", "::1")
+# Where a port-forward of Kubernetes, or an SSH tunnel, comes out. Not all of 127/8: Istio's sidecar hands on from 127.0.0.6.
+HERE = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
+# By one of these a proxy says that it asks for somebody else.
+HANDED_ON = (
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+)
+# Hosts that no name server can make up: a web page may have its own name point at this machine.
+LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]+)?", re.IGNORECASE)
+VOUCHED = "eksbatch.local"
+"""Key of an ASGI scope: another replica has seen that the caller is on its machine."""
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +43,6 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True):
     raw_query: str
     headers: Mapping[str, str]
     body: bytes
-    client: str
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,16 +58,43 @@ def denied(message: str, code: str = "AccessDeniedException") -> Rejected:
     return Rejected(message, code)
 
 
-def is_local(client: str) -> bool:
-    """Whether the caller is on this machine; a Unix socket has no address."""
-    return not client or client.startswith(LOOPBACK)
+def is_local(scope: Scope) -> bool:
+    """Whether whoever asks is on this machine, and no proxy or web page asks for somebody else."""
+    if scope.get(VOUCHED):
+        return True
+    client, headers = scope.get("client"), Headers(scope=scope)
+    return (
+        client is not None
+        and client[0] in HERE
+        and names_loopback(headers)
+        and not any(name in headers for name in HANDED_ON)
+    )
 
 
-def check_request(request: Signed, keys: Mapping[str, str], *, is_open: bool) -> str:
-    """The access key of the caller ("" when it is open and unsigned); raises Rejected."""
-    header = request.headers.get("authorization")
-    if is_open:
-        return access_key_of(header)
+def names_loopback(headers: Mapping[str, str]) -> bool:
+    """Whether the caller calls this service by a name of its own machine."""
+    return LOOPBACK_HOST.fullmatch(headers.get("host", "")) is not None
+
+
+def check_not_a_web_page(headers: Mapping[str, str]) -> None:
+    """Where nothing is signed, a page in this machine's browser must not get in either; raises Rejected.
+
+    Same-origin reads name no origin, so what keeps out a page whose name was made to point here is the Host.
+    """
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not names_loopback(headers):
+        raise denied(
+            "While requests need no signature this service answers to localhost, 127.0.0.1 and [::1] only, "
+            f"and not as {host or 'nobody'}: ask it by such a URL, or start it with --auth sigv4."
+        )
+    is_ours = origin is None or origin.partition("://")[2] == host
+    if not is_ours or headers.get("sec-fetch-site") == "cross-site":
+        raise denied("Requests from other web pages are refused while requests need no signature.")
+
+
+def credential_of(headers: Mapping[str, str]) -> Credential:
+    """What the signature says of itself, before anything is looked up; raises Rejected."""
+    header = headers.get("authorization")
     if header is None:
         raise denied(
             "The request is not signed. Create a key with `eksbatch keys create` and give it to "
@@ -59,14 +102,20 @@ def check_request(request: Signed, keys: Mapping[str, str], *, is_open: bool) ->
             "MissingAuthenticationTokenException",
         )
     credential = parse_credential(header)
-    secret = keys.get(credential.access_key)
-    if secret is None:
-        raise denied(
-            f"The access key {credential.access_key} is not known here. "
-            "`eksbatch keys list` shows the keys there are.",
-            "UnrecognizedClientException",
-        )
-    check_date(request.headers.get("x-amz-date", ""), credential)
+    check_date(headers.get("x-amz-date", ""), credential)
+    return credential
+
+
+def unknown_key(credential: Credential) -> Rejected:
+    return denied(
+        f"The access key {credential.access_key} is not known here. "
+        "`eksbatch keys list` shows the keys there are.",
+        "UnrecognizedClientException",
+    )
+
+
+def check_signature(request: Signed, credential: Credential, secret: str) -> None:
+    """Raises Rejected."""
     expected = signature_of(request, credential, secret)
     if not hmac.compare_digest(expected.encode(), credential.signature.encode()):
         raise denied(
@@ -74,7 +123,6 @@ def check_request(request: Signed, keys: Mapping[str, str], *, is_open: bool) ->
             "on its way.",
             "InvalidSignatureException",
         )
-    return credential.access_key
 
 
 def access_key_of(header: str | None) -> str:

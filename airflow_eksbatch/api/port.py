@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from airflow_eksbatch.core.engine.facts import Fact
+from airflow_eksbatch.core.model.errors import Outdated
 from airflow_eksbatch.core.model.job import Attempt
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import Store
@@ -21,6 +22,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     account: str = "000000000000"
     auth: Literal["open", "sigv4"] = "sigv4"
     """`open` takes unsigned requests from whoever can connect."""
+    dashboard: Literal["local", "open", "off"] = "local"
+    """To whom the dashboard is shown; with `auth` open, all who can connect are local."""
     base_url: str = ""
 
     def arn(self, tail: str) -> str:
@@ -80,3 +83,13 @@ Operation = Callable[[Call], Awaitable[dict[str, Any]]]
 def now_ms() -> int:
     """Epoch milliseconds, as every timestamp on this wire."""
     return time.time_ns() // 1_000_000
+
+
+async def offer_change(desk: Desk, change: Callable[[], Fact]) -> Any:
+    """An update made from what is there, made anew as long as somebody else is quicker: nobody's is lost."""
+    while True:
+        await desk.settled()
+        try:
+            return await desk.offer(change())
+        except Outdated:
+            pass

@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from airflow_eksbatch.api.auth import is_local
+from airflow_eksbatch.api.auth import VOUCHED, is_local
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Store, StoreError
@@ -177,7 +177,7 @@ def seen_by_peer(scope: Scope, secret: str) -> Scope:
     told = next((value for name, value in scope.get("headers", ()) if name == PEER), None)
     if not secret or told is None or not hmac.compare_digest(told, secret.encode()):
         return scope
-    return {**scope, "client": None}
+    return {**scope, VOUCHED: True}
 
 
 class Standby:
@@ -223,8 +223,7 @@ class Standby:
         headers = [
             (k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"] if _passes(k)
         ]
-        client = scope.get("client")
-        if is_local(client[0] if client else ""):
+        if is_local(scope):
             headers.append((PEER.decode(), self._secret))
         has_body = any(
             name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]

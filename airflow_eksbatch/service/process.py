@@ -232,6 +232,8 @@ def _server(app: ASGIApp) -> _Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Who asks is the one who connects; what else a proxy says of it anybody can say.
+            proxy_headers=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=75,
             backlog=4096,

@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8642
     advertise: str = ""
     auth: str = "auto"
+    dashboard: Literal["local", "open", "off"] = "local"
     region: str = "us-east-1"
     cluster: str = "local"
     kubeconfig: str = ""
@@ -139,6 +140,16 @@ SETTINGS: tuple[Setting, ...] = (
         "auto",
         "open",
         "sigv4",
+    ),
+    _setting(
+        WHERE,
+        "dashboard",
+        "Who may look at the dashboard, and at the jobs and outputs it links to, without a key; local: browsers on the "
+        "machine of the service, or through kubectl port-forward; open: whoever can connect, for a proxy that asks who "
+        "they are; off: nobody.",
+        "local",
+        "open",
+        "off",
     ),
     _setting(WHERE, "region", "AWS region that ARNs name."),
     _setting(

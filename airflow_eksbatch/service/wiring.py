@@ -199,14 +199,8 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             streams=broadcast.subscribers,
         )
 
-    api = ApiSettings(
-        region=settings.region,
-        auth=settings.auth_mode,
-        dashboard=settings.dashboard,
-        base_url=url_of(listening),
-    )
     desk = ServiceDesk(
-        api,
+        _api_settings(settings, url_of(listening)),
         loop=loop,
         inbox=inbox,
         store=store,
@@ -247,6 +241,15 @@ def _make_lease(
         make_store=lambda: make_store(settings),
         clock=clock,
         telemetry=telemetry,
+    )
+
+
+def _api_settings(settings: Settings, url: str) -> ApiSettings:
+    return ApiSettings(
+        region=settings.region,
+        auth=settings.auth_mode,
+        dashboard=settings.dashboard,
+        base_url=url,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +23,11 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
+from airflow_eksbatch.api import app
+from airflow_eksbatch.api.app import Keys, may_see
+from airflow_eksbatch.api.auth import Credential
+from airflow_eksbatch.api.port import ApiSettings
+from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.service.settings import Settings
 from tests.api.asking import Raw, Reply
 from tests.service.running import RunningService, a_definition
@@ -192,11 +200,139 @@ def test_keys_are_listed_deleted_and_useless_afterwards(closed: RunningService) 
     assert refused.value.response["Error"]["Code"] == "UnrecognizedClientException"
 
 
+PAGES_OF_A_JOB = tuple(f"/v1/eksbatch/jobs/x{more}" for more in ("", "/log", "/explain"))
+STRANGE = {"host": "eksbatch.eksbatch.svc:8642"}
+
+
 def test_extensions_want_a_signature_too_and_probes_do_not(closed: RunningService) -> None:
-    for path in ("events", "summary", "jobs/x", "jobs/x/log", "jobs/x/explain"):
-        assert closed.status_of(f"/v1/eksbatch/{path}") == 403
+    raw = Raw(closed.url)
+    for path in ("/v1/eksbatch/events", "/v1/eksbatch/summary", "/v1/eksbatch/costs"):
+        assert raw("GET", path).status == 403, path
+    for path in PAGES_OF_A_JOB:
+        assert raw("GET", path, headers=STRANGE).status == 403, path
     for path in ("/healthz", "/readyz", "/metrics"):
-        assert closed.status_of(path) == 200
+        assert raw("GET", path, headers=STRANGE).status == 200, path
+
+
+def look(
+    service: RunningService, path: str, headers: Mapping[str, str] | None = None, peer: str = ""
+) -> int:
+    """The status of a GET by a browser that connects from there."""
+    _, _, host = service.url.partition("//")
+    source = (peer, 0) if peer else None
+    connection = http.client.HTTPConnection(host, timeout=60, source_address=source)
+    try:
+        connection.request("GET", path, headers={"host": "localhost:8642", **(headers or {})})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_who_may_see_the_dashboard_may_follow_its_links_without_a_key(
+    closed: RunningService,
+) -> None:
+    for host in ("localhost:8642", "127.0.0.1:1", "[::1]:8642", "LOCALHOST"):
+        assert look(closed, "/", {"host": host}) == 200, host
+    for path in PAGES_OF_A_JOB:
+        assert look(closed, path) == 404, "there is no such job"
+        signed_by_nobody = {"authorization": "AWS4-HMAC-SHA256 Credential=a/b/c/d/e"}
+        assert look(closed, path, signed_by_nobody) == 403
+    page = Raw(closed.url)("GET", PAGES_OF_A_JOB[0], headers={**STRANGE, "accept": "text/html"})
+    assert (page.status, page.headers["location"]) == (303, "/job/x")
+
+
+@pytest.mark.parametrize(
+    ("headers", "peer"),
+    [
+        (STRANGE, ""),
+        ({"host": "localhost.evil.example"}, ""),
+        ({"host": "127.0.0.1.evil.example:8642"}, ""),
+        ({"host": "10.0.0.7:8642"}, ""),
+        ({"host": ""}, ""),
+        ({"x-forwarded-for": "127.0.0.1"}, ""),
+        ({"x-forwarded-proto": "https"}, ""),
+        ({"forwarded": "for=127.0.0.1"}, ""),
+        ({"x-real-ip": "127.0.0.1"}, ""),
+        ({}, "127.0.0.6"),
+    ],
+)
+def test_a_proxy_or_a_sidecar_on_this_machine_is_nobody_of_this_machine(
+    closed: RunningService, headers: dict[str, str], peer: str
+) -> None:
+    """Istio's sidecar hands requests on from 127.0.0.6."""
+    for path in ("/", "/job/x", *PAGES_OF_A_JOB):
+        assert look(closed, path, headers, peer) == 403, path
+
+
+def test_the_dashboard_is_for_whom_the_settings_say() -> None:
+    def a_scope(host: str, peer: str) -> dict[str, Any]:
+        return {"client": (peer, 1), "headers": [(b"host", host.encode())]}
+
+    here, there = a_scope("localhost:1", "127.0.0.1"), a_scope("eksbatch.example", "10.0.0.7")
+    rebound = a_scope("evil.example:8642", "127.0.0.1")
+    for given, seen in (
+        (ApiSettings(), [True, False, False]),
+        (ApiSettings(dashboard="open"), [True, True, True]),
+        (ApiSettings(dashboard="off"), [False, False, False]),
+        (ApiSettings(dashboard="off", auth="open"), [False, False, False]),
+        (ApiSettings(auth="open"), [True, False, False]),
+    ):
+        assert [may_see(given, scope) for scope in (here, there, rebound)] == seen, given
+
+
+class CountingDesk:
+    """Counts how often keys are read."""
+
+    def __init__(self) -> None:
+        self.keys = {"EKSBKNOWN": "secret"}
+        self.reads = 0
+
+    async def ask(self, question: object) -> dict[str, str]:
+        self.reads += 1
+        await asyncio.sleep(0)
+        return dict(self.keys)
+
+
+def test_callers_who_are_not_known_share_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 a hundred strangers cost two queries 2 one who is known none 3 a key that was made meanwhile is found."""
+    monkeypatch.setattr(app, "UNKNOWN_KEYS_S", 0.05)
+
+    def named(access_key: str) -> Credential:
+        words = {"date": "", "region": "", "service": "", "signature": ""}
+        return Credential(access_key=access_key, signed_headers=(), **words)
+
+    async def run() -> None:
+        desk = CountingDesk()
+        known = Keys(desk)  # type: ignore[arg-type]
+        strangers = [known.secret_of(named(f"EKSB{number}")) for number in range(100)]
+        ends = await asyncio.gather(*strangers, return_exceptions=True)
+        assert {type(end) for end in ends} == {Rejected}
+        assert desk.reads <= 2
+        before = desk.reads
+        assert await known.secret_of(named("EKSBKNOWN")) == "secret"
+        assert desk.reads == before
+        desk.keys["EKSBNEW"] = "new"
+        assert await known.secret_of(named("EKSBNEW")) == "new"
+        assert desk.reads == before + 1
+
+    asyncio.run(run())
+
+
+def test_nobody_sends_a_body_before_it_is_known_who_he_is(closed: RunningService) -> None:
+    """Half a request: the answer does not wait for the rest."""
+    host, port = closed.url.removeprefix("http://").split(":")
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    credential = f"Credential=EKSBNOBODY/{now[:8]}/us-east-1/batch/aws4_request"
+    for header in (
+        "x-nothing: 1",
+        f"authorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=x",
+    ):
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(
+                "POST /v1/submitjob HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n"
+                f"x-amz-date: {now}\r\n{header}\r\n\r\n".encode()
+            )
+            assert b" 403 " in connection.recv(1000).splitlines()[0]
 
 
 def submit_with(service: RunningService, key: Key, headers: Mapping[str, str]) -> str:

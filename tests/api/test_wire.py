@@ -102,7 +102,7 @@ def test_a_body_without_end_is_cut_off(service: RunningService) -> None:
     host, port = urlsplit(service.url).netloc.split(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(
-            b"POST /v1/describejobs HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"POST /v1/describejobs HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
         for _ in range(8):
@@ -113,7 +113,7 @@ def test_a_body_without_end_is_cut_off(service: RunningService) -> None:
 def test_a_client_that_leaves_midway_does_no_harm(service: RunningService, raw: Raw) -> None:
     host, port = urlsplit(service.url).netloc.split(":")
     for sent in (
-        b"POST /v1/submitjob HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{",
+        b"POST /v1/submitjob HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{",
         b"\0\r\n",
     ):
         with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -134,6 +134,15 @@ def test_other_web_pages_cannot_submit_jobs_through_a_browser_here(raw: Raw) -> 
         assert (reply.status, reply.code) == (403, "AccessDeniedException")
     ours = {"origin": "http://127.0.0.1:8642", "host": "127.0.0.1:8642"}
     assert raw("POST", "/v1/describejobqueues", b"{}", ours).status == 200
+
+
+def test_a_name_that_was_made_to_point_here_opens_nothing(raw: Raw) -> None:
+    """Same-origin reads name no origin: only the Host tells a page whose name server answers 127.0.0.1."""
+    rebound = {"host": "evil.example:8642"}
+    for path in ("/", "/job/x", "/v1/eksbatch/summary", "/v1/eksbatch/jobs/x/log"):
+        reply = raw("GET", path, headers=rebound)
+        assert reply.status == 403, path
+    assert "127.0.0.1" in raw("POST", "/v1/describejobqueues", b"{}", rebound).message
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from airflow_eksbatch.api.auth import is_local
 from airflow_eksbatch.service.lease import PEER, Standby, secret_of, seen_by_peer
 
 OWNER = "http://leader:8642#what-only-the-database-knows"
@@ -20,12 +21,15 @@ def a_scope(client: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
         "method": "GET",
         "raw_path": b"/jobs",
         "query_string": b"",
-        "headers": list(headers),
+        "headers": [(b"host", b"localhost:8642"), *headers],
         "client": (client, 4711),
     }
 
 
-@pytest.mark.parametrize(("client", "told"), [("127.0.0.1", [SECRET.decode()]), ("10.0.0.7", [])])
+@pytest.mark.parametrize(
+    ("client", "told"),
+    [("127.0.0.1", [SECRET.decode()]), ("127.0.0.6", []), ("10.0.0.7", [])],
+)
 def test_a_standby_vouches_for_its_own_machine_and_for_nobody_who_says_so_himself(
     client: str, told: list[str]
 ) -> None:
@@ -64,7 +68,8 @@ def test_a_standby_vouches_for_its_own_machine_and_for_nobody_who_says_so_himsel
 
 def test_whom_a_peer_vouches_for_is_as_one_from_here() -> None:
     scope = a_scope("10.0.0.8", (PEER, SECRET))
-    assert seen_by_peer(scope, secret_of(OWNER))["client"] is None
+    assert not is_local(scope)
+    assert is_local(seen_by_peer(scope, secret_of(OWNER)))
 
 
 @pytest.mark.parametrize("secret", ["", secret_of(OWNER)])

@@ -55,6 +55,7 @@ def test_only_loopback_is_open_unless_said_otherwise() -> None:
         ({}, {"EKSBATCH_IDLE_S": "-1"}, "EKSBATCH_IDLE_S must be at least 0, not -1."),
         ({"idle_s": "nan"}, {}, "--idle-s must be at least 0, not nan."),
         ({"auth": "none"}, {}, "--auth must be one of auto, open, sigv4, not 'none'."),
+        ({"dashboard": "all"}, {}, "--dashboard must be one of local, open, off, not 'all'."),
         ({"port": "70000"}, {}, "--port must be at most 65535, not 70000."),
         ({}, {"EKSBATCH_CHECK_PLANS": "maybe"}, "EKSBATCH_CHECK_PLANS must be true or false"),
         ({"auth": "open", "host": "0.0.0.0"}, {}, "--auth open is for loopback only"),
