@@ -260,6 +260,7 @@ def matches(job: Job, query: JobQuery) -> bool:
     name, definition = query.name, query.definition
     return (
         (query.queue is None or spec.queue == query.queue)
+        and (query.before_seq is None or spec.seq < query.before_seq)
         and (name is None or alike(spec.name.lower(), name.lower()))
         and (definition is None or definition_alike(spec.definition, definition))
         and (query.share is None or spec.share == query.share)

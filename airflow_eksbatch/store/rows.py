@@ -44,6 +44,8 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     runnable_at: int | None = msgspec.field(name="ra", default=None)
     stop_reason: str | None = msgspec.field(name="sr", default=None)
     child_stops: dict[int, str] = msgspec.field(name="cs", default_factory=dict)
+    cancelled_children: Ranges = msgspec.field(name="cc", default=EMPTY)
+    terminated_children: Ranges = msgspec.field(name="xc", default=EMPTY)
     cancelled: bool = msgspec.field(name="c", default=False)
     terminated: bool = msgspec.field(name="x", default=False)
     status_reason: str | None = msgspec.field(name="y", default=None)
@@ -134,6 +136,8 @@ def _job_from(spec: JobSpec, decoded: JobState) -> Job:
         runnable_at=decoded.runnable_at,
         stop_reason=decoded.stop_reason,
         child_stops=decoded.child_stops,
+        cancelled_children=decoded.cancelled_children,
+        terminated_children=decoded.terminated_children,
         cancelled=decoded.cancelled,
         terminated=decoded.terminated,
         status_reason=decoded.status_reason,

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from airflow_eksbatch.api import job_reads
+from airflow_eksbatch.core.engine.facts import NodeClosed
+from airflow_eksbatch.core.model import ranges
+from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.retry import RetryAction, RetryStrategy
 from tests.api.desk import StageDesk
-from tests.build import a_job, a_node, a_world
-from tests.core.stage import Stage
+from tests.build import a_job, a_node, a_world, an_amount
+from tests.core.stage import Stage, rule
 
 # ---- lists
 
@@ -70,3 +74,83 @@ def test_who_looks_for_few_among_many_lets_others_in(monkeypatch: pytest.MonkeyP
 
     assert ids_of(asyncio.run(both())) == ["job-000"]
     assert len(turns) >= 8
+
+
+# ---- children of arrays that were stopped
+
+
+def told(desk: StageDesk, *job_ids: str) -> list[tuple[Any, ...]]:
+    """Status, reason, isCancelled and isTerminated of each."""
+    return [
+        (job["status"], job.get("statusReason"), job["isCancelled"], job["isTerminated"])
+        for job in desk.described(*job_ids)
+    ]
+
+
+EXITED = "Essential container in task exited"
+
+
+def an_array_under_way() -> Stage:
+    """0 has succeeded, 1 has failed, 2 failed and waits to be tried again, 3 runs, 4 has never run."""
+    stage = Stage(a_world(a_node("n1", allocatable=an_amount(4, 16_384, pods=9))))
+    give_up = rule(RetryAction.EXIT, exit_code="2")
+    retry = RetryStrategy(attempts=2, evaluate_on_exit=(give_up,))
+    stage.submit("array", size=5, retry=retry)
+    stage.run()
+    stage.step(NodeClosed(node_id=NodeId("n1"), reason="cordoned", at=stage.now))
+    for index, exit_code in enumerate((0, 2, 1)):
+        stage.end("array", index, exit_code=exit_code)
+    return stage
+
+
+def test_only_children_that_a_cancel_found_waiting_are_cancelled() -> None:
+    stage = an_array_under_way()
+    stage.cancel("array", reason="not today")
+    desk = StageDesk(stage)
+    children = [f"array:{index}" for index in range(5)]
+    before = told(desk, *children)
+    assert before == [
+        ("SUCCEEDED", EXITED, False, False),
+        ("FAILED", EXITED, False, False),
+        ("FAILED", "not today", True, False),
+        ("RUNNING", None, False, False),
+        ("FAILED", "not today", True, False),
+    ]
+    stage.end("array", 3, exit_code=1)
+    assert told(desk, *children) == [*before[:3], ("FAILED", EXITED, False, False), before[4]]
+    assert told(desk, "array") == [("FAILED", "not today", True, False)]
+    rows = desk.ask_for("ListJobs", arrayJobId="array", jobStatus="FAILED")["jobSummaryList"]
+    assert [row.get("isCancelled", False) for row in rows] == [False, True, False, True]
+
+
+def test_children_that_a_terminate_found_waiting_or_ended_are_terminated() -> None:
+    stage = an_array_under_way()
+    stage.terminate("array", reason="enough")
+    stage.end("array", 3, exit_code=143)
+    assert told(StageDesk(stage), *(f"array:{index}" for index in range(5))) == [
+        ("SUCCEEDED", EXITED, False, False),
+        ("FAILED", EXITED, False, False),
+        ("FAILED", "enough", False, True),
+        ("FAILED", "enough", False, True),
+        ("FAILED", "enough", False, True),
+    ]
+
+
+def test_a_single_child_says_how_it_was_stopped() -> None:
+    stage = an_array_under_way()
+    stage.terminate("array", 2, reason="two")
+    stage.terminate("array", 3, reason="three")
+    stage.cancel("array", 4, reason="four")
+    desk = StageDesk(stage)
+    children = ("array:2", "array:3", "array:4")
+    two, four = ("FAILED", "two", False, True), ("FAILED", "four", True, False)
+    assert told(desk, *children) == [two, ("RUNNING", None, False, True), four]
+    stage.end("array", 3, exit_code=143)
+    assert told(desk, *children) == [two, ("FAILED", "three", False, True), four]
+
+
+def test_children_that_were_stopped_before_their_way_was_kept_count_as_cancelled() -> None:
+    stage = an_array_under_way()
+    stage.cancel("array", 4, reason="four")
+    stage.job("array").cancelled_children = ranges.EMPTY
+    assert told(StageDesk(stage), "array:4") == [("FAILED", "four", True, False)]

@@ -10,7 +10,7 @@ import msgspec
 
 from airflow_eksbatch.api.port import ApiSettings
 from airflow_eksbatch.core.engine.views import array_summary
-from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import (
     Attempt,
@@ -218,8 +218,8 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
         "container": container_view(view, last),
         "shareIdentifier": spec.share or None,
         "schedulingPriority": spec.priority if spec.share else None,
-        "isCancelled": job.cancelled or view.index in job.child_stops,
-        "isTerminated": job.terminated,
+        "isCancelled": is_cancelled(view),
+        "isTerminated": is_terminated(view, last),
     }
     if view.index is not None:
         detail["arrayProperties"] = {"index": view.index, "statusSummary": {}}
@@ -232,13 +232,43 @@ def status_reason(view: JobView, last: Attempt | None) -> str | None:
     """The job's own reason once it has ended, else what became of the last attempt."""
     if view.index is None and view.job.status_reason:
         return view.job.status_reason
-    if view.index in view.job.child_stops:
-        return view.job.child_stops[view.index]
+    if waited_for_its_stop(view):
+        return view.job.child_stops.get(view.index or 0) or view.job.stop_reason
     if last is not None and last.end is not None:
         return last.end.status_reason
     if view.status is JobStatus.FAILED:
         return view.job.stop_reason or "Dependent Job failed"
     return None
+
+
+def waited_for_its_stop(view: JobView) -> bool:
+    """Whether CancelJob or TerminateJob ended this child while it waited, however its last attempt had ended."""
+    job, index = view.job, view.index
+    if index is None:
+        return False
+    return (
+        ranges.contains(job.cancelled_children, index)
+        or ranges.contains(job.terminated_children, index)
+        or index in job.child_stops
+    )
+
+
+def is_cancelled(view: JobView) -> bool:
+    """Of a child, only if it was one of those that CancelJob found waiting."""
+    if view.index is None:
+        return view.job.cancelled
+    return waited_for_its_stop(view) and not is_terminated(view, None)
+
+
+def is_terminated(view: JobView, last: Attempt | None) -> bool:
+    """Of a child, only if TerminateJob found it waiting, or ended its last attempt."""
+    if view.index is None:
+        return view.job.terminated
+    if ranges.contains(view.job.terminated_children, view.index):
+        return True
+    if last is None or last.stopping is None or last.stopping.cause is not Cause.STOPPED:
+        return False
+    return last.end is None or last.end.cause is Cause.STOPPED
 
 
 def stopped_at(view: JobView, last: Attempt | None) -> int | None:
@@ -324,8 +354,8 @@ def job_summary(view: JobView, settings: ApiSettings) -> Wire:
         "jobDefinition": settings.arn(f"job-definition/{spec.definition}"),
         "shareIdentifier": spec.share or None,
         "capacityUsage": [{"capacityUnit": "cpu", "quantity": spec.resources.cpu_m / 1000}],
-        "isCancelled": job.cancelled or None,
-        "isTerminated": job.terminated or None,
+        "isCancelled": is_cancelled(view) or None,
+        "isTerminated": is_terminated(view, last) or None,
     }
     if last is not None:
         wire["scheduledAt"] = last.created_at

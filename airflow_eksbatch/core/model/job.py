@@ -178,6 +178,9 @@ class Job(msgspec.Struct, kw_only=True):
     """Given by CancelJob or TerminateJob on the job as a whole."""
     child_stops: dict[int, str] = {}
     """Reasons of children that were ended one by one before they ran."""
+    cancelled_children: Ranges = EMPTY
+    terminated_children: Ranges = EMPTY
+    """Those that waited when CancelJob or TerminateJob came, for them or for the whole array."""
     cancelled: bool = False
     terminated: bool = False
     status_reason: str | None = None
