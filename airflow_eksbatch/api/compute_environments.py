@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.port import Call, Operation, now_ms, offer_change
 from airflow_eksbatch.api.wire.names import check_name, check_namespace, check_tags, name_of, page
 from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, Deleted
@@ -127,19 +127,22 @@ async def create(call: Call) -> Wire:
 
 async def update(call: Call) -> Wire:
     """What is given replaces what was, member by member."""
-    await call.desk.settled()
-    request = {key: value for key, value in call.input.items() if key != "updatePolicy"}
-    name = name_of(request.pop("computeEnvironment"))
-    before = call.desk.world.compute_environments.get(name)
-    if before is None:
-        raise Rejected(f"Compute environment {name} does not exist.")
-    wire = wire_of(before)
-    for key in ("computeResources", "eksConfiguration"):
-        if key in request:
-            wire[key] = {**(wire.get(key) or {}), **request.pop(key)}
-    environment = environment_from({**wire, **request}, before)
-    fact = ComputeEnvironmentPut(compute_environment=environment, create=False)
-    return names_of(await call.desk.offer(fact))
+    left_out = ("computeEnvironment", "updatePolicy")
+    request = {key: value for key, value in call.input.items() if key not in left_out}
+    name = name_of(call.input["computeEnvironment"])
+
+    def change() -> ComputeEnvironmentPut:
+        before = call.desk.world.compute_environments.get(name)
+        if before is None:
+            raise Rejected(f"Compute environment {name} does not exist.")
+        wire = {**wire_of(before), **request}
+        for key in ("computeResources", "eksConfiguration"):
+            if key in request:
+                wire[key] = {**(wire_of(before).get(key) or {}), **request[key]}
+        environment = environment_from(wire, before)
+        return ComputeEnvironmentPut(compute_environment=environment, create=False, seen=before)
+
+    return names_of(await offer_change(call.desk, change))
 
 
 async def delete(call: Call) -> Wire:

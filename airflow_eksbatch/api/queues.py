@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.port import Call, Operation, now_ms, offer_change
 from airflow_eksbatch.api.wire.names import SHARE, check_name, check_tags, name_of, page
 from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import Deleted, PolicyPut, QueuePut
@@ -79,12 +79,8 @@ async def create_queue(call: Call) -> dict[str, Any]:
 
 async def update_queue(call: Call) -> dict[str, Any]:
     """What is given replaces what was; a FIFO queue stays one (AWS)."""
-    await call.desk.settled()
-    request = call.input
+    request, name = call.input, name_of(call.input["jobQueue"])
     check_supported(request)
-    before = call.desk.world.queues.get(name_of(request["jobQueue"]))
-    if before is None:
-        raise Rejected(f"Job queue {name_of(request['jobQueue'])} does not exist.")
     changes: dict[str, Any] = {}
     if "state" in request:
         changes["state"] = request["state"]
@@ -94,8 +90,15 @@ async def update_queue(call: Call) -> dict[str, Any]:
         changes["compute_environments"] = environments_in_order(request["computeEnvironmentOrder"])
     if request.get("schedulingPolicyArn"):
         changes["policy"] = name_of(request["schedulingPolicyArn"])
-    queue = msgspec.structs.replace(before, **changes)
-    return names_of_queue(await call.desk.offer(QueuePut(queue=queue, create=False)))
+
+    def change() -> QueuePut:
+        before = call.desk.world.queues.get(name)
+        if before is None:
+            raise Rejected(f"Job queue {name} does not exist.")
+        queue = msgspec.structs.replace(before, **changes)
+        return QueuePut(queue=queue, create=False, seen=before)
+
+    return names_of_queue(await offer_change(call.desk, change))
 
 
 async def delete_queue(call: Call) -> dict[str, Any]:
@@ -197,15 +200,17 @@ async def create_policy(call: Call) -> dict[str, Any]:
 
 async def update_policy(call: Call) -> dict[str, Any]:
     """fairsharePolicy replaces all of the one before; without one nothing changes."""
-    await call.desk.settled()
-    name = name_of(call.input["arn"])
-    before = call.desk.world.policies.get(name)
-    if before is None:
-        raise Rejected(f"Scheduling policy {name} does not exist.")
-    changes = fair_share(call.input)
-    if "fairsharePolicy" in call.input:
+    name, given = name_of(call.input["arn"]), fair_share(call.input)
+    changes = given if "fairsharePolicy" in call.input else {}
+
+    def change() -> PolicyPut:
+        before = call.desk.world.policies.get(name)
+        if before is None:
+            raise Rejected(f"Scheduling policy {name} does not exist.")
         policy = msgspec.structs.replace(before, **changes)
-        await call.desk.offer(PolicyPut(policy=policy, create=False))
+        return PolicyPut(policy=policy, create=False, seen=before)
+
+    await offer_change(call.desk, change)
     return {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -33,6 +34,42 @@ def environment(batch: Any, name: str) -> dict[str, Any]:
 def queue_named(batch: Any, name: str) -> dict[str, Any]:
     found = batch.describe_job_queues(jobQueues=[name])["jobQueues"]
     return dict(found[0]) if found else {}
+
+
+# ---- two at once
+
+
+def test_changes_that_come_together_all_stay(batch: Any, unique: Unique) -> None:
+    """Switch, priority, tags; minimum and maximum: nobody's is lost, whoever is quicker."""
+    name, queue = unique("ce"), unique("q")
+    made = batch.create_compute_environment(**an_environment(name), state="DISABLED")
+    order = [{"order": 1, "computeEnvironment": name}]
+    arn = batch.create_job_queue(jobQueueName=queue, priority=1, computeEnvironmentOrder=order)
+    environment_arn = made["computeEnvironmentArn"]
+    with ThreadPoolExecutor(6) as pool:
+        for n in range(2, 12):
+            state, tags = ("DISABLED", "ENABLED")[n % 2], {"n": str(n)}
+            calls = [
+                pool.submit(batch.update_job_queue, jobQueue=queue, state=state),
+                pool.submit(batch.update_job_queue, jobQueue=queue, priority=n),
+                pool.submit(batch.tag_resource, resourceArn=arn["jobQueueArn"], tags=tags),
+                pool.submit(batch.tag_resource, resourceArn=environment_arn, tags=tags),
+                *(
+                    pool.submit(
+                        batch.update_compute_environment,
+                        computeEnvironment=name,
+                        computeResources={size: most + n},
+                    )
+                    for size, most in (("minvCpus", 0), ("maxvCpus", 20))
+                ),
+            ]
+            for call in calls:
+                call.result()
+            there, sizes = queue_named(batch, queue), environment(batch, name)
+            assert (there["state"], there["priority"], there["tags"]) == (state, n, tags)
+            resources = sizes["computeResources"]
+            assert (resources["minvCpus"], resources["maxvCpus"]) == (n, 20 + n)
+            assert sizes["tags"] == tags
 
 
 # ---- a whole life

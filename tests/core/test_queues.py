@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -12,10 +14,11 @@ from airflow_eksbatch.core.engine.facts import (
     DefinitionRegistered,
     Deleted,
     EnvironmentChecked,
+    Fact,
     PolicyPut,
     QueuePut,
 )
-from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.errors import Outdated, Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from tests.build import NOW, a_node, a_policy, a_queue, a_world, an_environment
 from tests.core.stage import Stage
@@ -168,6 +171,48 @@ def test_a_changed_policy_counts_from_the_next_beat() -> None:
     stage.give(PolicyPut(policy=a_policy(a=1.0, b=0.01), create=False))
     stage.end("block")
     assert len(stage.job("b").running) == 3
+
+
+# ---- two at once
+
+
+@pytest.mark.parametrize("kind", ["queue", "environment", "policy"])
+def test_of_two_changes_made_from_the_same_state_the_second_is_to_be_made_anew(kind: str) -> None:
+    """In one beat: what the first changed is not undone, and neither are tags."""
+    world = a_world(a_policy())
+    nouns: dict[str, Any] = {
+        "queue": (world.queues, "queue", {"state": "DISABLED"}, {"priority": 7}),
+        "environment": (world.compute_environments, "ce", {"max_vcpus": 9}, {"min_vcpus": 1}),
+        "policy": (world.policies, "fair", {"share_decay_s": 700}, {"compute_reservation": 5}),
+    }
+    there, name, first, second = nouns[kind]
+
+    def put(seen: Any, changes: dict[str, Any]) -> Fact:
+        meant = msgspec.structs.replace(seen, **changes)
+        if kind == "queue":
+            return QueuePut(queue=meant, create=False, seen=seen)
+        if kind == "environment":
+            return ComputeEnvironmentPut(compute_environment=meant, create=False, seen=seen)
+        return PolicyPut(policy=meant, create=False, seen=seen)
+
+    stage, seen = Stage(world), there[name]
+    answers = stage.step(put(seen, first), put(seen, second)).answers
+    assert not isinstance(answers[0], Rejected)
+    assert isinstance(answers[1], Outdated)
+    assert not isinstance(stage.step(put(there[name], second)).answers[0], Rejected)
+    meant = {**first, **second}
+    assert {field: getattr(there[name], field) for field in meant} == meant
+
+
+def test_a_queue_that_is_being_deleted_is_not_brought_back_by_an_update() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a")
+    stage.give(QueuePut(queue=a_queue(state="DISABLED"), create=False))
+    seen = stage.world.queues["queue"]
+    stage.give(Deleted(kind="job_queue", name="queue"))
+    refuses(stage, QueuePut(queue=seen, create=False, seen=seen), "changed by somebody else")
+    there = stage.world.queues["queue"]
+    refuses(stage, QueuePut(queue=there, create=False, seen=there), "being deleted")
 
 
 # ---- job definitions

@@ -47,16 +47,24 @@ class QueuePut(Fact, frozen=True, kw_only=True):
 
     queue: JobQueue
     create: bool
+    seen: JobQueue | None = None
+    """What an update was made from: refused as Outdated if that is not what is there; None overwrites whatever is."""
 
 
 class ComputeEnvironmentPut(Fact, frozen=True, kw_only=True):
+    """As QueuePut."""
+
     compute_environment: ComputeEnvironment
     create: bool
+    seen: ComputeEnvironment | None = None
 
 
 class PolicyPut(Fact, frozen=True, kw_only=True):
+    """As QueuePut."""
+
     policy: SchedulingPolicy
     create: bool
+    seen: SchedulingPolicy | None = None
 
 
 class Deleted(Fact, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from airflow_eksbatch.core.engine.setbacks import look_again, watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.errors import Outdated, Rejected
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 from airflow_eksbatch.core.model.job_queue import JobQueue
@@ -227,6 +227,12 @@ def stop_job(turn: Turn, job: Job, members: range, reason: str, *, terminate: bo
 # ---- job queues
 
 
+def check_seen(what: str, seen: msgspec.Struct | None, there: msgspec.Struct | None) -> None:
+    """Of two changes made from the same state the second would undo the first."""
+    if seen is not None and seen != there:
+        raise Outdated(what)
+
+
 def on_queue_put(turn: Turn, fact: facts.QueuePut) -> JobQueue:
     world, queue = turn.world, fact.queue
     before = world.queues.get(queue.name)
@@ -234,6 +240,9 @@ def on_queue_put(turn: Turn, fact: facts.QueuePut) -> JobQueue:
         raise Rejected(f"Job queue {queue.name} exists already. Use UpdateJobQueue to change it.")
     if not fact.create and before is None:
         raise Rejected(f"Job queue {queue.name} does not exist. Create it with CreateJobQueue.")
+    check_seen(f"Job queue {queue.name}", fact.seen, before)
+    if before is not None and before.status == "DELETING":
+        raise Rejected(f"Job queue {queue.name} is being deleted: wait until it is gone.")
     if before is not None and before.policy is None and queue.policy is not None:
         raise Rejected(
             f"Job queue {queue.name} is FIFO and stays so: a scheduling policy can only be given "
@@ -273,6 +282,7 @@ def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) ->
         raise Rejected(f"Compute environment {environment.name} exists already.")
     if not fact.create and (before is None or before.status == "DELETING"):
         raise Rejected(f"Compute environment {environment.name} does not exist.")
+    check_seen(f"Compute environment {environment.name}", fact.seen, before)
     if before is None or needs_check(before, environment):
         status = "CREATING" if before is None else "UPDATING"
         environment = msgspec.structs.replace(environment, status=status)
@@ -348,6 +358,7 @@ def on_policy_put(turn: Turn, fact: facts.PolicyPut) -> object:
         raise Rejected(f"Scheduling policy {name} exists already.")
     if not fact.create and name not in world.policies:
         raise Rejected(f"Scheduling policy {name} does not exist.")
+    check_seen(f"Scheduling policy {name}", fact.seen, world.policies.get(name))
     world.put_policy(fact.policy)
     return fact.policy
 

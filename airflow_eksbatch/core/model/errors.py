@@ -1,4 +1,4 @@
-"""The one exception that core raises: a caller asked for something that cannot be."""
+"""The exceptions that core raises: a caller asked for something that cannot be, or can be no more."""
 
 
 class Rejected(Exception):
@@ -11,3 +11,10 @@ class Rejected(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class Outdated(Rejected):
+    """What the caller's change was made from has changed itself: it is to be made anew from what is there now."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} was changed by somebody else in this moment. Try again.")
