@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,8 +17,11 @@ from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobStatus
+from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId
-from airflow_eksbatch.core.planner.reservation import active_shares
+from airflow_eksbatch.core.model.share import ShareUsage
+from airflow_eksbatch.core.planner.order import Turns, lines_by_queue
+from airflow_eksbatch.core.world.job_class import ClassLine
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import JobQuery, Store
 
@@ -290,57 +294,66 @@ def ended_jobs(store: Store, query: JobQuery, statuses: tuple[JobStatus, ...]) -
 
 
 async def get_job_queue_snapshot(call: Call) -> dict[str, Any]:
-    """The first 100 runnable jobs as they would be served, and who uses how much."""
+    """The first 100 runnable jobs in the order in which the planner asks whether they fit, and who uses how much."""
     await call.desk.settled()
     desk, world = call.desk, call.desk.world
-    name = name_of(call.input["jobQueue"])
-    if name not in world.queues:
-        raise Rejected(f"Job queue {name} does not exist.")
+    queue = world.queues.get(name_of(call.input["jobQueue"]))
+    if queue is None:
+        raise Rejected(f"Job queue {name_of(call.input['jobQueue'])} does not exist.")
     now = now_ms()
-    lines = [line for line in world.lines.values() if line.job_class.queue == name and line.count]
-    heads = sorted(
-        (job for line in lines for job in line.first(SNAPSHOT_JOBS, world.jobs)),
-        key=lambda job: (-job.spec.priority, job.spec.seq),
-    )[:SNAPSHOT_JOBS]
-    usages = [usage for (queue, _), usage in world.usages.items() if queue == name]
-    used = sum(usage.running_cpu_m for usage in usages) / 1000
-    shares = sorted(usages, key=lambda usage: -usage.running_cpu_m)[:SNAPSHOT_SHARES]
+    usages = [usage for (name, _), usage in world.usages.items() if name == queue.name]
+    used = sum(usage.running_cpu_m for usage in usages)
+    utilization: dict[str, Any] = {"totalCapacityUsage": capacity(used), "lastUpdatedAt": now}
+    if queue.policy is not None:
+        utilization["fairshareUtilization"] = share_utilization(usages)
     return {
         "frontOfQueue": {
             "jobs": [
                 {
-                    "jobArn": desk.settings.arn(f"job/{first_id(job)}"),
+                    "jobArn": desk.settings.arn(f"job/{public_id}"),
                     "earliestTimeAtPosition": job.runnable_at or job.spec.created_at,
                 }
-                for job in heads
+                for job, public_id in front_of(world, queue, now)
             ],
             "lastUpdatedAt": now,
         },
-        "queueUtilization": {
-            "totalCapacityUsage": [{"capacityUnit": "cpu", "quantity": used}],
-            "fairshareUtilization": {
-                "activeShareCount": len(active_shares(world, world.queues[name], now)),
-                "topCapacityUtilization": [
-                    {
-                        "shareIdentifier": usage.share,
-                        "capacityUsage": [
-                            {"capacityUnit": "cpu", "quantity": usage.running_cpu_m / 1000}
-                        ],
-                    }
-                    for usage in shares
-                    if usage.share
-                ],
-            },
-            "lastUpdatedAt": now,
-        },
+        "queueUtilization": utilization,
     }
 
 
-def first_id(job: Job) -> str:
-    """The job, or the array's first runnable child."""
-    if not job.is_array:
-        return job.job_id
-    return f"{job.job_id}:{next(ranges.indices(job.runnable))}"
+def front_of(world: World, queue: JobQueue, now: int) -> Iterator[tuple[Job, str]]:
+    """The first jobs and children whose turn it is, each with its public id, were there room for them all."""
+    lines = lines_by_queue(world).get(queue.name, [])
+    waiting = {line.job_class: standing(world, line) for line in lines}
+    turns, left = Turns(world, queue, lines, now, places=1), SNAPSHOT_JOBS
+    while left and (turn := turns.next()) is not None:
+        line, allowed = turn
+        taken = min(left, allowed)
+        yield from islice(waiting[line.job_class], taken)
+        turns.served(taken, blocked=False)
+        left -= taken
+
+
+def standing(world: World, line: ClassLine) -> Iterator[tuple[Job, str]]:
+    """Runnable jobs of one class, oldest first; of an array its runnable children."""
+    for job in line.first(SNAPSHOT_JOBS, world.jobs):
+        for index in ranges.indices(job.runnable):
+            yield job, f"{job.job_id}:{index}" if job.is_array else job.job_id
+
+
+def capacity(cpu_m: int) -> list[dict[str, Any]]:
+    return [{"capacityUnit": "cpu", "quantity": cpu_m / 1000}]
+
+
+def share_utilization(usages: Iterable[ShareUsage]) -> dict[str, Any]:
+    """Shares that run something now, the largest first."""
+    active = [usage for usage in usages if usage.running_cpu_m]
+    active.sort(key=lambda usage: (-usage.running_cpu_m, usage.share))
+    top = [
+        {"shareIdentifier": usage.share, "capacityUsage": capacity(usage.running_cpu_m)}
+        for usage in active[:SNAPSHOT_SHARES]
+    ]
+    return {"activeShareCount": len(active), "topCapacityUtilization": top}
 
 
 OPERATIONS: dict[str, Operation] = {

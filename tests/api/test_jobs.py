@@ -556,7 +556,7 @@ def test_a_snapshot_has_the_waiting_jobs_in_the_order_they_go(batch: Any, idle_q
     snapshot = batch.get_job_queue_snapshot(jobQueue=idle_queue)
     front = snapshot["frontOfQueue"]
     assert [row["jobArn"] for row in front["jobs"]] == [
-        f"{ACCOUNT}:job/{job_id}" for job_id in [*ids, f"{array}:0"]
+        f"{ACCOUNT}:job/{job_id}" for job_id in [*ids, *(f"{array}:{index}" for index in range(4))]
     ]
     assert all(row["earliestTimeAtPosition"] <= front["lastUpdatedAt"] for row in front["jobs"])
     usage = snapshot["queueUtilization"]["totalCapacityUsage"]

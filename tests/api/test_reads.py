@@ -12,8 +12,9 @@ from airflow_eksbatch.core.engine.facts import NodeClosed
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.retry import RetryAction, RetryStrategy
+from airflow_eksbatch.core.model.share import ShareUsage
 from tests.api.desk import StageDesk
-from tests.build import a_job, a_node, a_world, an_amount
+from tests.build import NOW, a_job, a_node, a_policy, a_queue, a_world, an_amount
 from tests.core.stage import Stage, rule
 
 # ---- lists
@@ -154,3 +155,51 @@ def test_children_that_were_stopped_before_their_way_was_kept_count_as_cancelled
     stage.cancel("array", 4, reason="four")
     stage.job("array").cancelled_children = ranges.EMPTY
     assert told(StageDesk(stage), "array:4") == [("FAILED", "four", True, False)]
+
+
+# ---- the head of a queue
+
+
+def front(desk: StageDesk, queue: str) -> list[str]:
+    """Names of jobs as a snapshot has them."""
+    jobs = desk.ask_for("GetJobQueueSnapshot", jobQueue=queue)["frontOfQueue"]["jobs"]
+    return [row["jobArn"].rpartition("/")[2] for row in jobs]
+
+
+def test_a_snapshot_of_shares_has_them_by_weight_and_not_by_age() -> None:
+    """A hundred and twenty jobs of a backfill came first; five of today go ten vCPUs for one."""
+    world = a_world(a_policy(today=0.1, backfill=1.0), a_queue("fair", policy="fair"))
+    for share, number in (("backfill", 120), ("today", 5)):
+        world.with_(*(a_job(f"{share}-{n}", queue="fair", share=share) for n in range(number)))
+    found = front(StageDesk(Stage(world)), "fair")
+    assert len(found) == 100
+    assert [name for name in found[:6] if name.startswith("today")] == [
+        f"today-{n}" for n in range(5)
+    ]
+    assert [name for name in found if name.startswith("backfill")] == [
+        f"backfill-{n}" for n in range(95)
+    ]
+
+
+def test_a_snapshot_of_a_first_in_first_out_queue_is_by_age_whatever_the_priorities() -> None:
+    world = a_world(a_job("old"), a_job("middle", size=2), a_job("young", priority=500))
+    assert front(StageDesk(Stage(world)), "queue") == ["old", "middle:0", "middle:1", "young"]
+
+
+def test_a_snapshot_counts_shares_that_use_something_now() -> None:
+    world = a_world(a_node("n1"), a_policy(), a_queue("fair", policy="fair"))
+    world.with_running(a_job("one", queue="fair", share="now", vcpus=2), "n1")
+    world.with_(ShareUsage(queue="fair", share="once", updated_at=NOW))
+    usage = StageDesk(Stage(world)).ask_for("GetJobQueueSnapshot", jobQueue="fair")[
+        "queueUtilization"
+    ]
+    assert usage["totalCapacityUsage"] == [{"capacityUnit": "cpu", "quantity": 2.0}]
+    assert usage["fairshareUtilization"] == {
+        "activeShareCount": 1,
+        "topCapacityUtilization": [
+            {
+                "shareIdentifier": "now",
+                "capacityUsage": [{"capacityUnit": "cpu", "quantity": 2.0}],
+            }
+        ],
+    }
