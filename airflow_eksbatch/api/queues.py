@@ -33,20 +33,27 @@ def check_supported(request: dict[str, Any]) -> None:
         raise Rejected("jobQueueType must be EKS, or left out.")
 
 
-def environments_in_order(order: list[dict[str, Any]]) -> tuple[str, ...]:
-    """computeEnvironmentOrder as names, first choice first."""
+def environments_in_order(order: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fields of a queue from computeEnvironmentOrder: names, first choice first, and the numbers they were given."""
     most = limits.COMPUTE_ENVIRONMENTS_PER_QUEUE_MAX
     if not 1 <= len(order) <= most:
         raise Rejected(f"computeEnvironmentOrder must name 1 to {most} compute environments.")
-    names = [
-        name_of(entry["computeEnvironment"])
-        for entry in sorted(order, key=lambda entry: entry["order"])
-    ]
-    if len({entry["order"] for entry in order}) < len(order) or len(set(names)) < len(names):
+    pairs = sorted((entry["order"], name_of(entry["computeEnvironment"])) for entry in order)
+    numbers = {name: number for number, name in pairs}
+    if len({number for number, _ in pairs}) < len(pairs) or len(numbers) < len(pairs):
         raise Rejected(
             "computeEnvironmentOrder names a compute environment or an order number twice."
         )
-    return tuple(names)
+    given = {"computeEnvironmentOrder": numbers}
+    return {"compute_environments": tuple(numbers), "wire": msgspec.json.encode(given)}
+
+
+def environment_order(queue: JobQueue) -> list[tuple[int, str]]:
+    """With the numbers that the caller gave, as clients compare them; the service's own queues count from 1."""
+    given = msgspec.json.decode(queue.wire).get("computeEnvironmentOrder", {})
+    return [
+        (given.get(name, number), name) for number, name in enumerate(queue.compute_environments, 1)
+    ]
 
 
 def check_priority(priority: int) -> int:
@@ -69,10 +76,10 @@ async def create_queue(call: Call) -> dict[str, Any]:
         arn=call.desk.settings.arn(f"job-queue/{name}"),
         priority=check_priority(request["priority"]),
         state=request.get("state", "ENABLED"),
-        compute_environments=environments_in_order(request.get("computeEnvironmentOrder") or []),
         policy=name_of(policy) if policy else None,
         tags=check_tags(request.get("tags")),
         created_at=now_ms(),
+        **environments_in_order(request.get("computeEnvironmentOrder") or []),
     )
     return names_of_queue(await call.desk.offer(QueuePut(queue=queue, create=True)))
 
@@ -87,7 +94,7 @@ async def update_queue(call: Call) -> dict[str, Any]:
     if "priority" in request:
         changes["priority"] = check_priority(request["priority"])
     if request.get("computeEnvironmentOrder"):
-        changes["compute_environments"] = environments_in_order(request["computeEnvironmentOrder"])
+        changes |= environments_in_order(request["computeEnvironmentOrder"])
     if request.get("schedulingPolicyArn"):
         changes["policy"] = name_of(request["schedulingPolicyArn"])
 
@@ -130,7 +137,7 @@ async def describe_queues(call: Call) -> dict[str, Any]:
                         "order": number,
                         "computeEnvironment": settings.arn(f"compute-environment/{name}"),
                     }
-                    for number, name in enumerate(queue.compute_environments, 1)
+                    for number, name in environment_order(queue)
                 ],
                 "jobQueueType": "EKS",
                 "tags": queue.tags,

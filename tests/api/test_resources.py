@@ -164,11 +164,17 @@ def test_a_queue_is_told_with_its_environments_in_order(batch: Any, unique: Uniq
     assert (found["state"], found["status"], found["priority"]) == ("DISABLED", "VALID", 5)
     names = [entry["computeEnvironment"] for entry in found["computeEnvironmentOrder"]]
     assert names == [f"{ACCOUNT}:compute-environment/{name}" for name in ("spot", "on-demand")]
+    assert [entry["order"] for entry in found["computeEnvironmentOrder"]] == [10, 20]
     assert found["schedulingPolicyArn"] == f"{ACCOUNT}:scheduling-policy/fair"
     assert found["tags"] == {"team": "bio"}
     batch.update_job_queue(jobQueue=name, state="ENABLED", priority=6)
     found = queue_named(batch, name)
     assert (found["state"], found["priority"]) == ("ENABLED", 6)
+    assert [entry["order"] for entry in found["computeEnvironmentOrder"]] == [10, 20]
+    order = [{"order": 0, "computeEnvironment": "on-demand"}]
+    batch.update_job_queue(jobQueue=name, computeEnvironmentOrder=order)
+    found = queue_named(batch, name)
+    assert [entry["order"] for entry in found["computeEnvironmentOrder"]] == [0]
     assert found["schedulingPolicyArn"].endswith("/fair"), "what is not given stays"
 
 
