@@ -227,6 +227,26 @@ def test_a_reservation_for_shares_to_come_gives_its_numbers() -> None:
     ) in why(world, "r")
 
 
+def test_whom_a_queue_keeps_its_headroom_for_is_named() -> None:
+    world = a_world(
+        an_environment(max_vcpus=16),
+        a_policy(reservation=50),
+        a_queue(policy="fair"),
+        a_node("n1", offering=an_offering(vcpus=4)),
+    )
+    world.with_running(a_job("r", vcpus=2, share="x"), "n1")
+    world.with_(a_job("wide", vcpus=8, share="x"), a_job("small", share="x"))
+    assert "vCPUs are kept for" not in why(world, "small")
+    later = NOW + limits.RESERVE_AFTER_S * 1000
+    assert (
+        "Jobs of its size have waited long, so of what the policy leaves 8 vCPUs are kept for the "
+        "next of them."
+    ) in why(world, "wide", later)
+    assert (
+        "Of what the policy leaves 8 vCPUs are kept for wide (wide), which comes first and has waited long."
+    ) in why(world, "small", later)
+
+
 # ---- turns
 
 

@@ -211,6 +211,59 @@ def test_a_job_larger_than_all_that_is_left_runs_when_the_queue_is_empty() -> No
     assert stage.status("b") == "STARTING"
 
 
+def a_wide_job_beside_a_stream(stage: Stage, minutes: int) -> None:
+    """Sixteen of a vCPU run at all times; each minute four end, and there are always more of them."""
+    stage.submit("first", size=16, share="today")
+    stage.join()
+    stage.run()
+    stage.submit("wide", vcpus=8, share="today", priority=9)
+    stage.submit("stream", size=1_000, share="today")
+    for minute in range(minutes):
+        over = [a for a in stage.world.attempts.values() if a.job_id != "wide"][:4]
+        stage.wait(60, *(stage.ended(a.job_id, a.index) for a in over))
+        stage.join()
+        stage.run()
+        if stage.job("wide").running:
+            assert minute * 60 >= limits.RESERVE_AFTER_S
+            return
+
+
+@pytest.mark.parametrize("reservation", [50, 80])
+def test_a_job_wider_than_what_others_leave_is_not_passed_for_ever(reservation: int) -> None:
+    """At 80 per cent it is wider than all that is left, and starts when nothing else of its queue runs."""
+    stage = Stage(fair(an_environment(max_vcpus=32), reservation=reservation))
+    a_wide_job_beside_a_stream(stage, minutes=20)
+    assert stage.job("wide").running
+    stage.end("wide")
+    assert stage.job("stream").running
+
+
+def test_what_is_kept_for_one_is_bought_for_it_before_others() -> None:
+    """The other share comes first and is young: it gets what is left beside the eight that are kept."""
+    world = fair(an_environment(max_vcpus=16), a_big_node(4), reservation=50)
+    world.with_running(a_job("r", vcpus=4, share="b"), "n1")
+    world.with_(a_job("young", size=50, share="a"), a_job("wide", vcpus=8, share="b"))
+    later = NOW + limits.RESERVE_AFTER_S * 1000
+    world.jobs[JobId("young")].runnable_at = later
+    assert bought_for(world, NOW) == {1_000: 8}
+    assert bought_for(world, later) == {8_000: 1}
+
+
+def bought_for(world: BuiltWorld, now: int) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for launch in make_plan(world, now, 60).launches:
+        for shape, number in launch.load:
+            counts[shape.cpu_m] += number * launch.count
+    return counts
+
+
+def test_nothing_is_kept_for_a_job_that_no_node_could_hold() -> None:
+    world = fair(an_environment(max_vcpus=8), a_big_node(8), reservation=50)
+    world.with_(a_job(vcpus=64, share="a", priority=9), a_job(size=9, share="a"))
+    later = NOW + limits.RESERVE_AFTER_S * 1000
+    assert placed_by_share(world, later) == {"a": 4}
+
+
 def test_a_share_stays_active_until_its_decay_time_is_over() -> None:
     stage = Stage(fair(a_big_node(8), reservation=50))
     stage.submit("a", share="a")

@@ -8,11 +8,21 @@ from airflow_eksbatch.core.model.job import Job
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.fit import takes_work
-from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
-from airflow_eksbatch.core.planner.order import lines_by_queue
-from airflow_eksbatch.core.planner.reservation import active_shares, headroom_of, held_back_cpu_m
+from airflow_eksbatch.core.planner.hold import (
+    Roomiest,
+    has_waited_long,
+    is_in_reach,
+    takes_work,
+)
+from airflow_eksbatch.core.planner.order import Turns, lines_by_queue
+from airflow_eksbatch.core.planner.reservation import (
+    Headroom,
+    active_shares,
+    headroom_of,
+    held_back_cpu_m,
+)
 from airflow_eksbatch.core.planner.words import amount, listed, number_of, span
+from airflow_eksbatch.core.world.job_class import ClassLine
 from airflow_eksbatch.core.world.where import ON_DEMAND_AFTER, ON_DEMAND_BY, Where, allowed
 from airflow_eksbatch.core.world.world import World
 
@@ -272,15 +282,56 @@ def explain_hold(world: World, job: Job, queue: JobQueue, now: int) -> list[str]
 
 
 def explain_reservation(world: World, job: Job, queue: JobQueue, now: int) -> list[str]:
-    """computeReservation leaves too little for it."""
+    """computeReservation leaves too little for it, or what it leaves is kept for one that has waited longer."""
     policy = world.policies.get(queue.policy) if queue.policy else None
     headroom = headroom_of(world, queue, now)
-    if policy is None or headroom is None or headroom.count_of(world.class_of(job), 1):
+    if policy is None or headroom is None:
         return []
-    held_back = held_back_cpu_m(world, queue, policy, now) / 1000
-    active = number_of(len(active_shares(world, queue, now)), "share")
+    sentences: list[str] = []
+    job_class = world.class_of(job)
+    if not headroom.count_of(job_class, 1):
+        held_back = held_back_cpu_m(world, queue, policy, now) / 1000
+        active = number_of(len(active_shares(world, queue, now)), "share")
+        sentences.append(
+            f"Scheduling policy {policy.name} holds back {held_back:g} vCPUs for shares that are not active "
+            f"yet (computeReservation {policy.compute_reservation}, {active} active): "
+            f"{max(0, headroom.cpu_m) / 1000:g} vCPUs are left for this job queue."
+        )
+    return sentences + explain_kept_headroom(world, job, queue, headroom, now)
+
+
+def explain_kept_headroom(
+    world: World, job: Job, queue: JobQueue, headroom: Headroom, now: int
+) -> list[str]:
+    line = first_kept_waiting(world, queue, now)
+    keeper = line.head(world.jobs) if line is not None else None
+    if line is None or keeper is None:
+        return []
+    kept = line.job_class.shape.cpu_m / 1000
+    job_class = world.class_of(job)
+    if line.job_class == job_class:
+        return [
+            f"Jobs of its size have waited long, so of what the policy leaves {kept:g} vCPUs are kept for the "
+            "next of them."
+        ]
+    headroom.keep_for(line.job_class)
+    if headroom.count_of(job_class, 1):
+        return []
     return [
-        f"Scheduling policy {policy.name} holds back {held_back:g} vCPUs for shares that are not active "
-        f"yet (computeReservation {policy.compute_reservation}, {active} active): "
-        f"{max(0, headroom.cpu_m) / 1000:g} vCPUs are left for this job queue."
+        f"Of what the policy leaves {kept:g} vCPUs are kept for {keeper.spec.name} ({keeper.job_id}), "
+        "which comes first and has waited long."
     ]
+
+
+def first_kept_waiting(world: World, queue: JobQueue, now: int) -> ClassLine | None:
+    """Of the classes that have waited too long and could have a node, the one whose turn is first."""
+    roomiest = Roomiest(world)
+    turns = Turns(world, queue, lines_by_queue(world).get(queue.name, []), now, places=1)
+    while (turn := turns.next()) is not None:
+        line, _ = turn
+        if has_waited_long(world, line, now) and is_in_reach(
+            world, roomiest, queue, line.job_class, now
+        ):
+            return line
+        turns.served(0, blocked=True)
+    return None

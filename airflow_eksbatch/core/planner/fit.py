@@ -9,7 +9,12 @@ from functools import cached_property
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.hold import Roomiest, has_waited_long
+from airflow_eksbatch.core.planner.hold import (
+    Roomiest,
+    has_waited_long,
+    is_in_reach,
+    takes_work,
+)
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Placement
@@ -19,13 +24,6 @@ from airflow_eksbatch.core.world.where import allowed
 from airflow_eksbatch.core.world.world import World
 
 Demand = dict[JobClass, int]
-
-
-def takes_work(world: World, name: str) -> bool:
-    """Whether new work may be placed on the nodes of an environment."""
-    environment = world.compute_environments.get(name)
-    is_enabled = environment is not None and environment.state == "ENABLED"
-    return is_enabled and name not in world.full
 
 
 def floors_of_ready_nodes(world: World, waiting: Set[Resources]) -> dict[str, Floor]:
@@ -74,7 +72,6 @@ class Fit:
         """What runs on nodes that are being taken back and has no other room yet, by queue."""
         self.kept_back: set[NodeId] = set()
         """Nodes with room for what does."""
-        self._roomiest: Roomiest | None = None
         self._held: set[NodeId] = set()
         self._lines = lines_by_queue(world)
         for queue in queues_in_order(world):
@@ -140,8 +137,10 @@ class Fit:
                 headroom.take(job_class, placed)
             left[job_class] = left.get(job_class, line.count) - placed
             turns.served(placed, blocked=placed < allowed)
-            if placed < wanted:
-                self._hold_node(queue, line, floors)
+            if placed < allowed and has_waited_long(self._world, line, self._now):
+                self._keep_room(queue, job_class, headroom)
+                if placed < wanted:
+                    self._hold_node(queue, job_class, floors)
         self.left[queue.name] = {job_class: count for job_class, count in left.items() if count}
 
     def _place(self, queue: JobQueue, job_class: JobClass, wanted: int, floors: list[Floor]) -> int:
@@ -170,13 +169,21 @@ class Fit:
             job_class.shape, wanted, lambda node_id: where.allows(nodes[node_id].offering)
         )
 
-    def _hold_node(self, queue: JobQueue, line: ClassLine, floors: list[Floor]) -> None:
-        """Back-fill could keep a large job waiting for ever: a node is kept for one that has waited long."""
-        if not has_waited_long(self._world, line, self._now):
+    # Back-fill could keep a large job waiting for ever.
+
+    @cached_property
+    def _roomiest(self) -> Roomiest:
+        return Roomiest(self._world)
+
+    def _keep_room(self, queue: JobQueue, job_class: JobClass, headroom: Headroom | None) -> None:
+        """Of what the queue may still take, room for one of these: unless nothing could hold it anyway."""
+        if headroom is None or headroom.kept_for is not None:
             return
-        if self._roomiest is None:
-            self._roomiest = Roomiest(self._world)
-        job_class = line.job_class
+        if is_in_reach(self._world, self._roomiest, queue, job_class, self._now):
+            headroom.keep_for(job_class)
+
+    def _hold_node(self, queue: JobQueue, job_class: JobClass, floors: list[Floor]) -> None:
+        """A node takes nothing younger until one of these fits there."""
         node = self._roomiest.node_for(job_class.shape, queue.compute_environments, job_class.where)
         if node is not None and node.node_id not in self._held:
             self._held.add(node.node_id)

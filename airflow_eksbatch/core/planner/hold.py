@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.node import Node
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import Node, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.world.job_class import ClassLine
-from airflow_eksbatch.core.world.where import Where
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
+from airflow_eksbatch.core.world.where import Where, allowed
 from airflow_eksbatch.core.world.world import World
 
 
@@ -17,6 +19,42 @@ def has_waited_long(world: World, line: ClassLine, now: int) -> bool:
     job = line.head(world.jobs)
     since = job.runnable_at if job is not None else None
     return since is not None and now - since >= limits.RESERVE_AFTER_S * 1000
+
+
+def takes_work(world: World, name: str) -> bool:
+    """Whether new work may be placed on the nodes of an environment."""
+    environment = world.compute_environments.get(name)
+    is_enabled = environment is not None and environment.state == "ENABLED"
+    return is_enabled and name not in world.full
+
+
+def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Offering]:
+    """Offerings of an environment that were not refused lately."""
+    offerings = world.offerings.get(environment.name, ())
+    if not world.refused_until:
+        return list(offerings)
+    return [offering for offering in offerings if world.rests_until(offering) <= now]
+
+
+def may_be_bought(world: World, name: str, job_class: JobClass, now: int) -> bool:
+    """Whether the environment may ask for a node that could hold one of these, were it not for its maximum."""
+    environment = world.compute_environments.get(name)
+    if environment is None or not environment.may_grow or not takes_work(world, name):
+        return False
+    offerings = allowed(job_class.where, buyable(world, environment, now))
+    return any(job_class.shape.fits(offering.allocatable) for offering in offerings)
+
+
+def is_coming(world: World, queue: JobQueue, job_class: JobClass) -> bool:
+    """Whether a node that could hold one of these is on its way."""
+    where, nodes = job_class.where, world.nodes
+    return any(
+        name in queue.compute_environments
+        and takes_work(world, name)
+        and job_class.shape.fits(room)
+        and (where is None or any(where.allows(nodes[n].offering) for n in ids))
+        for (name, room, _), ids in world.coming.items()
+    )
 
 
 class Roomiest:
@@ -28,8 +66,9 @@ class Roomiest:
 
     def __init__(self, world: World) -> None:
         self._best: dict[tuple[str, Resources, str], Node] = {}
+        usable = {name for name in world.compute_environments if takes_work(world, name)}
         for node in world.nodes.values():
-            if node.is_open:
+            if node.is_open and node.compute_environment in usable:
                 kind = (node.compute_environment, node.allocatable, node.offering.pool)
                 best = self._best.get(kind)
                 if best is None or rank(node) > rank(best):
@@ -51,3 +90,15 @@ class Roomiest:
 
 def rank(node: Node) -> tuple[int, str]:
     return (node.allocatable.cpu_m - node.used.cpu_m, node.node_id)
+
+
+def is_in_reach(
+    world: World, roomiest: Roomiest, queue: JobQueue, job_class: JobClass, now: int
+) -> bool:
+    """Whether one of these may find a node at all: one that is there, is coming, or can be bought."""
+    names = queue.compute_environments
+    return (
+        roomiest.node_for(job_class.shape, names, job_class.where) is not None
+        or is_coming(world, queue, job_class)
+        or any(may_be_bought(world, name, job_class, now) for name in names)
+    )

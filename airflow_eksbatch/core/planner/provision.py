@@ -14,10 +14,10 @@ from functools import cached_property
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.allocation import tiers_of
-from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import Load, NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.fit import Demand, takes_work
+from airflow_eksbatch.core.planner.fit import Demand
+from airflow_eksbatch.core.planner.hold import buyable, takes_work
 from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_outdone
 from airflow_eksbatch.core.planner.order import queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, total
@@ -168,14 +168,6 @@ class Coming:
         for site in sites:
             for shape in largest_first(shapes):
                 shapes[shape] -= total(self._floors[site].fit(shape, shapes[shape]))
-
-
-def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Offering]:
-    """Offerings of an environment that were not refused lately."""
-    offerings = world.offerings.get(environment.name, ())
-    if not world.refused_until:
-        return list(offerings)
-    return [offering for offering in offerings if world.rests_until(offering) <= now]
 
 
 class Purchase:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.share import SchedulingPolicy
 from airflow_eksbatch.core.world.job_class import JobClass
@@ -12,17 +14,25 @@ class Headroom:
     """How much cpu a job queue may still take in this plan.
 
     AWS keeps (computeReservation / 100) ^ active shares of the maximum for shares that may come. A job larger than
-    all the rest would wait for ever, so a queue that runs nothing may start one.
+    all the rest would wait for ever, so a queue that runs nothing may start one. And one that is larger than what
+    others leave would wait as long as they come, so for the first that has waited too long its part is kept.
     """
 
     def __init__(self, cpu_m: int, *, is_idle: bool) -> None:
         self.cpu_m = cpu_m
+        self.kept_for: JobClass | None = None
+        """Room for one of these is kept from all that come after it."""
         self._is_idle = is_idle
+
+    def keep_for(self, job_class: JobClass) -> None:
+        self.kept_for = job_class
 
     def count_of(self, job_class: JobClass, wanted: int) -> int:
         """How many of these may be placed."""
-        fits = max(0, self.cpu_m) // max(1, job_class.shape.cpu_m)
-        return min(wanted, max(fits, int(self._is_idle)))
+        kept_m = self.kept_for.shape.cpu_m if self.kept_for is not None else 0
+        fits = max(0, self.cpu_m - kept_m) // max(1, job_class.shape.cpu_m)
+        is_alone = self._is_idle and self.kept_for is None
+        return min(wanted, max(fits, int(is_alone)))
 
     def take(self, job_class: JobClass, count: int) -> None:
         if count:
@@ -30,15 +40,20 @@ class Headroom:
             self._is_idle = False
 
     def permitted(self, demand: dict[JobClass, int]) -> dict[JobClass, int]:
-        """What of this demand capacity may be bought for, first come first."""
+        """What of this demand capacity may be bought for: for whom room is kept, then first come first."""
         rest = Headroom(self.cpu_m, is_idle=self._is_idle)
-        allowed: dict[JobClass, int] = {}
+        allowed: Counter[JobClass] = Counter()
+        first = self.kept_for
+        if first is not None and first in demand and rest.count_of(first, 1):
+            rest.take(first, 1)
+            allowed[first] = 1
+        else:
+            rest.kept_for = first
         for job_class, wanted in demand.items():
-            count = rest.count_of(job_class, wanted)
+            count = rest.count_of(job_class, wanted - allowed[job_class])
             rest.take(job_class, count)
-            if count:
-                allowed[job_class] = count
-        return allowed
+            allowed[job_class] += count
+        return +allowed
 
 
 def headroom_of(world: World, queue: JobQueue, now: int) -> Headroom | None:
