@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from airflow.sdk import BaseOperator
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.triggers.base import StartTriggerArgs
 
+    from airflow_eksbatch.hooks import Endpoint
+    from airflow_eksbatch.stream import JobFeed
+
+Answer = TypeVar("Answer")
 TRIGGER = "airflow_eksbatch.triggers.EKSBatchJobTrigger"
 STATE_KEY = "eksbatch_job"
 DEFERRALS_KEY = "eksbatch_deferrals"
@@ -89,8 +94,10 @@ class EKSBatchOperator(BaseOperator):
     :param attempts: how often the service tries a job (default 1; platform failures are not
         counted).
     :param retry_strategy: the same field of SubmitJob, with evaluateOnExit.
-    :param timeout: seconds or timedelta an attempt may take, at least 60 s; default:
-        ``execution_timeout``.
+    :param timeout: seconds or timedelta an attempt may take from its start, at least 60 s; default:
+        ``execution_timeout``, which itself counts from the start of the task: it ends the task and
+        its job also while that waits in the job queue. So give ``timeout`` to limit how long the
+        job runs, and ``execution_timeout`` only where waiting is to have an end too.
     :param share_identifier: whose part of the job queue this uses; the queue's scheduling policy
         says how large it is. Default: ``backfill`` for runs of a backfill, and for runs of the
         schedule that began more than three days, and more than their data interval, after it
@@ -179,6 +186,8 @@ class EKSBatchOperator(BaseOperator):
         self.conn_id = aws_conn_id or conn_id
         self.job_id: str | None = None
         self.job_url: str | None = None
+        self._endpoint: Endpoint | None = None
+        self._sent: Submission | None = None
         try:
             check_fields(self._fields())
         except BadArguments as error:
@@ -269,12 +278,22 @@ class EKSBatchOperator(BaseOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
-        """Only while a worker has the task; deferred tasks are ended by the trigger."""
-        if self.job_id:
-            from airflow_eksbatch.hooks import EKSBatchHook
+        """Only while a worker has the task; deferred tasks are ended by the trigger.
 
-            reason = "the Airflow task was ended on its worker"
-            EKSBatchHook(self.conn_id).terminate_job(self.job_id, reason)
+        Called in the middle of anything, also of the submit. Airflow kills the worker after 5 s.
+        """
+        job = self.job_id or self._sent
+        if not job or self._endpoint is None:
+            return
+        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+        from airflow_eksbatch.outcome import end_from_anywhere
+
+        reason = "the Airflow task was ended on its worker"
+        try:
+            self.log.info("Terminated job %s", end_from_anywhere(self._endpoint, job, reason))
+        except (ServiceAway, ServiceRefused, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            self.log.warning("The job may run on until its own timeout: %s", why)
 
     def _submission(self, context: Context) -> Submission:
         run = run_facts(_of(context, "dag_run"))
@@ -282,46 +301,65 @@ class EKSBatchOperator(BaseOperator):
 
     def _submitted(self, context: Context) -> str:
         from airflow_eksbatch.hooks import ServiceRefused
-        from airflow_eksbatch.outcome import EKSBatchJobRefused, feed_for, submit
+        from airflow_eksbatch.outcome import EKSBatchJobRefused, submit
 
-        async def ask() -> str:
-            feed = feed_for(self.conn_id)
+        try:
+            sent = self._sent = self._submission(context)
+            within_s = self.submit_within_s
+            return self._asked(lambda feed: submit(feed, sent, within_s, self.log.info))
+        except (BadArguments, ServiceRefused) as error:
+            raise EKSBatchJobRefused(str(error)) from error
+
+    def _asked(self, ask: Callable[[JobFeed], Coroutine[Any, Any, Answer]]) -> Answer:
+        """What the service answers a worker; where it is is noted first, for on_kill."""
+        from airflow_eksbatch.outcome import feed_for
+
+        async def talk() -> Answer:
+            feed = feed_for(self.conn_id, partial(setattr, self, "_endpoint"))
             try:
-                return await submit(feed, submission, self.submit_within_s, self.log.info)
+                return await ask(feed)
             finally:
                 await feed.close()
 
-        try:
-            submission = self._submission(context)
-            job_id = asyncio.run(ask())
-        except (BadArguments, ServiceRefused) as error:
-            raise EKSBatchJobRefused(str(error)) from error
-        return job_id
+        return asyncio.run(talk())
 
     def _found_again(self, context: Context) -> str | None:
-        """The job of an earlier try that lost its worker; a clear asks for a new job instead."""
+        """The job of an earlier try that lost its worker; a clear of this task asks for a new one.
+
+        A clear raises `max_tries`, and a retry does not. (The run's `clear_number` is raised by
+        clears of other tasks, too.) A task cleared while it runs keeps it, but its job is ended.
+        """
+        from airflow_eksbatch.outcome import patiently, status_of
+
         stored: Any = _store(context).get(STATE_KEY) or {}
-        same_clear = stored.get("clear_number") == _clear_number(context)
-        if not stored.get("job_id") or not same_clear:
+        job_id, max_tries = stored.get("job_id"), stored.get("max_tries")
+        if not job_id or max_tries not in (None, _of(context, "ti").max_tries):
             return None
-        status = self._status_now(stored["job_id"])
-        if status in (None, "FAILED"):
+        self.job_id = job_id
+        status = self._asked(
+            lambda feed: patiently(
+                feed,
+                lambda: status_of(feed, job_id),
+                self.submit_within_s,
+                lambda error: self.log.info("The service is away, so it is asked again: %s", error),
+            )
+        )
+        # Notes of former releases do not say: what has succeeded may be what somebody has cleared.
+        if status in (None, "FAILED") or (max_tries is None and status == "SUCCEEDED"):
+            self.job_id = None
             return None
-        self.log.info("Found job %s of an earlier try again: it is %s", stored["job_id"], status)
-        return str(stored["job_id"])
-
-    def _status_now(self, job_id: str) -> str | None:
-        from airflow_eksbatch.hooks import EKSBatchHook
-
-        jobs = EKSBatchHook(self.conn_id).get_conn().describe_jobs(jobs=[job_id])["jobs"]
-        return jobs[0]["status"] if jobs else None
+        self.log.info("Found job %s of an earlier try again: it is %s", job_id, status)
+        return str(job_id)
 
     def _remember(self, context: Context, job_id: str) -> None:
         from airflow_eksbatch.hooks import EKSBatchHook, job_url
 
         self.job_id = job_id
-        _store(context).set(STATE_KEY, {"job_id": job_id, "clear_number": _clear_number(context)})
-        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint().url, job_id)
+        ti = _of(context, "ti")
+        note = {"job_id": job_id, "max_tries": ti.max_tries, "try_number": ti.try_number}
+        _store(context).set(STATE_KEY, note)
+        self._endpoint = self._endpoint or EKSBatchHook(self.conn_id).endpoint()
+        self.job_url = job_url(self._endpoint.url, job_id)
 
     def _defer_to_trigger(self, context: Context, job_id: str) -> NoReturn:
         from airflow_eksbatch.triggers import EKSBatchJobTrigger
@@ -361,7 +399,8 @@ class EKSBatchOperator(BaseOperator):
         from airflow_eksbatch.outcome import JobOutcome, result_of
 
         outcome = msgspec.convert(event, JobOutcome)
-        self.job_id, self.job_url = None, outcome.url or self.job_url
+        self.job_id = self._sent = None
+        self.job_url = outcome.url or self.job_url
         _store(context).delete(STATE_KEY)
         self.log.info("%s", outcome.sentence)
         return result_of(outcome)
@@ -370,15 +409,10 @@ class EKSBatchOperator(BaseOperator):
 
     def _after_failed_wait(self, error: str, context: Context) -> None:
         """End the job of a task that is out of time; wait again for one whose trigger broke."""
-        job_id = self._job_of_this_try(context)
         if error == TRIGGER_TIMEOUT:
-            from airflow_eksbatch.hooks import EKSBatchHook
-
-            self.log.error("Out of time: terminating job %s", job_id)
-            EKSBatchHook(self.conn_id).terminate_job(
-                job_id, "execution_timeout of the Airflow task"
-            )
+            self._end_out_of_time(context)
             return
+        job_id = self._job_of_this_try(context) or self._submitted(context)
         store = _store(context)
         token = task_key(_of(context, "ti")).token
         before: Any = store.get(DEFERRALS_KEY) or {}
@@ -389,10 +423,31 @@ class EKSBatchOperator(BaseOperator):
             self._remember(context, job_id)
             self._defer_to_trigger(context, job_id)
 
-    def _job_of_this_try(self, context: Context) -> str:
+    def _end_out_of_time(self, context: Context) -> None:
+        """The task fails whatever comes of it: a service that is away must not hold a worker."""
+        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+        from airflow_eksbatch.outcome import UNPLACED, end_job
+
+        reason = "execution_timeout of the Airflow task"
+        try:
+            job = self._job_of_this_try(context) or self._submission(context)
+            job_id, status = self._asked(lambda feed: end_job(feed, job, reason))
+        except (BadArguments, ServiceAway, ServiceRefused, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            self.log.error("Out of time; the job may run on until its own timeout: %s", why)
+            return
+        self.log.error("Out of time: terminated job %s, which was %s", job_id, status)
+        if status in UNPLACED:
+            self.log.error(
+                "It had no place yet: execution_timeout counts the wait in the job queue too; "
+                "`timeout` limits the run alone"
+            )
+
+    def _job_of_this_try(self, context: Context) -> str | None:
         """A trigger cannot leave a note, but the same token is answered with the same job."""
         stored: Any = _store(context).get(STATE_KEY) or {}
-        return stored.get("job_id") or self._submitted(context)
+        tried = _of(context, "ti").try_number
+        return stored.get("job_id") if stored.get("try_number", tried) == tried else None
 
 
 def _of(context: Context, name: str) -> Any:
@@ -402,10 +457,6 @@ def _of(context: Context, name: str) -> Any:
 def _store(context: Context) -> Any:
     """Notes that outlive the try; not reachable from the triggerer."""
     return _of(context, "task_state_store")
-
-
-def _clear_number(context: Context) -> int:
-    return getattr(_of(context, "dag_run"), "clear_number", 0) or 0
 
 
 def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -14,6 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow_eksbatch.hooks import (
     AsyncBatchClient,
     EKSBatchHook,
+    Endpoint,
     ServiceAway,
     ServiceRefused,
     job_url,
@@ -24,6 +26,12 @@ from airflow_eksbatch.submission import Submission
 LOG_S = 10  # for the last lines of a job's output, which must not hold its end back
 LONGEST_PAUSE_S = 30.0
 SUBMIT_ROUNDS = 4  # a definition to register, a share to drop, and one to spare
+END_S = (
+    25  # for ending a job: longer than a fail-over, shorter than Airflow's on_kill_timeout of 30 s
+)
+UNPLACED = frozenset({"SUBMITTED", "PENDING", "RUNNABLE"})
+
+Answer = TypeVar("Answer")
 
 
 class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,32 +90,60 @@ def result_of(outcome: JobOutcome) -> dict[str, Any]:
     raise EKSBatchJobFailed(outcome.sentence, outcome)
 
 
-def feed_for(conn_id: str) -> JobFeed:
+def feed_for(conn_id: str, note: Callable[[Endpoint], Any] = lambda _: None) -> JobFeed:
+    """The feed of a connection; `note` is told where its service is before anything is asked there."""
+
     async def connect() -> AsyncBatchClient:
-        return AsyncBatchClient(await EKSBatchHook(conn_id).aendpoint())
+        endpoint = await EKSBatchHook(conn_id).aendpoint()
+        note(endpoint)
+        return AsyncBatchClient(endpoint)
 
     return feed_of(conn_id, connect)
+
+
+async def asked(conn_id: str, operation: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a call of its own, from wherever the service is now."""
+    client = AsyncBatchClient(await EKSBatchHook(conn_id).aendpoint())
+    try:
+        return await client.call(operation, body)
+    finally:
+        await client.close()
 
 
 async def submit(
     feed: JobFeed, submission: Submission, within_s: float, say: Callable[[str], Any]
 ) -> str:
     """The job's id. A service that is away is asked again; the token makes that one job."""
+    say = _once_each(say)
+
+    def tell(error: ServiceAway) -> None:
+        say(f"The service does not take the job yet ({error}); trying for {within_s:g} s")
+
+    return await patiently(feed, lambda: submit_once(feed, submission, say), within_s, tell)
+
+
+async def patiently(
+    feed: JobFeed,
+    ask: Callable[[], Awaitable[Answer]],
+    within_s: float,
+    tell: Callable[[ServiceAway], Any] = lambda _: None,
+) -> Answer:
+    """Ask a service that is away again, where it is by then, ever more rarely; tell the first time."""
     deadline = time.monotonic() + within_s
     pause_s, told = 0.5, False
-    say = _once_each(say)
     while True:
         try:
             if told:
                 await feed.renewed_service()
-            return await submit_once(feed, submission, say)
+            return await ask()
         except ServiceAway as error:
-            if time.monotonic() + pause_s > deadline:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 raise ServiceAway(f"gave up after {within_s:g} s: {error}") from error
             if not told:
-                say(f"The service does not take the job yet ({error}); trying for {within_s:g} s")
+                tell(error)
                 told = True
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
@@ -239,9 +275,51 @@ async def _whose_output(service: Any, outcome: JobOutcome) -> str:
     return str(children[0]["jobId"]) if children else ""
 
 
-async def terminate(feed: JobFeed, job_id: str, reason: str) -> None:
+async def status_of(feed: JobFeed, job_id: str) -> str | None:
+    """What a job is now; None if the service does not know it."""
     service: Any = await feed.service()
-    await service.call("terminatejob", {"jobId": job_id, "reason": reason})
+    jobs = (await service.call("describejobs", {"jobs": [job_id]}))["jobs"]
+    return jobs[0]["status"] if jobs else None
+
+
+# ---- ends that somebody asks for
+
+
+async def end_job(feed: JobFeed, job: str | Submission, reason: str) -> tuple[str, str | None]:
+    """The job that was ended, and what it was before. A service that is away is asked for END_S.
+
+    A submit may have arrived without its answer: its token finds that same job.
+    """
+
+    async def ask() -> tuple[str, str | None]:
+        job_id = job if isinstance(job, str) else await submit_once(feed, job)
+        status = await status_of(feed, job_id)
+        service: Any = await feed.service()
+        await service.call("terminatejob", {"jobId": job_id, "reason": reason})
+        return job_id, status
+
+    async with asyncio.timeout(END_S):
+        return await patiently(feed, ask, END_S)
+
+
+def end_from_anywhere(endpoint: Endpoint, job: str | Submission, reason: str) -> str:
+    """The same for a signal handler, also one that has interrupted an event loop of this thread.
+
+    So in a thread of its own, and without asking Airflow for anything: whoever was interrupted may
+    hold the way there.
+    """
+
+    async def connect() -> AsyncBatchClient:
+        return AsyncBatchClient(endpoint)
+
+    async def end() -> str:
+        feed = JobFeed(connect)
+        try:
+            return (await end_job(feed, job, reason))[0]
+        finally:
+            await feed.close()
+
+    return ThreadPoolExecutor(1).submit(asyncio.run, end()).result(2 * END_S)
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +87,18 @@ class EKSBatchJobSensor(BaseSensorOperator):
     def poke(self, context: Context) -> Any:
         from airflow.sdk import PokeReturnValue
 
-        from airflow_eksbatch.hooks import EKSBatchHook
-        from airflow_eksbatch.outcome import JobOutcome, result_of
+        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+        from airflow_eksbatch.outcome import EKSBatchJobRefused, JobOutcome, asked, result_of
         from airflow_eksbatch.stream import ENDED, news_from_job
 
-        jobs = EKSBatchHook(self.conn_id).get_conn().describe_jobs(jobs=[self._id])["jobs"]
+        try:
+            answer = asyncio.run(asked(self.conn_id, "describejobs", {"jobs": [self._id]}))
+        except ServiceAway as error:
+            self.log.info("The service does not answer, so it is asked again: %s", error)
+            return PokeReturnValue(is_done=False)
+        except ServiceRefused as error:
+            raise EKSBatchJobRefused(str(error)) from error
+        jobs = answer["jobs"]
         news = news_from_job(jobs[0] if jobs else None)
         if news.status not in ENDED:
             self.log.info("Job %s is %s", self._id, news.status)
@@ -148,12 +156,9 @@ class EKSBatchJobQueueSensor(BaseSensorOperator):
         self._raise_if_refused(event)
 
     def poke(self, context: Context) -> bool:
-        from airflow_eksbatch.hooks import EKSBatchHook
         from airflow_eksbatch.triggers import queue_verdict
 
-        client = EKSBatchHook(self.conn_id).get_conn()
-        queues = client.describe_job_queues(jobQueues=[self.job_queue])["jobQueues"]
-        verdict = queue_verdict(queues, self.job_queue)
+        verdict = asyncio.run(queue_verdict(self.conn_id, self.job_queue, self.log.info))
         self._raise_if_refused(verdict or {})
         return verdict is not None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -17,29 +17,23 @@ from airflow.triggers.base import (
 )
 
 from airflow_eksbatch.arguments import FIELDS, BadArguments
-from airflow_eksbatch.hooks import (
-    AsyncBatchClient,
-    EKSBatchHook,
-    ServiceAway,
-    ServiceRefused,
-)
+from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.outcome import (
     JobOutcome,
+    asked,
+    end_job,
     feed_for,
     follow,
     reading,
     say_output,
     submit,
-    submit_once,
-    terminate,
     url_of,
 )
 from airflow_eksbatch.stream import JobFeed
 from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
 from airflow_eksbatch.templates import strict_environment
 
-ON_KILL_S = 10  # Airflow gives 30 s to all of on_kill
 # Airflow 3.3 fails a task whose worker reports its end after the task was already resumed.
 WORKER_SETTLES_S = 3.0
 DEFAULT_SUBMIT_WITHIN_S = 3600.0
@@ -202,22 +196,20 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         if not self.cancel_on_kill:
             return
         try:
-            async with asyncio.timeout(ON_KILL_S):
-                await self._cancel_unless_handed_over()
+            await self._cancel_unless_handed_over()
         except (ServiceAway, ServiceRefused, TimeoutError) as error:
-            self.log.warning("Job %s may still run: %s", self.job_id, error or "no answer in time")
+            why = str(error) or "no answer in time"
+            self.log.warning("The job may run on until its own timeout: %s", why)
 
     async def _cancel_unless_handed_over(self) -> None:
         if await self._still_deferred():
             self.log.info("The task is still deferred: another triggerer has it, the job stays")
             return
-        feed = feed_for(self.conn_id)
-        if self.job_id is None and self._submission is not None:
-            # The submit may have arrived without its answer; the token finds that same job.
-            self.job_id = await submit_once(feed, self._submission)
-        if self.job_id is not None:
-            await terminate(feed, self.job_id, "the Airflow task was ended or cleared by a user")
-            self.log.info("Terminated job %s", self.job_id)
+        # Without an id it may be there all the same: a submit of ours, or of a triggerer before us.
+        if job := self.job_id or self._submission:
+            reason = "the Airflow task was ended or cleared by a user"
+            job_id, status = await end_job(feed_for(self.conn_id), job, reason)
+            self.log.info("Terminated job %s, which was %s", job_id, status)
 
     async def _still_deferred(self) -> bool:
         """Also true after a clear whose next try waits already: its submit supersedes our job."""
@@ -251,27 +243,26 @@ class EKSBatchJobQueueTrigger(BaseTrigger):
         return "airflow_eksbatch.triggers.EKSBatchJobQueueTrigger", kwargs
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        client = AsyncBatchClient(await EKSBatchHook(self.conn_id).aendpoint())
-        try:
-            while True:
-                try:
-                    answer = await client.call("describejobqueues", {"jobQueues": [self.job_queue]})
-                except ServiceAway as error:
-                    self.log.info("%s", error)
-                except ServiceRefused as error:
-                    yield TriggerEvent({"refused": str(error)})
-                    return
-                else:
-                    if (found := queue_verdict(answer["jobQueues"], self.job_queue)) is not None:
-                        yield TriggerEvent(found)
-                        return
-                await asyncio.sleep(self.every_s)
-        finally:
-            await client.close()
+        while True:
+            if (
+                found := await queue_verdict(self.conn_id, self.job_queue, self.log.info)
+            ) is not None:
+                yield TriggerEvent(found)
+                return
+            await asyncio.sleep(self.every_s)
 
 
-def queue_verdict(queues: list[dict[str, Any]], name: str) -> dict[str, str] | None:
+async def queue_verdict(
+    conn_id: str, name: str, say: Callable[[str], Any]
+) -> dict[str, str] | None:
     """What to tell the sensor, or None to go on waiting."""
+    try:
+        queues = (await asked(conn_id, "describejobqueues", {"jobQueues": [name]}))["jobQueues"]
+    except ServiceAway as error:
+        say(f"The service does not answer, so it is asked again: {error}")
+        return None
+    except ServiceRefused as error:
+        return {"refused": str(error)}
     if not queues:
         return {"refused": f"there is no job queue {name}"}
     queue = queues[0]

@@ -29,6 +29,8 @@ class ContractService:
         self.refusal = ""
         self.busy = 0
         self.fifo = False
+        self.unanswered = 0  # so many submits are taken, and their callers wait until `answering`
+        self.answering = asyncio.Event()
         self.connections = 0
         self.cursors: list[int] = []
         self.port = 0
@@ -124,6 +126,9 @@ class ContractService:
         answer = getattr(self, f"_{name}")(body, request.headers)
         async with self._changed:
             self._changed.notify_all()
+        if name == "submitjob" and body["jobDefinition"] in self.definitions and self.unanswered:
+            self.unanswered -= 1
+            await self.answering.wait()
         return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
     def _submitjob(self, body: dict[str, Any], headers: Any) -> Any:
@@ -148,6 +153,10 @@ class ContractService:
 
     def _describejobs(self, body: dict[str, Any], headers: Any) -> Any:
         return {"jobs": [self.jobs[job] for job in body["jobs"] if job in self.jobs]}
+
+    def _describejobqueues(self, body: dict[str, Any], headers: Any) -> Any:
+        found = {"status": "VALID", "state": "ENABLED"}
+        return {"jobQueues": [{"jobQueueName": name, **found} for name in body["jobQueues"]]}
 
     def _listjobs(self, body: dict[str, Any], headers: Any) -> Any:
         base = body["arrayJobId"]

@@ -22,7 +22,7 @@ from airflow.triggers.shared_stream import SharedStreamManager
 
 from airflow_eksbatch import stream
 from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
-from airflow_eksbatch.triggers import EKSBatchJobTrigger
+from airflow_eksbatch.triggers import EKSBatchJobQueueTrigger, EKSBatchJobTrigger
 from tests.airflow.contract_service import ContractService
 
 PATIENCE_S = 20
@@ -347,6 +347,33 @@ def test_a_user_who_ends_the_task_ends_the_job(
     play(scenario)
 
 
+def test_a_job_is_ended_as_soon_as_a_busy_service_takes_that(
+    play: Any, supervisor: Supervisor
+) -> None:
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        supervisor.state = "failed"
+        ending = asyncio.create_task(triggered(a_trigger(), manager))
+        [job] = await service.submitted()
+        await service.connected()
+        service.busy = 3
+        ending.cancel("user-action")
+        await asyncio.wait([ending])
+        assert [body["jobId"] for body in service.bodies("terminatejob")][-1:] == [job]
+        assert service.jobs[job]["isTerminated"]
+
+    play(scenario)
+
+
+def test_a_queue_is_asked_for_again_while_the_service_is_away(play: Any) -> None:
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        service.busy = 2
+        trigger = EKSBatchJobQueueTrigger(conn_id="c", job_queue="default", every_s=0.01)
+        event = await anext(aiter(trigger.run()))  # type: ignore[arg-type]
+        assert event.payload == {"ready": "default"}
+
+    play(scenario)
+
+
 def test_a_hand_over_to_another_triggerer_leaves_the_job_alone(
     play: Any, supervisor: Supervisor
 ) -> None:
@@ -439,6 +466,6 @@ def test_the_embedded_service_is_found_by_its_file(tmp_path: Any) -> None:
             places = {"EKSBATCH_HOME": str(tmp_path)}
             with mock.patch.dict(os.environ, places):
                 found = await asyncio.to_thread(EKSBatchHook()._embedded)
-            assert found == Endpoint(url=service.url)
+            assert found == Endpoint(url=service.url, embedded=True)
 
     asyncio.run(scenario())

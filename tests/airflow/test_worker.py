@@ -1,0 +1,225 @@
+"""What an operator and the sensors do on a worker, against a real HTTP server that speaks the contract.
+
+No worker runs here: what it does with an operator is done by the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import TaskDeferralTimeout, TaskDeferred
+
+from airflow_eksbatch import outcome
+from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
+from airflow_eksbatch.operators import STATE_KEY, EKSBatchOperator
+from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
+from tests.airflow.contract_service import ContractService
+
+PATIENCE_S = 20
+OUT_OF_TIME = {"error": "Trigger timeout"}
+
+
+class Elsewhere:
+    """A service in a thread of its own: a worker's own thread waits while it asks."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.service = self.does(self._started())
+
+    async def _started(self) -> ContractService:
+        service = ContractService()
+        await service.start()
+        return service
+
+    def does(self, what: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(PATIENCE_S)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self.service.answering.set)
+
+    def close(self) -> None:
+        self.does(self.service.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Notes(dict[str, Any]):
+    """The task's notes in Airflow; they outlive its tries."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    elsewhere = Elsewhere()
+    url = elsewhere.service.url
+
+    async def aendpoint(_: EKSBatchHook) -> Endpoint:
+        return Endpoint(url=url)
+
+    monkeypatch.setattr(EKSBatchHook, "aendpoint", aendpoint)
+    monkeypatch.setattr(EKSBatchHook, "endpoint", lambda _: Endpoint(url=url))
+    yield elsewhere
+    elsewhere.close()
+
+
+def a_task(make: Callable[..., Any] = EKSBatchOperator, **more: Any) -> Any:
+    with DAG("weather", schedule=None, start_date=datetime(2012, 1, 1, tzinfo=UTC)):
+        return make(task_id="month", **more)
+
+
+def a_context(notes: Notes | None = None, **more: Any) -> Any:
+    ti = {
+        "dag_id": "weather",
+        "run_id": "r1",
+        "task_id": "month",
+        "map_index": -1,
+        "try_number": 1,
+        "max_tries": 1,
+        "start_date": None,
+        **more,
+    }
+    return {
+        "ti": SimpleNamespace(**ti),
+        "dag_run": SimpleNamespace(run_type="manual", logical_date=None, clear_number=0),
+        "task_state_store": Notes() if notes is None else notes,
+    }
+
+
+def job_of(operator: EKSBatchOperator, context: Any) -> str:
+    """The job that the task is deferred for."""
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    return deferred.value.trigger.serialize()[1]["job_id"]
+
+
+# ---- the next try
+
+
+def test_a_retry_keeps_its_live_job_also_after_a_clear_of_another_task_of_the_run(
+    there: Elsewhere,
+) -> None:
+    notes = Notes()
+    job = job_of(a_task(command=["run"]), a_context(notes))
+    retry = a_context(notes, try_number=2)
+    retry["dag_run"].clear_number = 1
+    assert job_of(a_task(command=["run"]), retry) == job
+    assert len(there.service.jobs) == 1
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED"])
+def test_a_task_that_was_cleared_gets_a_new_job(there: Elsewhere, status: str) -> None:
+    notes = Notes()
+    job = job_of(a_task(command=["run"]), a_context(notes))
+    there.does(there.service.change(job, status))
+    assert job_of(a_task(command=["run"]), a_context(notes, try_number=2, max_tries=2)) != job
+
+
+@pytest.mark.parametrize(("status", "kept"), [("RUNNING", True), ("SUCCEEDED", False)])
+def test_a_note_of_a_former_release_is_good_for_a_job_that_is_live(
+    there: Elsewhere, status: str, kept: bool
+) -> None:
+    notes = Notes()
+    job = job_of(a_task(command=["run"]), a_context(notes))
+    notes[STATE_KEY] = {"job_id": job, "clear_number": 0}
+    there.does(there.service.change(job, status))
+    assert (job_of(a_task(command=["run"]), a_context(notes, try_number=2)) == job) is kept
+
+
+def test_a_retry_waits_for_a_service_that_is_busy(there: Elsewhere) -> None:
+    notes = Notes()
+    job = job_of(a_task(command=["run"]), a_context(notes))
+    there.service.busy = 1
+    assert job_of(a_task(command=["run"]), a_context(notes, try_number=2)) == job
+
+
+# ---- ends that somebody asks for
+
+
+def test_a_worker_told_to_end_in_the_middle_of_the_submit_ends_the_job(there: Elsewhere) -> None:
+    """1. The service takes the job. 2. SIGTERM comes before its answer. 3. The answer comes."""
+    operator, context = a_task(command=["run"]), a_context()
+    there.service.unanswered = 1
+
+    def end(*_: Any) -> None:
+        operator.on_kill()
+        there.release()
+
+    def tell() -> None:
+        there.does(there.service.submitted())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        telling = threading.Thread(target=tell)
+        telling.start()
+        job = job_of(operator, context)
+        telling.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [body["jobId"] for body in there.service.bodies("terminatejob")] == [job]
+    assert list(there.service.jobs) == [job]
+
+
+def test_a_worker_that_has_submitted_nothing_asks_nothing_when_it_is_told_to_end(
+    there: Elsewhere,
+) -> None:
+    a_task(command=["run"]).on_kill()
+    assert there.service.requests == []
+
+
+def test_a_task_out_of_time_ends_its_job_and_says_that_waiting_counts(
+    there: Elsewhere, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Started in the triggerer: there is no note, and the token finds the job."""
+    job = job_of(a_task(command=["run"]), a_context())
+    there.does(there.service.change(job, "RUNNABLE"))
+    with pytest.raises(TaskDeferralTimeout):
+        a_task(command=["run"]).resume_execution("__fail__", OUT_OF_TIME, a_context())
+    assert [body["jobId"] for body in there.service.bodies("terminatejob")] == [job]
+    said = capsys.readouterr().out
+    assert f"terminated job {job}, which was RUNNABLE" in said
+    assert "execution_timeout counts the wait" in said
+
+
+def test_a_task_out_of_time_fails_also_while_the_service_is_away(
+    there: Elsewhere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outcome, "END_S", 0.5)
+    there.does(there.service.stop())
+    with pytest.raises(TaskDeferralTimeout):
+        a_task(command=["run"]).resume_execution("__fail__", OUT_OF_TIME, a_context())
+    assert "the job may run on until its own timeout" in capsys.readouterr().out
+
+
+# ---- sensors
+
+
+def test_sensors_that_poll_wait_for_a_service_that_is_away(there: Elsewhere) -> None:
+    there.does(there.service.stop())
+    job = a_task(EKSBatchJobSensor, job_id="1", deferrable=False)
+    assert job.poke({}).is_done is False
+    assert a_task(EKSBatchJobQueueSensor, deferrable=False).poke({}) is False
+
+
+def test_a_queue_sensor_waits_in_the_triggerer_for_a_service_that_is_away(
+    there: Elsewhere,
+) -> None:
+    there.does(there.service.stop())
+    with pytest.raises(TaskDeferred):
+        a_task(EKSBatchJobQueueSensor).execute({})
