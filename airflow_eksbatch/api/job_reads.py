@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -20,8 +20,9 @@ from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobSt
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.share import ShareUsage
+from airflow_eksbatch.core.planner.explain_room import why_stuck
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue
-from airflow_eksbatch.core.world.job_class import ClassLine
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import JobQuery, Store
 
@@ -30,6 +31,8 @@ SNAPSHOT_SHARES = 20
 PAGE_WITH_FILTER = 100
 # Whoever looks for few among many lets others in after so many: the beat waits no longer than that takes.
 LOOKED_AT_ONCE = 2_000
+# Of one answer; each is a look at offerings, and where it is stuck at nodes.
+CLASSES_LOOKED_INTO = 20
 PLACED = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
 FILTERS = (
     "JOB_NAME",
@@ -57,7 +60,8 @@ async def views_of(desk: Desk, chosen: Sequence[tuple[Job, int | None]]) -> list
     The world goes on while the store is read, so jobs are copied first: an ended job always has its last attempt's end.
     """
     await desk.settled()
-    views = [make_view(desk.world, job, index) for job, index in chosen]
+    stuck = stuck_reasons(desk.world)
+    views = [make_view(desk.world, job, index, stuck) for job, index in chosen]
     placed = {
         (view.job.job_id, view.index or 0): view
         for view in views
@@ -75,11 +79,29 @@ async def views_of(desk: Desk, chosen: Sequence[tuple[Job, int | None]]) -> list
     ]
 
 
-def make_view(world: World, job: Job, index: int | None) -> JobView:
+def stuck_reasons(world: World) -> Callable[[Job], str | None]:
+    """Why runnable jobs are stuck, looked into once for each class, and for no more than a few classes."""
+    known: dict[JobClass, str | None] = {}
+    now = now_ms()
+
+    def reason_of(job: Job) -> str | None:
+        job_class = world.class_of(job)
+        if job_class not in known and len(known) < CLASSES_LOOKED_INTO:
+            known[job_class] = why_stuck(world, job_class, now)
+        return known.get(job_class)
+
+    return reason_of
+
+
+def make_view(
+    world: World, job: Job, index: int | None, stuck: Callable[[Job], str | None]
+) -> JobView:
+    status = status_in(world, job, index)
     return JobView(
         job=msgspec.structs.replace(job),
         index=index,
-        status=status_in(world, job, index),
+        status=status,
+        stuck=stuck(job) if status is JobStatus.RUNNABLE else None,
         summary=summary_of(world, job) if index is None else None,
     )
 

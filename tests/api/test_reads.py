@@ -13,8 +13,10 @@ from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.retry import RetryAction, RetryStrategy
 from airflow_eksbatch.core.model.share import ShareUsage
+from airflow_eksbatch.core.world.job_class import JobClass
+from airflow_eksbatch.core.world.world import World
 from tests.api.desk import StageDesk
-from tests.build import NOW, a_job, a_node, a_policy, a_queue, a_world, an_amount
+from tests.build import NOW, a_job, a_node, a_policy, a_queue, a_world, an_amount, an_environment
 from tests.core.stage import Stage, rule
 
 # ---- lists
@@ -203,3 +205,32 @@ def test_a_snapshot_counts_shares_that_use_something_now() -> None:
             }
         ],
     }
+
+
+# ---- jobs that are stuck
+
+
+def test_a_runnable_job_that_is_stuck_says_so_and_one_that_waits_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each class is looked into once, however many of its jobs are asked for."""
+    world = a_world(an_environment("off", state="DISABLED"), a_queue("closed", "off"))
+    world.with_(a_job("waits"), *(a_job(f"stuck-{n}", queue="closed") for n in range(5)))
+    world.with_(a_job("array", queue="closed", size=3))
+    desk = StageDesk(Stage(world))
+    looked_into: list[JobClass] = []
+    why_stuck = job_reads.why_stuck
+
+    def counting(world: World, job_class: JobClass, now: int) -> str | None:
+        looked_into.append(job_class)
+        return why_stuck(world, job_class, now)
+
+    monkeypatch.setattr(job_reads, "why_stuck", counting)
+    jobs = desk.described("waits", "array", "array:1", *(f"stuck-{n}" for n in range(5)))
+    assert "statusReason" not in jobs[0]
+    assert "statusReason" not in jobs[1], "an array is PENDING, its children are stuck"
+    text = "ACTION_REQUIRED - Compute environment off is DISABLED: nothing new is placed there."
+    assert {job["statusReason"] for job in jobs[2:]} == {text}
+    assert len(looked_into) == 2
+    rows = desk.ask_for("ListJobs", jobQueue="closed", jobStatus="RUNNABLE")["jobSummaryList"]
+    assert {row["statusReason"] for row in rows} == {text}

@@ -8,8 +8,10 @@ from airflow_eksbatch.core.engine.facts import InstanceLaunched, NodeClosed
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
+from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.retry import RetryStrategy
 from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.core.planner.explain_room import why_stuck
 from airflow_eksbatch.core.planner.words import listed, number_of, span
 from airflow_eksbatch.core.world.world import World
 from tests.build import (
@@ -196,6 +198,71 @@ def test_a_queue_that_is_gone_is_said_to_be() -> None:
     world = a_world(a_job("a"))
     world.delete("job_queue", "queue")
     assert "queue does not exist any more" in why(world, "a")
+
+
+# ---- in the words of AWS
+
+
+def stuck(world: World, job_id: str, now: int = NOW) -> str | None:
+    return why_stuck(world, world.class_of(world.jobs[JobId(job_id)]), now)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"state": "DISABLED"}, "ACTION_REQUIRED - Compute environment ce is DISABLED"),
+        (
+            {"status": "INVALID", "status_reason": "no rights"},
+            "ACTION_REQUIRED - Compute environment ce is INVALID and launches no nodes: no rights",
+        ),
+        (
+            {"max_vcpus": 0},
+            "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE - Compute environment ce is full",
+        ),
+        ({"managed": False}, "UNDETERMINED - Compute environment ce is unmanaged"),
+    ],
+)
+def test_what_keeps_a_job_from_ever_being_placed_begins_as_aws_says_it(
+    environment: dict[str, object], words: str
+) -> None:
+    world = a_world(an_environment(**environment), a_job("a"))  # type: ignore[arg-type]
+    assert (stuck(world, "a") or "").startswith(words)
+
+
+def test_a_job_that_no_type_can_hold_or_no_pool_has_is_stuck() -> None:
+    world = a_world(a_job("large", vcpus=64), a_job("a"), offerings=(SPOT,))
+    assert (stuck(world, "large") or "").startswith("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - ")
+    assert stuck(world, "a") is None
+    world.refused_until[SPOT.pool] = NOW + 60_000
+    assert (stuck(world, "a") or "").startswith(
+        "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - The cloud has no capacity for it in ce: m5.large"
+    )
+    assert stuck(world, "a", NOW + 60_000) is None
+
+
+@pytest.mark.parametrize("status", ["CREATING", "UPDATING"])
+def test_a_job_that_waits_for_what_comes_by_itself_is_not_stuck(status: str) -> None:
+    """1 an environment being made 2 types not listed yet 3 nodes full of others' jobs 4 a node on its way."""
+    assert stuck(a_world(an_environment(status=status), a_job("a")), "a") is None
+    assert stuck(a_world(a_job("a"), offerings=()), "a") is None
+    full = a_world(an_environment(max_vcpus=4), a_node("n1"), a_job("a", vcpus=2))
+    full.with_running(a_job("r", vcpus=4), "n1")
+    assert stuck(full, "a") is None
+    coming = a_world(a_node("n1", status=NodeStatus.LAUNCHED), a_job("a"), offerings=(SPOT,))
+    coming.refused_until[SPOT.pool] = NOW + 60_000
+    assert stuck(coming, "a") is None
+
+
+def test_a_job_is_stuck_only_if_all_environments_are_in_its_way() -> None:
+    """The nearest to going away gives the first word, and each has its sentence."""
+    off, small = an_environment("off", state="DISABLED"), an_environment("small")
+    world = a_world(off, small, a_queue("queue", "off", "small"), a_job("a"))
+    world.with_offerings("small", SPOT)
+    assert stuck(world, "a") is None
+    world.refused_until[SPOT.pool] = NOW + 60_000
+    text = stuck(world, "a") or ""
+    assert text.startswith("CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - Compute environment off is")
+    assert "The cloud has no capacity for it in small" in text
 
 
 # ---- rooms that are kept

@@ -170,6 +170,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """Of the index (a plain job has index 0), oldest first, the live one included."""
     namespace: str = ""
     cluster_arn: str = ""
+    stuck: str | None = None
+    """Why it cannot be placed as things are, if it is RUNNABLE; None while it waits its turn."""
     summary: dict[str, int] | None = None
 
     @property
@@ -229,7 +231,9 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
 
 
 def status_reason(view: JobView, last: Attempt | None) -> str | None:
-    """The job's own reason once it has ended, else what became of the last attempt."""
+    """The job's own reason once it has ended; what it is stuck for; else what became of the last attempt."""
+    if view.stuck is not None:
+        return view.stuck
     if view.index is None and view.job.status_reason:
         return view.job.status_reason
     if waited_for_its_stop(view):
@@ -330,7 +334,10 @@ def container_view(view: JobView, last: Attempt | None) -> Wire:
     """Not in AWS's answer for EKS jobs; clients made for ECS find exit code and log stream here."""
     pod: Wire = msgspec.json.decode(view.job.spec.pod)
     first = (pod.get("containers") or [{}])[0]
-    wire: Wire = {"image": first.get("image", ""), "command": first.get("args", [])}
+    words = [*(first.get("command") or ()), *(first.get("args") or ())]
+    # As the container gets them: Kubernetes makes one $ of two.
+    command = [word.replace("$$", "$") for word in words]
+    wire: Wire = {"image": first.get("image", ""), "command": command}
     if last is not None:
         wire["logStreamName"] = last.pod_name
         ended = ended_container("", last)

@@ -22,9 +22,17 @@ from airflow_eksbatch.core.planner.reservation import (
     held_back_cpu_m,
 )
 from airflow_eksbatch.core.planner.words import amount, listed, number_of, span
-from airflow_eksbatch.core.world.job_class import ClassLine
+from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.where import ON_DEMAND_AFTER, ON_DEMAND_BY, Where, allowed
 from airflow_eksbatch.core.world.world import World
+
+# How AWS begins the statusReason of a job that is stuck, and here the nearest to going away by itself first.
+NO_CAPACITY = "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY"
+AT_MAXIMUM = "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE"
+TOO_LARGE = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"
+UNDETERMINED = "UNDETERMINED"
+ACTION_REQUIRED = "ACTION_REQUIRED"
+OBSTACLES = (NO_CAPACITY, AT_MAXIMUM, TOO_LARGE, UNDETERMINED, ACTION_REQUIRED)
 
 
 def explain_room(world: World, job: Job, now: int) -> list[str]:
@@ -59,7 +67,7 @@ def explain_where(world: World, job: Job, where: Where | None) -> list[str]:
     if where is None:
         return []
     why = "as its tags say"
-    if job.job_id in world.on_demand_only:
+    if job.job_id in world.lines.on_demand_only:
         lost = max((tries.lost for tries in job.tries.values()), default=0)
         after, by = job.spec.tags.get(ON_DEMAND_AFTER), job.spec.tags.get(ON_DEMAND_BY)
         if after is not None and lost >= int(after):
@@ -80,6 +88,68 @@ def able_nodes(world: World, queue: JobQueue, shape: Resources, where: Where | N
         and shape.fits(node.allocatable)
         and (where is None or where.allows(node.offering))
     ]
+
+
+# ---- in the words of AWS
+
+
+def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
+    """statusReason of runnable jobs that no environment of their queue can take as things are; None if they just wait.
+
+    AWS gives one only if all environments have the problem; of different ones the nearest to going away is told.
+    Nodes are looked at last, and not where an environment may grow.
+    """
+    queue = world.queues.get(job_class.queue)
+    if queue is None or not queue.compute_environments:
+        return None
+    shape, where = job_class.shape, job_class.where
+    obstacles: list[str] = []
+    for name in queue.compute_environments:
+        obstacle = obstacle_of(world, name, shape, where, now)
+        if obstacle is None:
+            return None
+        obstacles.append(obstacle)
+    if any(may_take(world, queue, node, shape, where) for node in world.nodes.values()):
+        return None
+    sentences = [
+        explain_environment(world, name, shape, where, now) for name in queue.compute_environments
+    ]
+    return f"{min(obstacles, key=OBSTACLES.index)} - {' '.join(sentences)}"
+
+
+def obstacle_of(
+    world: World, name: str, shape: Resources, where: Where | None, now: int
+) -> str | None:
+    """What keeps an environment from ever having room for it; None for what passes by itself, as with other jobs."""
+    environment, full = world.compute_environments.get(name), world.full.get(name)
+    if environment is None or environment.state != "ENABLED" or environment.status == "INVALID":
+        return ACTION_REQUIRED
+    if full is not None:
+        return ACTION_REQUIRED if full.unusable else None
+    if not environment.managed:
+        return UNDETERMINED
+    every = world.offerings.get(name, ())
+    if environment.status != "VALID" or not every:
+        return None
+    able = [o for o in allowed(where, every) if shape.fits(o.allocatable)]
+    if not able:
+        return TOO_LARGE
+    if world.vcpus[name] >= environment.max_vcpus:
+        return AT_MAXIMUM if environment.min_vcpus >= environment.max_vcpus else None
+    return NO_CAPACITY if all(world.rests_until(o) > now for o in able) else None
+
+
+def may_take(
+    world: World, queue: JobQueue, node: Node, shape: Resources, where: Where | None
+) -> bool:
+    """Whether it is there or on its way, and holds the job once it is empty."""
+    return (
+        shape.fits(node.allocatable)
+        and node.compute_environment in queue.compute_environments
+        and (node.is_open or node.is_coming or node.is_paused)
+        and takes_work(world, node.compute_environment)
+        and (where is None or where.allows(node.offering))
+    )
 
 
 # ---- one environment
