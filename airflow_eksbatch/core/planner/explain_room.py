@@ -67,7 +67,7 @@ def explain_where(world: World, job: Job, where: Where | None) -> list[str]:
     if where is None:
         return []
     why = "as its tags say"
-    if job.job_id in world.lines.on_demand_only:
+    if job.job_id in world.on_demand_only:
         lost = max((tries.lost for tries in job.tries.values()), default=0)
         after, by = job.spec.tags.get(ON_DEMAND_AFTER), job.spec.tags.get(ON_DEMAND_BY)
         if after is not None and lost >= int(after):
