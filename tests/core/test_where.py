@@ -173,7 +173,7 @@ def test_a_job_that_spot_took_so_often_runs_on_demand() -> None:
     stage.run()
     stage.end("a")
     assert stage.status("a") == "SUCCEEDED"
-    assert stage.world.on_demand_only == set()
+    assert stage.world.lines.on_demand_only == set()
 
 
 def test_others_go_on_where_it_is_cheap() -> None:
@@ -184,7 +184,7 @@ def test_others_go_on_where_it_is_cheap() -> None:
     stage.join()
     for job in ("a", "b", "c"):
         lose_home(stage, job)
-    assert stage.world.on_demand_only == {"a"}
+    assert stage.world.lines.on_demand_only == {"a"}
     stage.join()
     markets = {job: stage.world.nodes[stage.live(job).node_id].offering.market for job in "abc"}
     assert markets == {"a": Market.ON_DEMAND, "b": Market.SPOT, "c": Market.SPOT}
@@ -196,7 +196,7 @@ def test_failures_of_its_own_are_no_losses() -> None:
     stage.join()
     stage.run()
     stage.end("a", exit_code=1)
-    assert stage.world.on_demand_only == set()
+    assert stage.world.lines.on_demand_only == set()
 
 
 def test_of_an_array_all_that_waits_goes_with_the_child_that_was_lost_so_often() -> None:
@@ -220,10 +220,10 @@ def test_a_crash_forgets_no_loss() -> None:
     stage.join()
     stage.world.offerings.clear()
     lose_home(stage)
-    stage.world.on_demand_only.clear()
+    stage.world.lines.on_demand_only.clear()
     stage.world.lines.clear()
-    stage.world.line_of(stage.job("a")).enter(stage.job("a"))
-    stage.world.line_of(stage.job("a")).count = 1
+    stage.world.lines.line_of(stage.job("a")).enter(stage.job("a"))
+    stage.world.lines.line_of(stage.job("a")).count = 1
     derive_effects(stage.world, stage.now, stage.settings)
     stage.step(OfferingsListed(compute_environment="spot", offerings=(SPOT,)))
     assert asked(stage) == []

@@ -22,9 +22,11 @@ class JobClass(msgspec.Struct, frozen=True, kw_only=True):
     shape: Resources
     where: Where | None = None
     """Which nodes it may run on; None for any."""
+    turned_away: bool = False
+    """Kubelets refused them on several nodes: they are tried again now and then (world/trials.py)."""
 
 
-def class_of(spec: JobSpec, *, on_demand: bool) -> JobClass:
+def class_of(spec: JobSpec, *, on_demand: bool, turned_away: bool = False) -> JobClass:
     """The class of a job."""
     return JobClass(
         queue=spec.queue,
@@ -32,6 +34,7 @@ def class_of(spec: JobSpec, *, on_demand: bool) -> JobClass:
         priority=spec.priority,
         shape=spec.resources,
         where=where_of(spec.tags, on_demand=on_demand),
+        turned_away=turned_away,
     )
 
 
@@ -99,6 +102,62 @@ class ClassLine:
         if self._start > 1024 and self._start * 2 > len(self._entries):
             del self._entries[: self._start]
             self._start = 0
+
+
+class Lines(dict[JobClass, ClassLine]):
+    """Who waits, by class; an empty line goes, so that classes of the past cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_demand_only: set[JobId] = set()
+        """Jobs that Spot has taken often enough."""
+        self.turned_away: set[JobId] = set()
+
+    def class_of(self, job: Job) -> JobClass:
+        job_id = job.job_id
+        return class_of(
+            job.spec,
+            on_demand=job_id in self.on_demand_only,
+            turned_away=job_id in self.turned_away,
+        )
+
+    def line_of(self, job: Job) -> ClassLine:
+        """The line its runnable indices stand in."""
+        job_class = self.class_of(job)
+        line = self.get(job_class)
+        if line is None:
+            line = self[job_class] = ClassLine(job_class)
+        return line
+
+    def enter(self, job: Job, number: int) -> None:
+        """So many more of its indices stand in line."""
+        if number:
+            line = self.line_of(job)
+            line.count += number
+            line.enter(job)
+
+    def leave(self, job: Job, number: int) -> None:
+        """So many left its line."""
+        if number:
+            line = self.line_of(job)
+            line.count -= number
+            if not line.count:
+                del self[line.job_class]
+
+    def change_class(self, job: Job, alike: set[JobId], *, joins: bool) -> None:
+        """It joins or leaves a set that its class depends on, and changes lines at its place by age."""
+        if (job.job_id in alike) != joins:
+            waiting = ranges.count(job.runnable)
+            self.leave(job, waiting)
+            if joins:
+                alike.add(job.job_id)
+            else:
+                alike.discard(job.job_id)
+            self.enter(job, waiting)
+
+    def forget(self, job_id: JobId) -> None:
+        self.on_demand_only.discard(job_id)
+        self.turned_away.discard(job_id)
 
 
 class LineWalk:

@@ -32,7 +32,7 @@ from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Tot
 from airflow_eksbatch.core.world.fading import watch_usage
 from airflow_eksbatch.core.world.gathering import Gathering
 from airflow_eksbatch.core.world.index_check import check_indexes
-from airflow_eksbatch.core.world.job_class import ClassLine, JobClass, class_of
+from airflow_eksbatch.core.world.job_class import JobClass, Lines
 from airflow_eksbatch.core.world.joins import Joins
 from airflow_eksbatch.core.world.kept_once import KeptOnce
 from airflow_eksbatch.core.world.measured import Measured
@@ -64,8 +64,6 @@ class World:
         self.full: dict[str, NamespaceFull] = {}
         self.full_times: Counter[str] = Counter()
         """Compute environments whose namespace has no room under its quota: nothing new goes there; how often in a row."""
-        self.on_demand_only: set[JobId] = set()
-        """Jobs that Spot has taken often enough."""
         self.never_joined: Counter[str] = Counter()
         """Instances in a row that did not become nodes, by compute environment."""
         self.trials = Trials()
@@ -74,7 +72,7 @@ class World:
         self.counters = Counters()
         self.totals = Totals()
 
-        self.lines: dict[JobClass, ClassLine] = {}
+        self.lines = Lines()
         self.pods_by_node: defaultdict[NodeId, set[PodName]] = defaultdict(set)
         self._rooms = Rooms()
         self.rooms, self.coming = self._rooms.open, self._rooms.coming
@@ -117,16 +115,14 @@ class World:
         """Pending indices, or indices between two attempts, may run now."""
         job.pending = ranges.minus(job.pending, members)
         job.runnable = ranges.union(job.runnable, members)
-        line = self.line_of(job)
-        line.count += ranges.count(members)
-        line.enter(job)
+        self.lines.enter(job, ranges.count(members))
         self.gathering.has_news = True
         self.note_job(job)
 
     def draw_runnable(self, job: Job, limit: int) -> list[int]:
         """Take up to `limit` indices out of RUNNABLE, lowest first."""
         taken, job.runnable = ranges.take(job.runnable, limit)
-        self._shorten_line(job, len(taken))
+        self.lines.leave(job, len(taken))
         self.note_job(job)
         return taken
 
@@ -134,7 +130,7 @@ class World:
         """Take these indices out of RUNNABLE (cancelled)."""
         gone = ranges.minus(job.runnable, ranges.minus(job.runnable, members))
         job.runnable = ranges.minus(job.runnable, members)
-        self._shorten_line(job, ranges.count(gone))
+        self.lines.leave(job, ranges.count(gone))
         self.note_job(job)
 
     def remove_job(self, job: Job) -> None:
@@ -143,35 +139,11 @@ class World:
         self._unindex_job(job)
 
     def class_of(self, job: Job) -> JobClass:
-        return class_of(job.spec, on_demand=job.job_id in self.on_demand_only)
+        return self.lines.class_of(job)
 
     def keep_off_spot(self, job: Job) -> None:
-        """From now on it is placed on On-Demand nodes only; what runs goes on. It changes lines at its place by age."""
-        if job.job_id in self.on_demand_only:
-            return
-        waiting = ranges.count(job.runnable)
-        self._shorten_line(job, waiting)
-        self.on_demand_only.add(job.job_id)
-        if waiting:
-            line = self.line_of(job)
-            line.count += waiting
-            line.enter(job)
-
-    def line_of(self, job: Job) -> ClassLine:
-        """The line its runnable indices stand in."""
-        job_class = self.class_of(job)
-        line = self.lines.get(job_class)
-        if line is None:
-            line = self.lines[job_class] = ClassLine(job_class)
-        return line
-
-    def _shorten_line(self, job: Job, number: int) -> None:
-        """So many left its line; an empty line goes, so that classes of the past cost nothing."""
-        if number:
-            line = self.line_of(job)
-            line.count -= number
-            if not line.count:
-                del self.lines[line.job_class]
+        """From now on it is placed on On-Demand nodes only; what runs goes on."""
+        self.lines.change_class(job, self.lines.on_demand_only, joins=True)
 
     def share_pod(self, pod: bytes) -> bytes:
         """One copy of equal pod properties."""
@@ -425,15 +397,12 @@ class World:
             newest = self.jobs.get(self.job_by_task.get(spec.task_key, JobId("")))
             if newest is None or newest.spec.seq <= spec.seq:
                 self.job_by_task[spec.task_key] = job.job_id
-        if job.runnable:
-            line = self.line_of(job)
-            line.count += ranges.count(job.runnable)
-            line.enter(job)
+        self.lines.enter(job, ranges.count(job.runnable))
 
     def _unindex_job(self, job: Job) -> None:
         spec = job.spec
         del self.jobs[job.job_id]
-        self.on_demand_only.discard(job.job_id)
+        self.lines.forget(job.job_id)
         self.jobs_by_queue[spec.queue].pop(job.job_id, None)
         self.jobs_by_share[spec.queue, spec.share] -= 1
         if not self.jobs_by_share[spec.queue, spec.share]:
