@@ -95,7 +95,19 @@ def add_outputs(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (create_first, add_costs, add_outputs)
+def add_key_times(connection: Connection) -> None:
+    """Version 4: when access keys were made; 0 where nobody has noted it."""
+    connection.exec_driver_sql(
+        "ALTER TABLE eksbatch_keys ADD COLUMN created_at BIGINT NOT NULL DEFAULT 0"
+    )
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (
+    create_first,
+    add_costs,
+    add_outputs,
+    add_key_times,
+)
 """STEPS[n] leads from version n to n + 1. A released step is never changed."""
 
 

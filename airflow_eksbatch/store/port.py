@@ -37,6 +37,15 @@ class StoreView(msgspec.Struct, frozen=True, kw_only=True):
     """The database's own clock; None where it has none but ours."""
 
 
+class AccessKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a key, what may be shown."""
+
+    access_key: str
+    note: str
+    created_at: int
+    """Epoch ms; 0 where it is not known."""
+
+
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     """One page of ListJobs over what is stored, newest first. Names end in `*` for a prefix."""
 
@@ -55,7 +64,15 @@ class Store(Protocol):
     """All calls block and belong on one thread; `commit` is all or nothing."""
 
     def open(self) -> None:
-        """Connect, and bring the schema forward; raises StoreError (newer schema, corrupt file, no access)."""
+        """Connect, and bring the schema forward; raises StoreError (newer schema, corrupt file, no access), and Fenced
+        where another has taken the lease that this one had.
+        """
+        ...
+
+    def prepare(self) -> StoreView:
+        """As far as one may without leading: an empty database gets its tables, whatever else is there stays as it is,
+        because others may use it. Leases can be taken and keys read then. Raises StoreError as `open` does.
+        """
         ...
 
     def look(self) -> StoreView:
@@ -123,7 +140,11 @@ class Store(Protocol):
         """Access key id -> secret."""
         ...
 
-    def put_key(self, access_key: str, secret: str, note: str) -> None: ...
+    def list_keys(self) -> list[AccessKey]:
+        """All of them, oldest first, without their secrets."""
+        ...
+
+    def put_key(self, access_key: str, secret: str, note: str, created_at: int = 0) -> None: ...
 
     def delete_key(self, access_key: str) -> bool: ...
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 3
+VERSION = 4
 metadata = MetaData()
 
 meta = Table(
@@ -158,6 +158,7 @@ keys = Table(
     Column("access_key", Text, primary_key=True),
     Column("secret", Text, nullable=False),
     Column("note", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False, server_default=text("0")),
 )
 
 leases = Table(

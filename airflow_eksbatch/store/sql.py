@@ -26,7 +26,7 @@ from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.store import costs, rows, schema
 from airflow_eksbatch.store.migrations import STEPS, migrate, version_of
-from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError, StoreView
+from airflow_eksbatch.store.port import AccessKey, Fenced, JobQuery, StoreError, StoreView
 
 LEASE = "beat"
 IDS_AT_ONCE = 500
@@ -76,7 +76,15 @@ class SqlStore:
         with self._transaction(writes=True) as connection:
             if self._lock is not None:
                 connection.execute(text(self._lock))
+            self._check_fence(connection)
             migrate(connection)
+
+    def prepare(self) -> StoreView:
+        view = self.look()
+        if 0 < view.schema_version <= view.newest_version:
+            return view
+        self.open()
+        return self.look()
 
     def look(self) -> StoreView:
         with self._transaction(writes=True) as connection:
@@ -328,8 +336,15 @@ class SqlStore:
             found = connection.execute(select(schema.keys.c.access_key, schema.keys.c.secret))
             return dict(found.tuples().all())
 
-    def put_key(self, access_key: str, secret: str, note: str) -> None:
-        row = {"access_key": access_key, "secret": secret, "note": note}
+    def list_keys(self) -> list[AccessKey]:
+        keys = schema.keys.c
+        query = select(keys.access_key, keys.note, keys.created_at)
+        with self._transaction() as connection:
+            found = connection.execute(query.order_by(keys.created_at, keys.access_key))
+            return [AccessKey(access_key=k, note=n, created_at=at) for k, n, at in found.tuples()]
+
+    def put_key(self, access_key: str, secret: str, note: str, created_at: int = 0) -> None:
+        row = {"access_key": access_key, "secret": secret, "note": note, "created_at": created_at}
         with self._transaction(writes=True) as connection:
             self._put(connection, schema.keys, [row])
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.store import migrations, schema
-from airflow_eksbatch.store.port import JobQuery, StoreError
+from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError
 from tests.build import NOW
 from tests.contracts.databases import Database
 from tests.contracts.frozen import put, some_of_everything
@@ -113,6 +113,43 @@ def test_what_a_released_version_wrote_is_read_by_this_one(
     assert store.take_lease("us", NOW + 60_000, 10) == 2
 
 
+@pytest.mark.parametrize("released", range(1, NEWEST))
+def test_who_does_not_lead_leaves_an_older_schema_as_it_is(
+    database: Database, released: int
+) -> None:
+    """1 an older release leads 2 another prepares to stand by 3 it takes the lease and brings the schema forward."""
+    with database.open_raw() as connection:
+        for step in migrations.STEPS[:released]:
+            step(connection)
+    put(database, released)
+    before = database.columns()
+    store = database.store()
+    assert store.prepare().schema_version == released
+    assert store.keys() == {"EKSBKEY": "secret"}
+    assert store.take_lease("us", NOW, 10) is None
+    assert (version(database), database.columns()) == (released, before)
+    assert store.take_lease("us", NOW + 60_000, 10) == 2
+    store.open()
+    assert version(database) == NEWEST
+
+
+def test_who_prepares_an_empty_database_makes_its_tables(database: Database) -> None:
+    assert database.store().prepare().schema_version == NEWEST
+    assert version(database) == NEWEST
+
+
+def test_who_lost_the_lease_brings_nothing_forward(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = database.open(), database.store()
+    assert first.take_lease("first", NOW, 10) == 1
+    assert second.take_lease("second", NOW + 60_000, 10) == 2
+    monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, more(1)))
+    with pytest.raises(Fenced):
+        first.open()
+    assert version(database) == NEWEST
+
+
 def test_a_newer_database_is_refused_with_one_sentence_and_left_alone(database: Database) -> None:
     database.open().close()
     set_version(database, NEWEST + 1)
@@ -121,6 +158,8 @@ def test_a_newer_database_is_refused_with_one_sentence_and_left_alone(database: 
         with pytest.raises(StoreError, match="start the newer release") as refused:
             database.open()
         assert "\n" not in str(refused.value)
+        with pytest.raises(StoreError, match="start the newer release"):
+            database.store().prepare()
     assert database.rows() == before
 
 

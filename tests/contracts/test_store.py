@@ -27,7 +27,7 @@ from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.changes import Changes, Counters, Totals
 from airflow_eksbatch.store import rows, sql
-from airflow_eksbatch.store.port import Fenced, JobQuery, Store, StoreError
+from airflow_eksbatch.store.port import AccessKey, Fenced, JobQuery, Store, StoreError
 from tests.build import NOW, a_node, a_policy, a_queue, an_environment
 from tests.contracts import writer
 from tests.contracts.databases import Database
@@ -603,7 +603,11 @@ def test_a_lease_that_was_lost_with_its_row_fences_too(database: Database) -> No
 def test_keys_are_kept_replaced_and_deleted(store: Store) -> None:
     store.put_key("A", "secret", "a note")
     store.put_key("B", "another", "")
-    store.put_key("A", "new", "")
+    store.put_key("A", "new", "replaced", NOW)
+    assert store.list_keys() == [
+        AccessKey(access_key="B", note="", created_at=0),
+        AccessKey(access_key="A", note="replaced", created_at=NOW),
+    ]
     assert store.keys() == {"A": "new", "B": "another"}
     assert store.delete_key("A")
     assert not store.delete_key("A")
