@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,7 +17,7 @@ from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.job import JobId
+from airflow_eksbatch.core.model.job import Job, JobId
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, Letter, unavailable
@@ -47,6 +48,17 @@ class Clock:
     def __call__(self) -> int:
         self._last = max(self._last, time.time_ns() // 1_000_000)
         return self._last
+
+
+class Kept(NamedTuple):
+    """What only the store knows of the jobs that submits are about."""
+
+    ends: dict[JobId, bool]
+    """Dependencies -> whether they succeeded."""
+    earlier: dict[str, JobId]
+    """By token."""
+    newest: dict[str | None, Job]
+    """By task key."""
 
 
 class Loop:
@@ -199,20 +211,28 @@ class Loop:
             for fact in submits
             if fact.spec.token and fact.spec.token not in by_token
         }
-        if not awaited and not tokens:
+        tasks = {
+            fact.spec.task_key
+            for fact in submits
+            if fact.spec.task_key
+            and fact.spec.task_instance
+            and fact.spec.task_key not in self.world.job_by_task
+        }
+        if not awaited and not tokens and not tasks:
             return facts
 
-        def look(store: Store) -> tuple[dict[JobId, bool], dict[str, JobId]]:
-            ends = store.find_ends(awaited) if awaited else {}
-            return ends, store.find_tokens(tokens) if tokens else {}
+        def look(store: Store) -> Kept:
+            newest = store.find_task_jobs(tasks) if tasks else {}
+            return Kept(
+                store.find_ends(awaited) if awaited else {},
+                store.find_tokens(tokens) if tokens else {},
+                {job.spec.task_key: job for job in store.find_jobs(newest.values())},
+            )
 
-        ends, earlier = await self._store.commit(look)
-        if not ends and not earlier:
+        kept = await self._store.commit(look)
+        if not any(kept):
             return facts
-        return [
-            _enriched(fact, ends, earlier) if isinstance(fact, JobSubmitted) else fact
-            for fact in facts
-        ]
+        return [_enriched(fact, kept) if isinstance(fact, JobSubmitted) else fact for fact in facts]
 
     def _pause(self, error: StoreError) -> None:
         """Nothing was kept: what memory has is not true any more."""
@@ -259,13 +279,14 @@ def load_world(store: Store) -> World:
         gc.enable()
 
 
-def _enriched(
-    fact: JobSubmitted, ends: dict[JobId, bool], earlier: dict[str, JobId]
-) -> JobSubmitted:
-    ours = {d.job_id: ends[d.job_id] for d in fact.spec.depends_on if d.job_id in ends}
-    token = fact.spec.token
+def _enriched(fact: JobSubmitted, kept: Kept) -> JobSubmitted:
+    spec = fact.spec
+    newest = kept.newest.get(spec.task_key)
     return msgspec.structs.replace(
         fact,
-        dependency_ends=ours,
-        earlier_job=earlier.get(token) if token else None,
+        dependency_ends={
+            d.job_id: kept.ends[d.job_id] for d in spec.depends_on if d.job_id in kept.ends
+        },
+        earlier_job=kept.earlier.get(spec.token) if spec.token else None,
+        newest_instance=newest.spec.task_instance if newest else "",
     )

@@ -41,6 +41,7 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     tries: dict[int, Tries] = msgspec.field(name="t", default_factory=dict)
     waits_for: frozenset[JobId] = msgspec.field(name="w", default=frozenset())
     matched: dict[JobId, Ranges] = msgspec.field(name="m", default_factory=dict)
+    follows: JobId | None = msgspec.field(name="fo", default=None)
     runnable_at: int | None = msgspec.field(name="ra", default=None)
     stop_reason: str | None = msgspec.field(name="sr", default=None)
     child_stops: dict[int, str] = msgspec.field(name="cs", default_factory=dict)
@@ -133,6 +134,7 @@ def _job_from(spec: JobSpec, decoded: JobState) -> Job:
         tries=decoded.tries,
         waits_for=decoded.waits_for,
         matched=decoded.matched,
+        follows=decoded.follows,
         runnable_at=decoded.runnable_at,
         stop_reason=decoded.stop_reason,
         child_stops=decoded.child_stops,

@@ -24,7 +24,7 @@ from airflow_eksbatch.core.engine.facts import (
     PodSeen,
 )
 from airflow_eksbatch.core.engine.outcome import Outcome
-from airflow_eksbatch.core.engine.step import step
+from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import (
@@ -39,6 +39,7 @@ from airflow_eksbatch.core.model.job import (
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, EvaluateOnExit, RetryAction
 from airflow_eksbatch.core.planner.plan import Plan
+from airflow_eksbatch.core.world.changes import Snapshot
 from airflow_eksbatch.core.world.world import World
 from tests.build import NOW, a_spec
 
@@ -200,3 +201,27 @@ class Stage:
 
 def rule(action: RetryAction, **patterns: str) -> EvaluateOnExit:
     return EvaluateOnExit(action=action, **{f"on_{name}": text for name, text in patterns.items()})
+
+
+def loaded(stage: Stage) -> Stage:
+    """The same world after a crash: from what was kept."""
+    before = stage.world
+    world = World(
+        Snapshot(
+            jobs=list(before.jobs.values()),
+            attempts=list(before.attempts.values()),
+            nodes=list(before.nodes.values()),
+            queues=list(before.queues.values()),
+            compute_environments=list(before.compute_environments.values()),
+            policies=list(before.policies.values()),
+            usages=list(before.usages.values()),
+            totals=before.totals,
+            counters=before.counters,
+        )
+    )
+    world.offerings = before.offerings
+    world.check_indexes()
+    again = Stage(world)
+    again.now = stage.now
+    again.effects = derive_effects(world, again.now, again.settings)
+    return again

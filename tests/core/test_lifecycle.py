@@ -20,15 +20,12 @@ from airflow_eksbatch.core.engine.facts import (
     PodsListed,
     PodStuck,
 )
-from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import JobId, PodName
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, RetryStrategy
-from airflow_eksbatch.core.world.changes import Snapshot
-from airflow_eksbatch.core.world.world import World
 from tests.build import NOW, a_node, a_queue, a_spec, a_world
-from tests.core.stage import Stage
+from tests.core.stage import Stage, loaded
 
 
 def a_stage(nodes: int = 1) -> Stage:
@@ -255,30 +252,6 @@ def test_a_pod_that_runs_after_all_is_not_stuck() -> None:
 
 
 # ---- starting again
-
-
-def loaded(stage: Stage) -> Stage:
-    """The same world after a crash: from what was kept."""
-    before = stage.world
-    world = World(
-        Snapshot(
-            jobs=list(before.jobs.values()),
-            attempts=list(before.attempts.values()),
-            nodes=list(before.nodes.values()),
-            queues=list(before.queues.values()),
-            compute_environments=list(before.compute_environments.values()),
-            policies=list(before.policies.values()),
-            usages=list(before.usages.values()),
-            totals=before.totals,
-            counters=before.counters,
-        )
-    )
-    world.offerings = before.offerings
-    world.check_indexes()
-    again = Stage(world)
-    again.now = stage.now
-    again.effects = derive_effects(world, again.now, again.settings)
-    return again
 
 
 def test_after_a_crash_unseen_pods_are_asked_for_again_and_stopped_ones_ended_again() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 
-from airflow_eksbatch.core.engine.effects import DeletePod
+from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod
+from airflow_eksbatch.core.engine.facts import JobSubmitted
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Dependency, JobId
-from tests.build import a_node, a_world
-from tests.core.stage import Stage
+from airflow_eksbatch.core.planner.explain import explain
+from tests.build import a_node, a_spec, a_world
+from tests.core.stage import Stage, loaded
 
 TASK = "dag|run|task|-1"
 
 
-def tried(number: int) -> dict[str, object]:
+def tried(number: int) -> dict[str, Any]:
     return {"task_key": TASK, "try_number": number, "token": f"{TASK}|{number}"}
 
 
@@ -32,9 +37,80 @@ def test_a_later_try_ends_the_running_job_of_the_earlier_one() -> None:
     stage.run()
     stage.submit("second", **tried(2))
     assert [effect.pod for effect in stage.of(DeletePod)] == ["first-0-1"]
+    assert stage.status("second") == "PENDING"
     stage.end("first", exit_code=143)
     assert "Superseded by try 2" in (stage.jobs["first"].status_reason or "")
     assert stage.status("second") == "STARTING"
+
+
+@pytest.mark.parametrize("ended_before_s", [0, 10])
+def test_no_pod_of_a_later_try_begins_before_that_of_the_earlier_one_has_ended(
+    ended_before_s: float,
+) -> None:
+    """Either way: also if it succeeded before it was told to stop."""
+    stage = a_stage()
+    stage.submit("first", **tried(1))
+    stage.run()
+    stage.wait(20)
+    stage.submit("second", size=2, **tried(2))
+    stage.submit("after", depends_on=(Dependency(job_id=JobId("second")),))
+    stage.wait(29)
+    assert stage.of(CreatePod) == []
+    told = explain(stage.world, stage.job("second"), stage.now)
+    assert any("earlier try of its Airflow task is being ended first: first" in one for one in told)
+    at = stage.now - 29_000 - int(ended_before_s * 1000)
+    ended = msgspec.structs.replace(stage.ended("first"), at=at)
+    stage.step(ended)
+    assert stage.status("first") == ("SUCCEEDED" if ended_before_s else "FAILED")
+    assert [effect.pod for effect in stage.of(CreatePod)] == ["second-0-1", "second-1-1"]
+    assert stage.status("after") == "PENDING"
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_third_try_waits_for_what_the_second_one_waited_for(is_cancelled: bool) -> None:
+    stage = a_stage()
+    stage.submit("first", **tried(1))
+    stage.run()
+    stage.submit("second", **tried(2))
+    if is_cancelled:
+        stage.cancel("second")
+    stage.submit("third", **tried(3))
+    assert (stage.status("second"), stage.status("third")) == ("FAILED", "PENDING")
+    stage.end("first", exit_code=143)
+    assert stage.status("third") == "STARTING"
+
+
+def test_a_later_try_that_waits_for_the_earlier_one_may_be_cancelled() -> None:
+    stage = a_stage()
+    stage.submit("first", **tried(1))
+    stage.run()
+    stage.submit("second", **tried(2))
+    stage.cancel("second")
+    stage.end("first", exit_code=143)
+    assert stage.world.jobs == stage.world.job_by_task == {}
+
+
+def test_a_later_try_goes_on_waiting_after_a_crash() -> None:
+    stage = a_stage()
+    stage.submit("first", **tried(1))
+    stage.run()
+    stage.submit("second", **tried(2))
+    again = loaded(stage)
+    again.step()
+    assert again.status("second") == "PENDING"
+    again.end("first", exit_code=143)
+    assert again.status("second") == "STARTING"
+
+
+def test_an_earlier_instance_that_comes_after_the_end_of_a_later_one_is_refused() -> None:
+    """The store knows of that one; a run that was deleted and made again has younger instances."""
+    stage = a_stage()
+    early, late = a_spec("early", task_instance="1", **tried(1)), "2"
+    with pytest.raises(Rejected, match="overtaken by a later one"):
+        stage.give(JobSubmitted(spec=early, newest_instance=late))
+    made_again = a_spec("again", task_instance="3", **tried(1))
+    stage.give(JobSubmitted(spec=made_again, newest_instance=late))
+    assert stage.status("again") == "STARTING"
 
 
 def test_a_waiting_job_of_an_earlier_try_fails_at_once() -> None:

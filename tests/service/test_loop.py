@@ -177,6 +177,22 @@ def test_a_repeated_submit_is_the_same_job_also_after_it_has_ended(tmp_path: Pat
     run(scenario, tmp_path / "db")
 
 
+def test_a_try_whose_successor_has_ended_is_found_to_be_too_late(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        task = {"task_key": "d|r|t|-1"}
+        older, younger = {"task_instance": "1", **task}, {"task_instance": "2", **task}
+        await heart.submit_all([a_spec("second", token="b", try_number=2, **younger)])
+        stop = JobStopped(job_id=JobId("id-second"), reason="enough", terminate=True)
+        await heart.inbox.offer(stop)
+        (late,) = await heart.submit_all([a_spec("first", token="a", try_number=1, **older)])
+        assert isinstance(late, Rejected)
+        assert "overtaken by a later one" in late.message
+        made_again = a_spec("again", token="c", try_number=1, **task, task_instance="3")
+        assert await heart.submit_all([made_again]) == ["id-again"]
+
+    run(scenario, tmp_path / "db")
+
+
 def test_a_dependency_that_has_left_the_world_is_looked_up(tmp_path: Path) -> None:
     async def scenario(heart: Heart) -> None:
         await heart.submit_all([a_spec("first")])

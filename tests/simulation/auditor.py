@@ -146,9 +146,21 @@ class Auditor:
             is_ended_by_us = is_ended_by_us and not is_reclaimed
             assert not is_ended_by_us, f"{where} begins after {other.name} was ended on purpose"
         assert pod.name not in self.ran, f"{where} runs a second time"
+        for other in self.pods_of_earlier_tries(self.specs[job]):
+            assert other.end is not None, f"{where} begins beside {other.name} of an earlier try"
         self.pods[job, index].append(pod)
         self.check_dependencies(self.specs[job], index, where)
         self.check_room(pod, where)
+
+    def pods_of_earlier_tries(self, spec: JobSpec) -> list[SimPod]:
+        if spec.task_key is None:
+            return []
+        earlier = {
+            other.job_id
+            for other in self.specs.values()
+            if other.task_key == spec.task_key and other.try_number < spec.try_number
+        }
+        return [pod for (job, _), pods in self.pods.items() if job in earlier for pod in pods]
 
     def check_dependencies(self, spec: JobSpec, index: int, where: str) -> None:
         for dependency in spec.depends_on:

@@ -31,6 +31,8 @@ class JobSubmitted(Fact, frozen=True, kw_only=True):
     """Dependencies that left the world: job id -> succeeded. Looked up by the loop in the same beat."""
     earlier_job: JobId | None = None
     """The job an earlier submit with this token made, if it left the world. Looked up likewise."""
+    newest_instance: str = ""
+    """The `task_instance` of the newest job of its Airflow task, if that left the world. Looked up likewise."""
 
 
 class JobStopped(Fact, frozen=True, kw_only=True):

@@ -192,7 +192,11 @@ def wake_dependents(turn: Turn) -> None:
         leave(turn, news.job, news.succeeded)
         for dependent_id in waiting:
             dependent = turn.world.jobs.get(dependent_id)
-            if dependent is not None and news.job.job_id in dependent.waits_for:
+            if dependent is None:
+                continue
+            if news.job.job_id == dependent.follows:
+                follow_earlier_try(turn, dependent)
+            if news.job.job_id in dependent.waits_for:
                 follow_whole(turn, dependent, news.job.job_id, news.succeeded)
 
 
@@ -202,6 +206,13 @@ def leave(turn: Turn, job: Job, succeeded: bool) -> None:
     turn.ended[job.job_id] = succeeded
     if job.spec.token:
         turn.ended_by_token[job.spec.token] = job.job_id
+
+
+def follow_earlier_try(turn: Turn, later: Job) -> None:
+    """Whatever became of it, it does not run any more."""
+    later.follows = None
+    turn.world.note_job(later)
+    release_ready(turn, later)
 
 
 def follow_whole(turn: Turn, dependent: Job, awaited: JobId, succeeded: bool) -> None:

@@ -42,13 +42,14 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     check_where(turn, queue, spec)
     ends = turn.ended | fact.dependency_ends
     waits_for, matched = resolve_dependencies(turn, spec, ends)
-    supersede(turn, spec)
+    follows = supersede(turn, fact)
     spec = msgspec.structs.replace(spec, seq=world.next_job_seq(), pod=world.share_pod(spec.pod))
     job = Job(
         spec=spec,
         pending=ranges.whole(spec.size),
         waits_for=frozenset(waits_for),
         matched=matched,
+        follows=follows,
     )
     world.add_job(job)
     watch_spot(turn, job)
@@ -57,7 +58,7 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
         members, job.pending = job.pending, ranges.EMPTY
         settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)
         return spec.job_id
-    if job.is_array or waits_for or matched:
+    if job.is_array or waits_for or matched or follows:
         turn.tell(job, JobStatus.PENDING)
     for awaited in matched:
         if awaited in world.jobs:
@@ -158,11 +159,18 @@ def resolve_dependencies(
     return waits_for, matched
 
 
-def supersede(turn: Turn, spec: JobSpec) -> None:
-    """A later try of an Airflow task ends the job of the earlier one; an earlier try is too late."""
-    older = job_of_task(turn, spec)
+def supersede(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
+    """A later try of an Airflow task ends the job of the earlier one; an earlier try is too late.
+
+    Returns the job whose pods must have ended before those of this one begin.
+    """
+    spec, older = fact.spec, job_of_task(turn, fact.spec)
     if older is None:
-        return
+        if "" < spec.task_instance < fact.newest_instance:
+            raise Rejected(
+                f"Try {spec.try_number} of this Airflow task was overtaken by a later one, whose job has ended already."
+            )
+        return None
     if overtakes(spec, older.spec):
         which = f"try {spec.try_number} of the same Airflow task"
         if spec.try_number <= older.spec.try_number:
@@ -171,11 +179,13 @@ def supersede(turn: Turn, spec: JobSpec) -> None:
                 "same DAGs, give the connection of each a deployment"
             )
         stop_job(turn, older, range(older.spec.size), f"Superseded by {which}", terminate=True)
-    elif overtakes(older.spec, spec):
+        return older.job_id if older.running else older.follows
+    if overtakes(older.spec, spec):
         raise Rejected(
             f"Try {spec.try_number} of this Airflow task was overtaken by try "
             f"{older.spec.try_number}, whose job {older.job_id} is live."
         )
+    return older.follows
 
 
 def overtakes(new: JobSpec, old: JobSpec) -> bool:

@@ -18,7 +18,10 @@ def awaited_wholes(spec: JobSpec) -> list[JobId]:
 
 def awaited(job: Job) -> set[JobId]:
     """Everybody whose end, or whose children's ends, it may have to hear of."""
-    return {*job.waits_for, *(entry.job_id for entry in job.spec.depends_on if entry.job_id)}
+    named = {entry.job_id for entry in job.spec.depends_on if entry.job_id}
+    return (
+        {*job.waits_for, *named} if job.follows is None else {*job.waits_for, *named, job.follows}
+    )
 
 
 def awaited_pairs(spec: JobSpec) -> list[JobId]:
@@ -28,7 +31,7 @@ def awaited_pairs(spec: JobSpec) -> list[JobId]:
 
 def ready_indices(job: Job) -> Ranges:
     """Pending indices that nothing holds back any more."""
-    if job.waits_for or not job.pending:
+    if job.waits_for or job.follows is not None or not job.pending:
         return EMPTY
     ready = job.pending
     for members in job.matched.values():

@@ -172,6 +172,8 @@ class Job(msgspec.Struct, kw_only=True):
     """Jobs whose end is awaited as a whole (plain dependencies)."""
     matched: dict[JobId, Ranges] = {}
     """N_TO_N: the indices that each awaited array has succeeded in so far."""
+    follows: JobId | None = None
+    """The job of an earlier try of its Airflow task, which is being ended: nothing of this one begins before that."""
     runnable_at: int | None = None
     """When its dependencies were met; waits are counted from here."""
     stop_reason: str | None = None

@@ -88,6 +88,9 @@ def explain_pending(world: World, job: Job) -> list[str]:
     if not job.pending:
         return []
     sentences: list[str] = []
+    if job.follows is not None:
+        earlier = described(world, [job.follows])
+        sentences.append(f"An earlier try of its Airflow task is being ended first: {earlier}.")
     if job.waits_for:
         jobs = number_of(len(job.waits_for), "job")
         sentences.append(f"It waits for {jobs} to succeed: {described(world, job.waits_for)}.")

@@ -92,6 +92,11 @@ def check_waiting(world: World, job: Job) -> None:
     require(not job.is_finished, f"job {job.job_id} is finished and still here")
     for awaited in job.waits_for:
         require(awaited in world.jobs, f"job {job.job_id} waits for {awaited}, which is not here")
+    follows = job.follows
+    require(
+        follows is None or follows in world.jobs,
+        f"job {job.job_id} follows {follows}, which is not here",
+    )
     if job.pending:
         for awaited, members in job.matched.items():
             other = world.jobs.get(awaited)

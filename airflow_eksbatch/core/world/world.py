@@ -417,6 +417,8 @@ class World:
             self.job_by_token.pop(spec.token, None)
         if spec.task_key and self.job_by_task.get(spec.task_key) == job.job_id:
             del self.job_by_task[spec.task_key]
+            if job.follows is not None:
+                self.job_by_task[spec.task_key] = job.follows
 
     def _index_attempt(self, attempt: Attempt) -> None:
         self.attempts[attempt.pod_name] = attempt
