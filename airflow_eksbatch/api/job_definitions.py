@@ -8,6 +8,7 @@ import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation, now_ms
 from airflow_eksbatch.api.wire import elsewhere
+from airflow_eksbatch.api.wire.container_properties import pod_from_container
 from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page
 from airflow_eksbatch.api.wire.pod_properties import check_pod
 from airflow_eksbatch.api.wire.requirements import resources_of_pod
@@ -27,7 +28,7 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revi
 async def register(call: Call) -> dict[str, Any]:
     """The next revision of its name."""
     desk, request = call.desk, call.input
-    pod = pod_of(request)
+    pod, container = what_runs(request)
     priority = scheduling_priority_from(request.get("schedulingPriority", 0), "schedulingPriority")
     if (size := len(msgspec.json.encode(request))) > limits.DEFINITION_BYTES_MAX:
         raise Rejected(
@@ -39,6 +40,7 @@ async def register(call: Call) -> dict[str, Any]:
         revision=0,
         arn="",
         pod=msgspec.json.encode(pod),
+        container=msgspec.json.encode(container) if container else b"",
         parameters=request.get("parameters", {}),
         retry=retry_from(request.get("retryStrategy")),
         timeout_s=timeout_from(request.get("timeout")),
@@ -57,22 +59,27 @@ async def register(call: Call) -> dict[str, Any]:
     }
 
 
-def pod_of(request: dict[str, Any]) -> dict[str, Any]:
-    """podProperties, checked; what only ECS or Fargate can run is refused."""
+def what_runs(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """podProperties, checked, and the containerProperties they were made from, if they were."""
     if request["type"] != "container":
         raise Rejected("Multi-node parallel jobs are not supported here: give type container.")
     elsewhere.refuse(request, elsewhere.OF_DEFINITION)
     if "FARGATE" in request.get("platformCapabilities", ()):
         raise Rejected("platformCapabilities FARGATE is not for EKS: leave it out, or say EC2.")
     pod = (request.get("eksProperties") or {}).get("podProperties")
-    if pod is None:
-        instead = ", not containerProperties" if request.get("containerProperties") else ""
-        raise Rejected(f"This service runs pods: give eksProperties.podProperties{instead}.")
-    if not elsewhere.is_empty(request.get("containerProperties")):
+    container = request.get("containerProperties")
+    if elsewhere.is_empty(container):
+        container = None
+    if pod is None and container is None:
+        raise Rejected("This service runs pods: give eksProperties.podProperties.")
+    if pod is not None and container is not None:
         raise Rejected("Give eksProperties or containerProperties, not both.")
+    if container is not None:
+        pod = pod_from_container(container)
+    assert pod is not None
     check_pod(pod)
     resources_of_pod(pod)
-    return pod
+    return pod, container
 
 
 async def deregister(call: Call) -> dict[str, Any]:
@@ -118,12 +125,19 @@ def detail(definition: JobDefinition) -> dict[str, Any]:
             "timeout": {"attemptDurationSeconds": definition.timeout_s}
             if definition.timeout_s
             else None,
-            "eksProperties": {"podProperties": msgspec.json.decode(definition.pod)},
+            **properties(definition),
             "tags": definition.tags,
             "platformCapabilities": [],
             "containerOrchestrationType": "EKS",
         }
     )
+
+
+def properties(definition: JobDefinition) -> dict[str, Any]:
+    """In the words in which it was registered: tools look for definitions of theirs by what they say."""
+    if definition.container:
+        return {"containerProperties": msgspec.json.decode(definition.container)}
+    return {"eksProperties": {"podProperties": msgspec.json.decode(definition.pod)}}
 
 
 OPERATIONS: dict[str, Operation] = {

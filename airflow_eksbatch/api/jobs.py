@@ -93,9 +93,13 @@ async def submit_job(call: Call) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def resolved_plain(pod: bytes, parameters: tuple[tuple[str, str], ...]) -> tuple[bytes, Resources]:
+def resolved_plain(
+    pod: bytes, container: bytes, parameters: tuple[tuple[str, str], ...]
+) -> tuple[bytes, Resources]:
     """A definition without overrides, worked out once."""
-    definition = JobDefinition(name="", revision=0, arn="", pod=pod, parameters=dict(parameters))
+    definition = JobDefinition(
+        name="", revision=0, arn="", pod=pod, container=container, parameters=dict(parameters)
+    )
     found, _ = resolve_pod(definition, {})
     return msgspec.json.encode(found), resources_of_pod(found)
 
@@ -104,7 +108,9 @@ def resolved(definition: JobDefinition, request: dict[str, Any]) -> Resolved:
     """What the pod will run and needs, with the parameters that filled it."""
     if not request.get("eksPropertiesOverride") and not request.get("containerOverrides"):
         parameters = {**definition.parameters, **(request.get("parameters") or {})}
-        pod, resources = resolved_plain(definition.pod, tuple(sorted(parameters.items())))
+        pod, resources = resolved_plain(
+            definition.pod, definition.container, tuple(sorted(parameters.items()))
+        )
         return pod, resources, parameters
     changed, parameters = resolve_pod(definition, request)
     check_pod(changed)

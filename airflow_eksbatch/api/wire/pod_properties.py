@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.wire import elsewhere
+from airflow_eksbatch.api.wire.container_properties import amounts_of, as_it_is, literal
 from airflow_eksbatch.api.wire.names import LABEL, check_namespace, name_of
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 
 Wire = dict[str, Any]
 REFERENCE = re.compile(r"Ref::([A-Za-z0-9_-]+)")
-# containerOverrides is ECS's; its resource names in ours.
-RESOURCE_KEYS = {"VCPU": "cpu", "MEMORY": "memory", "GPU": "nvidia.com/gpu"}
 VOLUME_KINDS = ("hostPath", "emptyDir", "secret", "persistentVolumeClaim")
 LABEL_RULE = "names have 1 to 63 small letters, digits and hyphens between them (Kubernetes)"
 # AWS's model calls these strings; Kubernetes takes no others.
@@ -47,18 +46,25 @@ def find_definition(
 
 
 def resolve_pod(definition: JobDefinition, request: Wire) -> tuple[Wire, dict[str, str]]:
-    """podProperties with overrides applied and parameters filled in, and the parameters."""
+    """podProperties with overrides applied and parameters filled in, and the parameters.
+
+    In a definition that was registered as containerProperties, whatever comes in ECS's words is literal.
+    """
     pod: Wire = msgspec.json.decode(definition.pod)
     override = (request.get("eksPropertiesOverride") or {}).get("podProperties")
     if override:
         apply_override(pod, override)
-    if request.get("containerOverrides"):
-        apply_container_overrides(pod, request["containerOverrides"])
+    overrides = request.get("containerOverrides")
+    if overrides:
+        apply_container_overrides(pod, literal(overrides) if definition.container else overrides)
     parameters = {**definition.parameters, **(request.get("parameters") or {})}
+    values = parameters
+    if definition.container:
+        values = {name: as_it_is(value) for name, value in parameters.items()}
     for container in (*pod.get("containers", ()), *pod.get("initContainers", ())):
         for key in ("command", "args"):
             if container.get(key):
-                container[key] = [substitute(word, parameters) for word in container[key]]
+                container[key] = [substitute(word, values) for word in container[key]]
     return pod, parameters
 
 
@@ -132,22 +138,11 @@ def apply_container_overrides(pod: Wire, overrides: Wire) -> None:
         ]
     if overrides.get("environment"):
         first["env"] = merge_env(first.get("env") or [], overrides["environment"])
-    for kind, amount in requirements_of(overrides).items():
-        key = RESOURCE_KEYS[kind]
-        value = f"{amount}Mi" if key == "memory" else amount
+    for key, amount in amounts_of(overrides).items():
         resources = first.setdefault("resources", {})
         for part in ("requests", "limits"):
             if key in (resources.get(part) or {}) or part == "requests":
-                resources.setdefault(part, {})[key] = value
-
-
-def requirements_of(wire: Wire) -> dict[str, str]:
-    """VCPU, MEMORY (MiB) and GPU; resourceRequirements go before `vcpus` and `memory`, which AWS has deprecated."""
-    older = {"VCPU": wire.get("vcpus"), "MEMORY": wire.get("memory")}
-    found = {kind: str(amount) for kind, amount in older.items() if amount is not None}
-    return found | {
-        entry["type"]: entry["value"] for entry in wire.get("resourceRequirements") or ()
-    }
+                resources.setdefault(part, {})[key] = amount
 
 
 def check_pod(pod: Wire) -> None:

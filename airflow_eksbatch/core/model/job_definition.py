@@ -12,13 +12,15 @@ REVISION = re.compile(r"[0-9]{1,9}")
 
 
 class JobDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """`pod` is eksProperties.podProperties (JSON) as registered; `parameters` fill its `Ref::name` places."""
+    """`pod` is eksProperties.podProperties (JSON); `parameters` fill its `Ref::name` places."""
 
     name: str
     revision: int
     arn: str
     status: str = "ACTIVE"
     pod: bytes = b"{}"
+    container: bytes = b""
+    """containerProperties (JSON) as registered, if `pod` was made from them: then its words are literal."""
     parameters: dict[str, str] = {}
     retry: RetryStrategy | None = None
     timeout_s: int | None = None
