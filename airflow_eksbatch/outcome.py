@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -26,9 +28,14 @@ from airflow_eksbatch.submission import Submission
 LOG_S = 10  # for the last lines of a job's output, which must not hold its end back
 LONGEST_PAUSE_S = 30.0
 SUBMIT_ROUNDS = 4  # a definition to register, a share to drop, and one to spare
-END_S = (
-    25  # for ending a job: longer than a fail-over, shorter than Airflow's on_kill_timeout of 30 s
-)
+# For ending a job: longer than a fail-over, shorter than Airflow's on_kill_timeout of 30 s.
+END_S = 25
+# Why a job waits is asked after a minute, then ever more rarely, and for all jobs of a triggerer
+# one by one: a thousand that wait cost their service five questions a second at most.
+EXPLAIN_AFTER_S = 60.0
+EXPLAIN_LONGEST_S = 900.0
+EXPLAIN_GAP_S = 0.2
+EXPLAIN_CHARACTERS = 1_000
 UNPLACED = frozenset({"SUBMITTED", "PENDING", "RUNNABLE"})
 
 Answer = TypeVar("Answer")
@@ -187,7 +194,7 @@ async def submit_once(
 async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOutcome:
     """Wait until the job has ended, saying what happens; the outcome is from its last event only."""
     with feed.waiting_for(job_id) as waiter:
-        last = await _hear_the_end(waiter, say)
+        last = await _hear_the_end(feed, waiter, say)
         if last.cost_usd:
             say(f"Job {job_id} cost {last.cost_usd:.6f} USD")
         outcome = JobOutcome(
@@ -213,21 +220,55 @@ async def url_of(feed: JobFeed, job_id: str) -> str:
     return job_url(service.endpoint.url, job_id)
 
 
-async def _hear_the_end(waiter: Waiter, say: Callable[[str], Any]) -> JobNews:
+async def _hear_the_end(feed: JobFeed, waiter: Waiter, say: Callable[[str], Any]) -> JobNews:
     shown: tuple[str, int] = ("", 0)
+    explaining: asyncio.Task[None] | None = None
+    try:
+        while True:
+            news = await waiter.hear()
+            if news.trouble:
+                say(f"Event stream: {news.trouble}")
+            elif news.failed_child:
+                say(f"Array child {news.failed_child} FAILED: {news.reason or 'no reason given'}")
+            elif news.status in ENDED:
+                return news
+            elif (news.status, max(news.attempt, 1)) != shown:
+                shown = (news.status, max(news.attempt, 1))
+                attempt = f", attempt {news.attempt}" if news.attempt > 1 else ""
+                because = f" ({news.reason})" if news.reason else ""
+                say(f"Job {waiter.job_id} is {news.status}{attempt}{because}")
+                if explaining is not None:
+                    explaining.cancel()
+                if news.status != "RUNNING":
+                    explaining = asyncio.create_task(_explain(feed, waiter.job_id, say))
+    finally:
+        if explaining is not None:
+            explaining.cancel()
+
+
+# One question at a time for each feed.
+_explaining: WeakKeyDictionary[JobFeed, asyncio.Lock] = WeakKeyDictionary()
+
+
+async def _explain(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> None:
+    """Say why a job is not running yet, and again when that has changed; of an array, how far it is."""
+    pause_s, said = EXPLAIN_AFTER_S, ""
     while True:
-        news = await waiter.hear()
-        if news.trouble:
-            say(f"Event stream: {news.trouble}")
-        elif news.failed_child:
-            say(f"Array child {news.failed_child} FAILED: {news.reason or 'no reason given'}")
-        elif news.status in ENDED:
-            return news
-        elif (news.status, max(news.attempt, 1)) != shown:
-            shown = (news.status, max(news.attempt, 1))
-            attempt = f", attempt {news.attempt}" if news.attempt > 1 else ""
-            because = f" ({news.reason})" if news.reason else ""
-            say(f"Job {waiter.job_id} is {news.status}{attempt}{because}")
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, EXPLAIN_LONGEST_S)
+        try:
+            async with _explaining.setdefault(feed, asyncio.Lock()), asyncio.timeout(LOG_S):
+                service: Any = await feed.service()
+                answer = json.loads(await service.get(f"jobs/{job_id}/explain"))
+                await asyncio.sleep(EXPLAIN_GAP_S)
+        except (ServiceRefused, ValueError, KeyError):
+            return  # it is no service of ours, or an older one
+        except (ServiceAway, TimeoutError):
+            continue  # the stream tells of it
+        why = " ".join(answer["sentences"])[:EXPLAIN_CHARACTERS]
+        if why != said:
+            said = why
+            say(f"Job {job_id} is {answer['status']}: {why}")
 
 
 async def _looked_into(feed: JobFeed, outcome: JobOutcome) -> JobOutcome:

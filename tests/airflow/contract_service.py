@@ -29,6 +29,10 @@ class ContractService:
         self.refusal = ""
         self.busy = 0
         self.fifo = False
+        self.why = ["It waits."]
+        self.explained: list[str] = []
+        self.most_explained_at_once = 0
+        self._explaining = 0
         self.unanswered = 0  # so many submits are taken, and their callers wait until `answering`
         self.answering = asyncio.Event()
         self.connections = 0
@@ -53,6 +57,7 @@ class ContractService:
         app = web.Application()
         app.router.add_get("/v1/eksbatch/events", self._stream)
         app.router.add_get("/v1/eksbatch/jobs/{job}/log", self._log)
+        app.router.add_get("/v1/eksbatch/jobs/{job}/explain", self._explain)
         app.router.add_post("/v1/{operation}", self._operation)
         app.router.add_get("/healthz", self._health)
         runner = self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
@@ -173,6 +178,21 @@ class ContractService:
 
     async def _log(self, request: web.Request) -> web.Response:
         return web.Response(text=self.outputs.get(request.match_info["job"], ""))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        job = request.match_info["job"]
+        self.explained.append(job)
+        self._explaining += 1
+        self.most_explained_at_once = max(self.most_explained_at_once, self._explaining)
+        async with self._changed:
+            self._changed.notify_all()
+        await asyncio.sleep(0.01)  # time enough for another one to come in between
+        self._explaining -= 1
+        return web.json_response({"status": self.jobs[job]["status"], "sentences": self.why})
+
+    async def why_was_asked(self, count: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.explained) >= count)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         cursor = int(request.query["cursor"])

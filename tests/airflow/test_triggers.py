@@ -20,7 +20,7 @@ from airflow.sdk.execution_time import comms, task_runner
 from airflow.triggers.base import TaskFailedEvent, TaskSuccessEvent, TriggerEvent
 from airflow.triggers.shared_stream import SharedStreamManager
 
-from airflow_eksbatch import stream
+from airflow_eksbatch import outcome, stream
 from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
 from airflow_eksbatch.triggers import EKSBatchJobQueueTrigger, EKSBatchJobTrigger
 from tests.airflow.contract_service import ContractService
@@ -202,6 +202,48 @@ def test_the_end_of_a_job_says_what_it_cost(play: Any, capsys: Any) -> None:
 
     play(scenario)
     assert " cost 0.012300 USD" in capsys.readouterr().out
+
+
+def test_why_a_job_waits_is_said_while_it_waits_and_again_only_if_it_has_changed(
+    play: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "EXPLAIN_AFTER_S", 0.02)
+    monkeypatch.setattr(outcome, "EXPLAIN_LONGEST_S", 0.02)
+    monkeypatch.setattr(outcome, "EXPLAIN_GAP_S", 0.0)
+
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        ending = asyncio.create_task(triggered(a_trigger(), manager))
+        [job] = await service.submitted()
+        await service.change(job, "RUNNABLE")
+        await service.why_was_asked(3)
+        service.why = ["A node is on its way.", "Nine jobs are before it."]
+        await service.why_was_asked(len(service.explained) + 3)
+        await service.change(job, "SUCCEEDED")
+        assert isinstance(await ending, TaskSuccessEvent)
+
+    play(scenario)
+    said = capsys.readouterr().out
+    assert said.count("is RUNNABLE: It waits.") == 1
+    assert said.count("is RUNNABLE: A node is on its way. Nine jobs are before it.") == 1
+
+
+def test_many_tasks_ask_why_they_wait_one_by_one(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "EXPLAIN_AFTER_S", 0.02)
+    monkeypatch.setattr(outcome, "EXPLAIN_GAP_S", 0.0)
+
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        tasks = [asyncio.create_task(triggered(a_trigger(f"t{n}"), manager)) for n in range(9)]
+        for job in await service.submitted(9):
+            await service.change(job, "RUNNABLE")
+        await service.why_was_asked(18)
+        assert service.most_explained_at_once == 1
+        for job in service.jobs:
+            await service.change(job, "SUCCEEDED")
+        await asyncio.gather(*tasks)
+
+    play(scenario)
 
 
 def test_an_array_tells_which_children_failed_and_shows_the_output_of_one(
