@@ -447,10 +447,6 @@ def mounting(volume: str, *paths: str) -> dict[str, Any]:
         ({"type": "batch"}, "container, multinode"),
         ({"platformCapabilities": ["FARGATE"]}, "leave it out"),
         ({"eksProperties": {}}, "give eksProperties.podProperties"),
-        (
-            {"eksProperties": {}, "containerProperties": {"image": "x", "vcpus": 1}},
-            "not containerProperties",
-        ),
         ({"eksProperties": {"podProperties": {"containers": []}}}, "1 to 10"),
         ({"pod": {"containers": container()["containers"] * 11}}, "1 to 10"),
         ({"pod": {"containers": container()["containers"] * 2}}, "names must differ"),
