@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,11 +22,16 @@ from airflow_eksbatch.core.model.job import Job, JobId
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, Letter, unavailable
+from airflow_eksbatch.service.lease import CLOCK
 from airflow_eksbatch.service.performer import Backoff
 from airflow_eksbatch.service.recorder import Recorder
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Fenced, Store, StoreError
+
+NS = 1_000_000
+# Less than this is caught up with within seconds, and no deadline here is shorter.
+SET_BACK_MS = 5_000
 
 
 class BeatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,14 +46,36 @@ class BeatSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Clock:
-    """Epoch milliseconds that never run backwards."""
+    """Epoch milliseconds that never run backwards: while the wall clock is behind, they go at half the speed of a steady one.
 
-    def __init__(self) -> None:
-        self._last = 0
+    One that was set back by an hour would take two to catch up with, and meanwhile each timeout comes an hour early: the loop
+    does not wait for that.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], int] = time.time_ns,
+        steady: Callable[[], int] = lambda: time.clock_gettime_ns(CLOCK),
+    ) -> None:
+        self._wall, self._steady = wall, steady
+        self._lock = threading.Lock()
+        self._last, self._looked_at = wall(), steady()
 
     def __call__(self) -> int:
-        self._last = max(self._last, time.time_ns() // 1_000_000)
-        return self._last
+        with self._lock:
+            steady = self._steady()
+            slow = self._last + (steady - self._looked_at) // 2
+            self._last, self._looked_at = max(self._wall(), slow), steady
+            return self._last // NS
+
+    def ahead_ms(self) -> int:
+        """How far the wall clock is behind."""
+        return max(0, self() - self._wall() // NS)
+
+    def set_back(self) -> None:
+        """To the wall clock: for somebody who remembers nothing of what it told."""
+        with self._lock:
+            self._last, self._looked_at = self._wall(), self._steady()
 
 
 class Kept(NamedTuple):
@@ -72,7 +100,7 @@ class Loop:
         broadcast: Broadcast,
         telemetry: Telemetry,
         recorder: Recorder | None,
-        clock: Callable[[], int],
+        clock: Clock,
         hold_lease: Callable[[], AbstractAsyncContextManager[None]],
         step_settings: StepSettings,
         settings: BeatSettings,
@@ -118,13 +146,16 @@ class Loop:
         while not (self._stopping and not self._inbox):
             began = time.monotonic()
             try:
+                if self._clock.ahead_ms() > SET_BACK_MS:
+                    await self._go_back()
                 await self._beat()
                 failures = 0
             except Fenced:
                 raise
             except StoreError as error:
                 failures += 1
-                self._pause(error)
+                self._pause(f"the database cannot be used: {error}")
+                self._telemetry.store_failed("commit", str(error))
                 if self._stopping:
                     return
                 await asyncio.sleep(backoff.after(failures))
@@ -234,12 +265,19 @@ class Loop:
             return facts
         return [_enriched(fact, kept) if isinstance(fact, JobSubmitted) else fact for fact in facts]
 
-    def _pause(self, error: StoreError) -> None:
-        """Nothing was kept: what memory has is not true any more."""
+    def _pause(self, trouble: str) -> None:
+        """What memory has is not true any more."""
         self._settled.clear()
         self.world = None
-        self.trouble = f"the database cannot be used: {error}"
-        self._telemetry.store_failed("commit", str(error))
+        self.trouble = trouble
+
+    async def _go_back(self) -> None:
+        """The clock was ahead and is right now. As after a new start: no world lives to see time run backwards."""
+        trouble = f"the clock was set back by {self._clock.ahead_ms() / 1000:.0f} s"
+        self._telemetry.log.warning(f"{trouble}: the state is read anew")
+        self._pause(trouble)
+        self._clock.set_back()
+        await self._load()
 
     async def _load(self) -> None:
         """Make the world from the store, however long the store takes to be there again.

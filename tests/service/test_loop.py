@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -57,11 +58,13 @@ class Heart:
     """A loop over a real store, with what it asks of the outside in a list."""
 
     def __init__(self, path: Path) -> None:
+        self.wall_ahead_ns = 0
         self.trouble = Trouble(sqlite_store(path))
         self.store = StoreThread(self.trouble)  # type: ignore[arg-type]
         self.inbox = Inbox(10_000)
         self.effects: list[Effect] = []
-        clock, telemetry = Clock(), Telemetry()
+        clock, telemetry = Clock(lambda: time.time_ns() + self.wall_ahead_ns), Telemetry()
+        self.clock = clock
         lease = Lease(
             "me",
             10,
@@ -275,5 +278,61 @@ def test_after_the_load_a_standby_waits_no_longer_than_the_lease(tmp_path: Path)
         in_eleven_s = Clock()() + 11_000
         taken = await heart.store.ask(lambda s: s.take_lease("another", in_eleven_s, 10))
         assert taken is not None
+
+    run(scenario, tmp_path / "db")
+
+
+# ---- the clock
+
+S = 1_000_000_000
+
+
+class Hands:
+    """A wall clock that may be set, and a steady one."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = 1_000 * S, 7 * S
+
+    def pass_s(self, seconds: float) -> None:
+        self.wall += int(seconds * S)
+        self.steady += int(seconds * S)
+
+
+def test_time_follows_the_wall_clock_and_never_runs_backwards() -> None:
+    hands = Hands()
+    clock = Clock(lambda: hands.wall, lambda: hands.steady)
+    hands.pass_s(5)
+    assert (clock(), clock.ahead_ms()) == (1_005_000, 0)
+    hands.wall += 60 * S
+    assert clock() == 1_065_000
+    hands.wall -= 10 * S
+    assert (clock(), clock.ahead_ms()) == (1_065_000, 10_000)
+    hands.pass_s(4)
+    assert (clock(), clock.ahead_ms()) == (1_067_000, 8_000), "it goes on, slowly"
+    hands.pass_s(16)
+    assert (clock(), clock.ahead_ms()) == (1_075_000, 0), "and they agree again"
+    hands.wall -= 3_600 * S
+    clock.set_back()
+    assert clock() == hands.wall // 1_000_000
+
+
+def test_a_clock_that_was_ahead_and_is_set_right_holds_nothing_up(tmp_path: Path) -> None:
+    """Time goes on from what is right, as after a new start, and callers see nothing of it."""
+
+    async def scenario(heart: Heart) -> None:
+        await heart.submit_all([a_spec("first")])
+        heart.wall_ahead_ns = 3_600 * S
+        await heart.submit_all([a_spec("ahead")])
+        assert heart.clock() > time.time_ns() // 1_000_000 + 3_500_000
+        ahead = heart.loop.world
+        heart.wall_ahead_ns = 0
+        heart.inbox.wake()
+        while heart.loop.world in (ahead, None):
+            await asyncio.sleep(0.01)
+        assert await heart.submit_all([a_spec("right")]) == ["id-right"]
+        assert heart.clock.ahead_ms() == 0
+        assert heart.loop.world is not None
+        assert set(heart.loop.world.jobs) == {"id-first", "id-ahead", "id-right"}
+        assert heart.loop.trouble is None
 
     run(scenario, tmp_path / "db")
