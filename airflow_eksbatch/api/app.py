@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -124,6 +125,13 @@ class Api:
         """
 
         async def endpoint(request: Request) -> Response:
+            request_id = str(uuid.uuid4())
+            response = await answered(request, request_id)
+            # Clients of AWS print it with whatever went wrong, and some fail where there is none.
+            response.headers["x-amzn-RequestId"] = request_id
+            return response
+
+        async def answered(request: Request, request_id: str) -> Response:
             try:
                 if self._needs_no_signature(request, for_people):
                     access_key = access_key_of(request.headers.get("authorization"))
@@ -138,7 +146,8 @@ class Api:
             except ClientDisconnect:
                 return Response(status_code=400)
             except Exception:
-                log.exception("a request failed: %s %s", request.method, request.url.path)
+                where = f"{request.method} {request.url.path}"
+                log.exception("a request failed: %s (request id %s)", where, request_id)
                 return error_response(
                     Rejected("The service failed at this request; its log says why.", "Internal"),
                     500,

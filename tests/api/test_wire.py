@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import uuid
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.api.asking import Raw
 from tests.service.running import RunningService
@@ -42,6 +45,17 @@ def test_a_body_that_is_no_request_is_a_400_with_a_message(
     reply = raw("POST", "/v1/describejobs", body, JSON)
     assert (reply.status, reply.code) == (400, code), reply.body
     assert reply.message.endswith("."), reply.message
+
+
+def test_every_answer_has_a_request_id_of_its_own(batch: Any, raw: Raw) -> None:
+    """Tools print ResponseMetadata["RequestId"] of answers and of refusals."""
+    given = {"jobs": ["x"]}
+    found = [batch.describe_jobs(**given)["ResponseMetadata"]["RequestId"] for _ in range(2)]
+    with pytest.raises(ClientError) as refused:
+        batch.describe_jobs(jobs=["x"] * 101)
+    found.append(refused.value.response["ResponseMetadata"]["RequestId"])
+    found.append(raw("GET", "/v1/eksbatch/jobs/x").headers["x-amzn-requestid"])
+    assert len({uuid.UUID(one) for one in found}) == 4
 
 
 def test_an_empty_body_is_an_empty_input(raw: Raw) -> None:
