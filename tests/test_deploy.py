@@ -141,6 +141,33 @@ def test_the_deployment_starts_a_service_that_understands_it() -> None:
         assert {name for name in environ if name.startswith("EKSBATCH_")} <= VARIABLES
 
 
+def test_the_service_is_never_applied_without_its_image() -> None:
+    """By itself service.yaml names none that can be pulled: applied again, it would take away the one that runs."""
+    manifest, found = (DOCKER / "service.yaml").read_text(), []
+    for path in (*DOCKER.rglob("*.md"), *DOCKER.glob("*.yaml")):
+        assert "apply -f docker/service.yaml" not in path.read_text(), path.name
+        found += re.findall(r'sed "s\|([^|"]+)\|.*docker/service.yaml', path.read_text())
+    assert found
+    assert [len(re.findall(one, manifest, re.MULTILINE)) for one in found] == [1] * len(found)
+
+
+def test_what_the_service_writes_is_mounted_because_all_else_is_read_only() -> None:
+    container = container_of_the_service()
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    mounted = {one["mountPath"] for one in container["volumeMounts"]}
+    assert mounted == {pod_environ()["EKSBATCH_HOME"], "/tmp"}
+
+
+def test_the_role_in_aws_trusts_the_account_of_the_service_and_no_other() -> None:
+    trust = json.loads((DOCKER / "iam" / "service-trust.json").read_text())
+    (account,) = [one for one in documents("kubernetes.yaml") if one["kind"] == "ServiceAccount"]
+    (statement,) = trust["Statement"]
+    assert statement["Condition"]["StringEquals"] == {
+        "aws:RequestTag/kubernetes-namespace": account["metadata"]["namespace"],
+        "aws:RequestTag/kubernetes-service-account": account["metadata"]["name"],
+    }
+
+
 def test_commands_in_the_pod_are_given_the_settings_of_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

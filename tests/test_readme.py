@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from airflow_eksbatch.cli import make_parser
+from airflow_eksbatch.service.telemetry import Telemetry
 from tests.service.running import RunningService
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +68,21 @@ def test_every_command_line_that_is_shown_is_understood() -> None:
         f"{path.name}: eksbatch {' '.join(words)}" for path, words in shown if not parses(words)
     ]
     assert wrong == []
+
+
+def test_every_metric_that_is_shown_exists() -> None:
+    nothing = {"now": 0, "ready": False, "inbox": 0, "undone": 0, "streams": 0}
+    page = Telemetry().exposition(None, **nothing).decode()
+    there = set(re.findall(r"^# HELP (\w+)", page, re.MULTILINE))
+    for path in READMES:
+        shown = set(re.findall(r"(?<![\w/.])eksbatch_[a-z_]+", path.read_text()))
+        wrong = {name for name in shown if name.removesuffix("_bucket") not in there}
+        assert wrong <= {"eksbatch_default"}, f"{path.name} names {wrong}"
+
+
+def test_every_yaml_block_can_be_read() -> None:
+    for _, text in blocks("yaml"):
+        assert yaml.safe_load(text)
 
 
 def parses(words: list[str]) -> bool:

@@ -32,7 +32,7 @@ def actions_of_policy() -> set[str]:
 
 def actions_of_code() -> set[str]:
     found: set[str] = set()
-    for path in (ROOT / "airflow_eksbatch" / "cloud").glob("*.py"):
+    for path in (ROOT / "airflow_eksbatch" / "cloud").rglob("*.py"):
         for service, operation in CALL.findall(path.read_text()):
             name = "".join(word.capitalize() for word in operation.split("_"))
             assert xform_name(name) == operation

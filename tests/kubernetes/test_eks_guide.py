@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 ELB = "kubernetes.io/role/internal-elb"
 # What cannot run here; EKS is moto's, and its cluster is there already. Keys are made as in the pod, in the database of
-# the service that the test starts. The AWS CLI 1 does not read for SQS where AWS is.
+# the service that the test starts. The AWS CLI 1 does not read for RDS and SQS where AWS is.
 STUBS = """
 set -euo pipefail
 eksctl() { :; }
@@ -34,11 +34,14 @@ airflow() { :; }
 pip() { :; }
 kubectl() {
   echo "$*" >> $HOME/kubectl
-  case "$*" in *" -- eksbatch keys create") env $IN_THE_POD eksbatch keys create ;; esac
+  case "$*" in
+    *" -- eksbatch keys create "*) env $IN_THE_POD "${@:6}" ;;
+    *" -f -") cat > $HOME/applied.yaml ;;
+  esac
 }
 docker() { [ "$1" != login ] || cat > /dev/null; }
 aws() {
-  case $1 in sqs) command aws --endpoint-url $AWS_ENDPOINT_URL "$@" ;; *) command aws "$@" ;; esac
+  case $1 in rds | sqs) command aws --endpoint-url $AWS_ENDPOINT_URL "$@" ;; *) command aws "$@" ;; esac
 }
 """
 # On nodes that KWOK plays a pod ends only if it says when.
@@ -120,9 +123,10 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
 ) -> None:
     """
     1. roles, access entry, queue of notices
-    2. the service starts with them; both environments are VALID, the job runs
-    3. the command line tells of it, with the key of the guide
-    4. the way back: nothing is left of what the guide or the service has made
+    2. the service is applied with its image, and told where the database is
+    3. it starts with them; both environments are VALID, the job runs
+    4. the command line tells of it, with the key of the guide
+    5. the way back: nothing is left of what the guide or the service has made
     """
     iam = account.door.client("iam")
     roles_before = {role["RoleName"] for role in iam.list_roles()["Roles"]}
@@ -132,6 +136,12 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
     reader = Reader(tmp_path, account.door.url, f"sqlite:///{home / 'eksbatch.db'}")
     reader.follow(first.replace("CLUSTER=batch", "CLUSTER=main"))
     reader.follow(second)
+    image, host = reader.follow("echo $IMAGE $HOST").split()
+    assert f"image: {image}\n" in (tmp_path / "applied.yaml").read_text()
+    (secret,) = [
+        word for word in reader.kubectl("-n", "eksbatch", "create", "secret") if "://" in word
+    ]
+    assert secret.endswith(f"@{host}/eksbatch")
     machines = KwokMachines(plane, account.ec2)
     notices = ("--notices", "eksbatch-notices")
     with (
@@ -151,6 +161,9 @@ def test_the_guide_leads_from_an_empty_account_to_a_job_and_back(
     assert {role["RoleName"] for role in iam.list_roles()["Roles"]} == roles_before
     assert not account.door.client("sqs").list_queues().get("QueueUrls")
     assert not account.door.client("events").list_rules()["Rules"]
+    rds = account.door.client("rds")
+    assert not rds.describe_db_instances()["DBInstances"]
+    assert not rds.describe_db_subnet_groups()["DBSubnetGroups"]
 
 
 def test_jobs_run_on_nodes_of_your_own_once_they_are_labelled_as_the_readme_says(
