@@ -21,7 +21,7 @@ from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.share import ShareUsage
 from airflow_eksbatch.core.planner.explain_room import why_stuck
-from airflow_eksbatch.core.planner.order import Turns, lines_by_queue
+from airflow_eksbatch.core.planner.order import Turns
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import JobQuery, Store
@@ -345,7 +345,9 @@ async def get_job_queue_snapshot(call: Call) -> dict[str, Any]:
 
 def front_of(world: World, queue: JobQueue, now: int) -> Iterator[tuple[Job, str]]:
     """The first jobs and children whose turn it is, each with its public id, were there room for them all."""
-    lines = lines_by_queue(world).get(queue.name, [])
+    lines = [
+        line for line in world.lines.values() if line.count and line.job_class.queue == queue.name
+    ]
     waiting = {line.job_class: standing(world, line) for line in lines}
     turns, left = Turns(world, queue, lines, now, places=1), SNAPSHOT_JOBS
     while left and (turn := turns.next()) is not None:

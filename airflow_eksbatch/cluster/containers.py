@@ -172,24 +172,31 @@ def read_codes(record: str) -> dict[str, int] | None:
 
 
 def end_of(
-    codes: Mapping[str, int], programs: Mapping[str, str], not_started: frozenset[str]
+    codes: Mapping[str, int],
+    programs: Mapping[str, str],
+    not_started: frozenset[str],
+    names: Mapping[str, str],
 ) -> AttemptEnd:
-    """How the pod ended. `programs` names what each container runs, init containers first."""
+    """How the pod ended. `programs` says what each container runs, init containers first, `names` what it is called."""
     failed = next((label for label in programs if codes.get(label, 0) != 0), None)
     if failed is None and all(label in codes for label in programs):
         return AttemptEnd(cause=Cause.EXITED, exit_code=0, reason="Completed")
     if failed is None:
         # Told to stop between two init containers: all that ran ended well, but not all ran.
         return exited(143)
+    reason, container = "Error", names.get(failed, "")
     if failed in not_started:
         found = f"StartError: {programs[failed]!r} cannot be run on this machine"
         reason = found if programs[failed] else "StartError: the container has no command"
-        return exited(codes[failed], reason[:CONTAINER_REASON_LENGTH_MAX])
-    return exited(codes[failed])
+    return exited(codes[failed], reason[:CONTAINER_REASON_LENGTH_MAX], container)
 
 
-def exited(exit_code: int, reason: str = "Error") -> AttemptEnd:
+def exited(exit_code: int, reason: str = "Error", container: str = "") -> AttemptEnd:
     """A container ended with this code; 128+n when signal n ended it."""
     return AttemptEnd(
-        cause=Cause.EXITED, exit_code=exit_code, reason=reason, status_reason=CONTAINER_EXITED
+        cause=Cause.EXITED,
+        exit_code=exit_code,
+        reason=reason,
+        status_reason=CONTAINER_EXITED,
+        container=container,
     )

@@ -292,6 +292,7 @@ class LocalCluster:
             node_id=effect.node_id,
             created_at=at,
             programs={c.label: c.argv[0] if c.argv else "" for c in containers},
+            names={c.label: c.name for c in containers},
         )
         task = asyncio.create_task(self._begin(record, containers))
         self._starting[pod] = (effect.node_id, task)
@@ -358,7 +359,7 @@ class LocalCluster:
 
     def _on_process_end(self, pod: Pod, status: int | None) -> None:
         """The script is gone. If it left no record, what it started is killed and waited for."""
-        end = pod.directory.end(pod.record.programs)
+        end = pod.directory.end(pod.record)
         if end is not None:
             self._note_end(pod, end)
             return

@@ -57,6 +57,8 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     programs: dict[str, str]
     """Container label -> what it runs, init containers first."""
+    names: dict[str, str] = {}
+    """Container label -> what podProperties call it."""
 
     @property
     def has_inits(self) -> bool:
@@ -109,12 +111,13 @@ class PodDirectory:
                 return False
         return True
 
-    def end(self, programs: Mapping[str, str]) -> AttemptEnd | None:
+    def end(self, record: PodRecord) -> AttemptEnd | None:
         """How it ended by its own record."""
         codes = read_codes(self.read("exit") or "")
         if codes is None:
             return None
-        return end_of(codes, programs, frozenset((self.read("not-started") or "").split()))
+        not_started = frozenset((self.read("not-started") or "").split())
+        return end_of(codes, record.programs, not_started, record.names)
 
     def end_without_record(self, status: int | None) -> AttemptEnd:
         """How it ended when the script could not say; `status` is the script's, if it was ours."""

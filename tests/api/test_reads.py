@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from airflow_eksbatch.api import job_reads
@@ -234,3 +235,66 @@ def test_a_runnable_job_that_is_stuck_says_so_and_one_that_waits_does_not(
     assert len(looked_into) == 2
     rows = desk.ask_for("ListJobs", jobQueue="closed", jobStatus="RUNNABLE")["jobSummaryList"]
     assert {row["statusReason"] for row in rows} == {text}
+
+
+# ---- pods of several containers
+
+
+def a_pod_of_two(namespace: str | None = None) -> bytes:
+    pod: dict[str, Any] = {
+        "containers": [{"image": "m"}, {"name": "sidecar", "image": "s"}],
+        "initContainers": [{"name": "init", "image": "i"}],
+    }
+    if namespace:
+        pod["metadata"] = {"namespace": namespace}
+    return msgspec.json.encode(pod)
+
+
+def codes(job: dict[str, Any]) -> dict[str, int | None]:
+    """Exit codes of the last attempt, by container; the same as podProperties tell them."""
+    attempt, pod = job["eksAttempts"][-1], job["eksProperties"]["podProperties"]
+    found = {
+        row["name"]: row.get("exitCode")
+        for row in attempt["containers"] + attempt["initContainers"]
+    }
+    assert found == {
+        row.get("name", "Default"): row.get("exitCode")
+        for row in pod["containers"] + pod["initContainers"]
+    }
+    return found
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ({"exit_code": 0}, {"Default": 0, "sidecar": 0, "init": 0}),
+        ({"exit_code": 3, "container": "default"}, {"Default": 3, "sidecar": None, "init": None}),
+        ({"exit_code": 3, "container": "sidecar"}, {"Default": None, "sidecar": 3, "init": None}),
+        ({"exit_code": 3, "container": "init"}, {"Default": None, "sidecar": None, "init": 3}),
+        ({"exit_code": 3, "container": "mesh"}, {"Default": None, "sidecar": None, "init": None}),
+        ({"exit_code": 3}, {"Default": None, "sidecar": None, "init": None}),
+    ],
+)
+def test_an_exit_code_is_that_of_the_container_that_failed(
+    end: dict[str, Any], told: dict[str, int | None]
+) -> None:
+    stage = Stage(a_world(a_node("n1")))
+    stage.submit("a", pod=a_pod_of_two())
+    stage.run()
+    stage.end("a", **end)
+    (job,) = StageDesk(stage).described("a")
+    assert codes(job) == told
+    assert job["container"]["exitCode"] == end["exit_code"], "that of the pod, for clients of ECS"
+
+
+def test_an_attempt_names_the_namespace_that_its_pod_ran_in() -> None:
+    stage = Stage(a_world(a_node("n1")))
+    for job_id, namespace in (("its-own", "team-a"), ("of-the-environment", None)):
+        stage.submit(job_id, pod=a_pod_of_two(namespace))
+        stage.run()
+        stage.end(job_id)
+    found = [
+        job["eksAttempts"][0]["podNamespace"]
+        for job in StageDesk(stage).described("its-own", "of-the-environment")
+    ]
+    assert found == ["team-a", "batch"]

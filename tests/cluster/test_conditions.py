@@ -87,6 +87,7 @@ def test_exit_codes_signals_and_memory(code: int, reason: str) -> None:
         exit_code=code,
         reason=reason,
         status_reason="Essential container in task exited",
+        container="default",
     )
 
 
@@ -129,7 +130,8 @@ def test_of_several_containers_the_first_that_failed_in_their_order_counts() -> 
         for name, code in (("a", 8), ("b", 9), ("z", 0))
     ]
     status = {"phase": "Failed", "containerStatuses": statuses}
-    assert end_of(a_kube_pod(spec=spec, status=status)).exit_code == 8
+    end = end_of(a_kube_pod(spec=spec, status=status))
+    assert (end.exit_code, end.container) == (8, "a")
 
 
 def test_a_program_that_does_not_exist_is_named() -> None:

@@ -334,7 +334,8 @@ async def test_an_init_container_that_fails_keeps_the_others_from_running(bed: L
     async with bed.open() as (cluster, watch):
         inits = [container("exit 5", name="one"), container("echo never", name="two")]
         await cluster.create_pod(a_pod("p", container("echo never"), initContainers=inits))
-        assert (await watch.until(PodEnded, "p")).end.exit_code == 5
+        end = (await watch.until(PodEnded, "p")).end
+        assert (end.exit_code, end.container) == (5, "one")
         assert watch.kinds("p") == ["PodSeen", "PodEnded"]
         assert await output_of(cluster, "p") == ""
 
@@ -373,7 +374,8 @@ async def test_of_several_containers_the_first_that_failed_in_their_order_counts
         late = container("sleep 0.2; echo late; exit 8", name="a")
         early = container("exit 9", name="b")
         await cluster.create_pod(a_pod("p", container("exit 0", name="z"), late, early))
-        assert (await watch.until(PodEnded, "p")).end.exit_code == 8
+        end = (await watch.until(PodEnded, "p")).end
+        assert (end.exit_code, end.container) == (8, "a")
         assert "late" in await output_of(cluster, "p")
 
 

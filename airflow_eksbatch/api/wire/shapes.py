@@ -23,7 +23,13 @@ from airflow_eksbatch.core.model.job import (
     pod_name,
 )
 from airflow_eksbatch.core.model.resources import Bill, Cost
-from airflow_eksbatch.core.model.retry import Cause, EvaluateOnExit, RetryAction, RetryStrategy
+from airflow_eksbatch.core.model.retry import (
+    AttemptEnd,
+    Cause,
+    EvaluateOnExit,
+    RetryAction,
+    RetryStrategy,
+)
 from airflow_eksbatch.core.world.world import World
 
 Wire = dict[str, Any]
@@ -290,16 +296,18 @@ def has_begun(attempt: Attempt) -> bool:
 def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
     end = attempt.end
     assert end is not None
-    pod = msgspec.json.decode(view.job.spec.pod)
+    pod: Wire = msgspec.json.decode(view.job.spec.pod)
     wire: Wire = {
-        "containers": [
-            ended_container(container.get("name", "Default"), attempt)
-            for container in pod.get("containers", [])
-        ],
-        "initContainers": [],
+        **{
+            kind: [
+                {"name": container.get("name", "Default"), **ending_in_pod(pod, container, end)}
+                for container in pod.get(kind) or ()
+            ]
+            for kind in ("containers", "initContainers")
+        },
         "eksClusterArn": view.cluster_arn,
         "podName": attempt.pod_name,
-        "podNamespace": view.namespace,
+        "podNamespace": (pod.get("metadata") or {}).get("namespace") or view.namespace,
         "nodeName": attempt.node_name or attempt.node_id,
         "startedAt": attempt.started_at,
         "stoppedAt": attempt.stopped_at,
@@ -309,9 +317,9 @@ def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
     return {name: value for name, value in wire.items() if value is not None}
 
 
-def ended_container(name: str, attempt: Attempt) -> Wire:
-    end = attempt.end
-    wire: Wire = {"name": name, "containerID": attempt.pod_name}
+def ending(end: AttemptEnd | None) -> Wire:
+    """exitCode and reason, as far as they are known."""
+    wire: Wire = {}
     if end is not None and end.exit_code is not None:
         wire["exitCode"] = end.exit_code
     if end is not None and end.reason:
@@ -319,14 +327,26 @@ def ended_container(name: str, attempt: Attempt) -> Wire:
     return wire
 
 
+def ending_in_pod(pod: Wire, container: Wire, end: AttemptEnd | None) -> Wire:
+    """What the end of a pod says of one of its containers: of a failure only the one that failed is known."""
+    if end is None or end.exit_code == 0:
+        return ending(end)
+    mains = pod.get("containers") or []
+    if end.container:
+        is_meant = container.get("name", "Default").lower() == end.container.lower()
+    else:
+        # An end from before names were kept, or one that no container says anything of.
+        is_meant = container in mains and (len(mains) == 1 or end.exit_code is None)
+    return ending(end) if is_meant else {}
+
+
 def pod_detail(view: JobView, last: Attempt | None) -> Wire:
     """podProperties as resolved, with where the last attempt ran and how it ended."""
     pod: Wire = msgspec.json.decode(view.job.spec.pod)
     if last is not None:
         pod["podName"], pod["nodeName"] = last.pod_name, last.node_name or last.node_id
-        for container in pod.get("containers", []):
-            ended = ended_container(container.get("name", "Default"), last)
-            container.update({k: v for k, v in ended.items() if k in ("exitCode", "reason")})
+        for container in (*pod.get("containers", ()), *(pod.get("initContainers") or ())):
+            container |= ending_in_pod(pod, container, last.end)
     return pod
 
 
@@ -339,9 +359,7 @@ def container_view(view: JobView, last: Attempt | None) -> Wire:
     command = [word.replace("$$", "$") for word in words]
     wire: Wire = {"image": first.get("image", ""), "command": command}
     if last is not None:
-        wire["logStreamName"] = last.pod_name
-        ended = ended_container("", last)
-        wire.update({k: v for k, v in ended.items() if k in ("exitCode", "reason")})
+        wire |= {"logStreamName": last.pod_name, **ending(last.end)}
     return wire
 
 
@@ -366,9 +384,7 @@ def job_summary(view: JobView, settings: ApiSettings) -> Wire:
     }
     if last is not None:
         wire["scheduledAt"] = last.created_at
-        ended = ended_container("", last)
-        container = {k: v for k, v in ended.items() if k in ("exitCode", "reason")}
-        wire["container"] = container or None
+        wire["container"] = ending(last.end) or None
     if view.index is not None:
         wire["arrayProperties"] = {"index": view.index}
     elif job.is_array:

@@ -118,9 +118,16 @@ def refusal_of(pod: Pod, now: int) -> PodRefused | None:
 
 
 def end_of(pod: Pod, *, host: str, asked: bool) -> AttemptEnd:
-    """How a pod that is over has ended."""
+    """How a pod that is over has ended, and which container with it."""
+    speaks = _failed_container(pod)
+    if speaks is None:
+        return _end_by(pod, None, host=host, asked=asked)
+    end = _end_by(pod, speaks.state.terminated, host=host, asked=asked)
+    return end if not end.exit_code else msgspec.structs.replace(end, container=speaks.name)
+
+
+def _end_by(pod: Pod, failed: Terminated | None, *, host: str, asked: bool) -> AttemptEnd:
     status = pod.status
-    failed = _failed_container(pod)
     if status.reason == "DeadlineExceeded":
         return AttemptEnd(cause=Cause.TIMEOUT, exit_code=_code(failed), status_reason=TIMED_OUT)
     if status.reason == "Evicted" and any(text in status.message for text in OWN_DISK):
@@ -190,17 +197,18 @@ def _statuses(pod: Pod) -> list[ContainerStatus]:
     return [*pod.status.init_container_statuses, *pod.status.container_statuses]
 
 
-def _failed_container(pod: Pod) -> Terminated | None:
+def _failed_container(pod: Pod) -> ContainerStatus | None:
     """The first that failed, init containers first, then in the order of the specification; sidecars at last.
 
     Those are ended when their work is, and many say 143 then.
     """
-    by_name = {status.name: status.state.terminated for status in _statuses(pod)}
+    by_name = {status.name: status for status in _statuses(pod)}
     containers = (*pod.spec.init_containers, *pod.spec.containers)
     for container in sorted(containers, key=lambda container: container.is_sidecar):
-        ended = by_name.get(container.name)
+        status = by_name.get(container.name)
+        ended = status.state.terminated if status is not None else None
         if ended is not None and ended.exit_code != 0:
-            return ended
+            return status
     return None
 
 

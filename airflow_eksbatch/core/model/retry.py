@@ -44,6 +44,8 @@ class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     reason: str | None = None
     status_reason: str = ""
+    container: str = ""
+    """Whose code and reason these are, as podProperties name it; empty if all ended well, or where nobody says."""
 
     @property
     def succeeded(self) -> bool:
