@@ -74,6 +74,7 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
             exit_code=end.exit_code,
             reason=end.reason or attempt.stopping.reason,
             status_reason=attempt.stopping.status_reason,
+            container=end.container,
         )
     end_attempt(turn, attempt, end, fact.at)
 
