@@ -288,11 +288,11 @@ def news_from_job(job: dict[str, Any] | None) -> JobNews:
 
 
 def exit_code_of(job: dict[str, Any]) -> int | None:
-    """The exit code of the last container that has one."""
+    """The exit code of the last container that has one; of a pod that fails in an init container, of that one."""
     found = None
     for attempt in [*(job.get("attempts") or ()), *(job.get("eksAttempts") or ())]:
         containers = attempt.get("containers") or [attempt.get("container") or {}]
-        for container in containers:
+        for container in [*(attempt.get("initContainers") or ()), *containers]:
             if container.get("exitCode") is not None:
                 found = container["exitCode"]
     return found

@@ -16,6 +16,7 @@ from airflow_eksbatch.core.model.retry import RetryAction, RetryStrategy
 from airflow_eksbatch.core.model.share import ShareUsage
 from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.world import World
+from airflow_eksbatch.stream import exit_code_of
 from tests.api.desk import StageDesk
 from tests.build import NOW, a_job, a_node, a_policy, a_queue, a_world, an_amount, an_environment
 from tests.core.stage import Stage, rule
@@ -285,6 +286,8 @@ def test_an_exit_code_is_that_of_the_container_that_failed(
     (job,) = StageDesk(stage).described("a")
     assert codes(job) == told
     assert job["container"]["exitCode"] == end["exit_code"], "that of the pod, for clients of ECS"
+    known = [code for code in told.values() if code is not None]
+    assert exit_code_of(job) == (known[0] if known else None)
 
 
 def test_an_attempt_names_the_namespace_that_its_pod_ran_in() -> None:
