@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from airflow_eksbatch.service.settings import BadSetting, add_settings, read_settings
 from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
-from airflow_eksbatch.store.port import Store, StoreError
+from airflow_eksbatch.store.port import Store, StoreError, StoreView
 from airflow_eksbatch.terminal import (
     Client,
     Json,
@@ -90,15 +90,23 @@ def local(given: argparse.Namespace) -> int:
 def keys(given: argparse.Namespace) -> int:
     """Access keys, in the database itself: they are needed before the service answers."""
     import secrets
+    import time
 
     with _store(given) as store:
+        _check_schema(store.prepare())
         if given.action == "list":
-            rows = [{"accessKeyId": key} for key in sorted(store.keys())]
-            return show(
-                given,
-                rows,
-                lambda: table("access key id", [[r["accessKeyId"]] for r in rows]),
-            )
+            rows = [
+                {
+                    "accessKeyId": key.access_key,
+                    "note": key.note,
+                    "createdAt": key.created_at or None,
+                }
+                for key in store.list_keys()
+            ]
+            return show(given, rows, lambda: table(
+                "access key id|created|note",
+                [[r["accessKeyId"], when(r["createdAt"]), r["note"]] for r in rows],
+            ))  # fmt: skip
         if given.action == "delete":
             if not given.access_key:
                 raise Sentence("Name the key to delete; `eksbatch keys list` shows them.")
@@ -109,7 +117,7 @@ def keys(given: argparse.Namespace) -> int:
             secrets.choice("ABCDEFGHJKLMNPQRSTUVWXYZ234567") for _ in range(16)
         )
         secret = secrets.token_urlsafe(30)
-        store.put_key(access_key, secret, given.note)
+        store.put_key(access_key, secret, given.note, time.time_ns() // 1_000_000)
     made = {"accessKeyId": access_key, "secretAccessKey": secret}
 
     def tell() -> None:
@@ -120,22 +128,31 @@ def keys(given: argparse.Namespace) -> int:
 
 
 def migrate(given: argparse.Namespace) -> int:
-    with _store(given):
-        pass
+    with _store(given) as store:
+        store.open()
     return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
 
 
 @contextlib.contextmanager
 def _store(given: argparse.Namespace) -> Iterator[Store]:
-    """The store of the settings, opened for one command; opening brings the schema forward."""
+    """The store of the settings, for one command."""
     from airflow_eksbatch.service.wiring import make_store
 
     store = make_store(read_settings(vars(given), os.environ))
     try:
-        store.open()
         yield store
     finally:
         store.close()
+
+
+def _check_schema(view: StoreView) -> None:
+    """A command that only needs the database does not take it away from an older release that runs on it."""
+    if view.schema_version < view.newest_version:
+        raise Sentence(
+            f"The database has schema version {view.schema_version}, this release works with {view.newest_version}. "
+            "Its service brings it forward when it leads; `eksbatch migrate` does so now, and services of older "
+            "releases cannot go on then."
+        )
 
 
 def doctor(given: argparse.Namespace) -> int:
@@ -430,7 +447,12 @@ COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
     ),
     ("simulate", simulate, "Run a workload in virtual time.", _simulate_options),
     ("keys", keys, "Create, list or delete access keys.", _keys_options),
-    ("migrate", migrate, "Bring the database's schema forward.", _database_options),
+    (
+        "migrate",
+        migrate,
+        "Bring the database's schema forward, before the service does; no older release can use it then.",
+        _database_options,
+    ),
 )
 
 

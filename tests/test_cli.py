@@ -9,12 +9,14 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.service.older import an_older_database, schema_version
 from tests.service.running import RunningService, a_definition, submit
 
 WAIT_S = 120
@@ -373,6 +375,7 @@ def test_keys_are_made_listed_and_deleted(tmp_path: Path) -> None:
     def keys(*words: str) -> subprocess.CompletedProcess[str]:
         return run("keys", *words, EKSBATCH_HOME=str(tmp_path))
 
+    began = int(time.time() * 1000)
     made = keys("create", "--note", "for tests")
     assert made.returncode == 0
     told = dict(line.split("=", 1) for line in made.stdout.splitlines())
@@ -383,7 +386,11 @@ def test_keys_are_made_listed_and_deleted(tmp_path: Path) -> None:
     assert key in listed.stdout
     assert told["AWS_SECRET_ACCESS_KEY"] not in listed.stdout
     as_json: list[dict[str, Any]] = json.loads(keys("list", "--json").stdout)
-    assert [row["accessKeyId"] for row in as_json] == [key]
+    (row,) = as_json
+    assert (row["accessKeyId"], row["note"]) == (key, "for tests")
+    assert began <= row["createdAt"] <= time.time() * 1000
+    assert listed.stdout.splitlines()[0].split() == ["access", "key", "id", "created", "note"]
+    assert "for tests" in listed.stdout
     assert keys("delete", key).returncode == 0
     assert said(keys("delete", key), 1) == f"eksbatch: There is no key {key}."
     assert json.loads(keys("list", "--json").stdout) == []
@@ -397,6 +404,16 @@ def test_migrate_makes_the_schema_and_is_harmless_twice(tmp_path: Path) -> None:
     assert json.loads(run("migrate", "--json", EKSBATCH_HOME=str(tmp_path)).stdout) == {
         "migrated": True
     }
+
+
+def test_keys_leave_the_schema_of_an_older_release_alone(tmp_path: Path) -> None:
+    older = an_older_database(tmp_path / "eksbatch.db")
+    for words in (("list",), ("create",), ("delete", "EKSBKEY")):
+        assert "eksbatch migrate" in said(run("keys", *words, EKSBATCH_HOME=str(tmp_path)))
+    assert schema_version(tmp_path / "eksbatch.db") == older
+    assert run("migrate", EKSBATCH_HOME=str(tmp_path)).returncode == 0
+    assert schema_version(tmp_path / "eksbatch.db") == older + 1
+    assert json.loads(run("keys", "list", "--json", EKSBATCH_HOME=str(tmp_path)).stdout) == []
 
 
 def test_the_help_of_local_says_that_it_takes_any_free_port() -> None:

@@ -78,7 +78,7 @@ class Process:
         """Until a signal, a lost lease or a bug. Raises StoreError if the database cannot be opened."""
         parts = self.parts
         try:
-            await parts.store.ask(lambda store: store.open())
+            await parts.store.ask(lambda store: store.prepare())
         except StoreError:
             await parts.store.close()
             raise
@@ -108,6 +108,10 @@ class Process:
             return EXIT_OK
         leading.result()
         parts.loop.trouble = "loading"
+        try:
+            await self._bring_forward()
+        except (Fenced, LeaseLost) as error:
+            return _exit_code(error, parts.telemetry)
         tasks = await self._open(on_ready)
         try:
             await asyncio.wait({*tasks, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,6 +120,18 @@ class Process:
             stopped.cancel()
             for task in tasks:
                 task.cancel()
+
+    async def _bring_forward(self) -> None:
+        """Not before it leads: an older release that leads, or that stands by when this one cannot begin, goes on."""
+        lease = self.parts.lease
+        try:
+            async with lease.hold():
+                await self.parts.store.ask(lambda store: store.open())
+        except (Fenced, LeaseLost):
+            raise
+        except StoreError:
+            await lease.release()
+            raise
 
     async def _open(self, on_ready: OnReady) -> list[asyncio.Task[None]]:
         """Start what beats; the first task is the loop itself."""

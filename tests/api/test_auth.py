@@ -186,9 +186,10 @@ def test_keys_are_listed_deleted_and_useless_afterwards(closed: RunningService) 
     key = a_key(closed.home, note="for one test")
     batch = closed.batch(key.access_key, key.secret)
     assert batch.describe_job_queues()["jobQueues"]
-    assert {"accessKeyId": key.access_key} in keys(closed.home, "list")
+    (listed,) = [row for row in keys(closed.home, "list") if row["accessKeyId"] == key.access_key]
+    assert listed["note"] == "for one test"
     keys(closed.home, "delete", key.access_key)
-    assert {"accessKeyId": key.access_key} not in keys(closed.home, "list")
+    assert key.access_key not in [row["accessKeyId"] for row in keys(closed.home, "list")]
     end = time.monotonic() + 60
 
     def ask_until_refused() -> None:

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from botocore.exceptions import ClientError
 
 from airflow_eksbatch.store import migrations
 from tests.service.conftest import MakeService
+from tests.service.older import an_older_database, end_lease, schema_version
 from tests.service.running import RunningService, a_definition, pod_pids, submit
 
 QUICK = ("--launch-delay-s", "0.1", "--idle-s", "5")
@@ -249,7 +251,7 @@ def test_a_wrong_key_is_refused_and_a_created_one_is_not(make_service: MakeServi
             service.batch(access_key, secret).describe_job_queues()
         assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
     listed = json.loads(cli("keys", "list", "--json", "--home", str(service.home)).stdout)
-    assert listed == [{"accessKeyId": key["accessKeyId"]}]
+    assert [row["accessKeyId"] for row in listed] == [key["accessKeyId"]]
     asked = cli("queues", "--endpoint-url", service.url)
     assert "eksbatch keys create" in one_sentence(asked)
     signed = cli(
@@ -278,6 +280,21 @@ def test_a_newer_database_ends_the_start_with_one_sentence(tmp_path: Path) -> No
         connection.execute("UPDATE eksbatch_meta SET body = ? WHERE key = ?", newer)
         connection.commit()
     assert "newer" in one_sentence(cli("serve", "--home", str(tmp_path), "--port", "0"))
+
+
+def test_a_standby_leaves_an_older_schema_to_whoever_leads(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """1 an older release leads 2 this one stands by 3 the other is gone 4 this one leads, with its own schema."""
+    file = tmp_path / "older.db"
+    older = an_older_database(file, "http://127.0.0.1:9#older", (int(time.time()) + 3_600) * 1000)
+    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
+    service.start_beside()
+    assert schema_version(file) == older
+    end_lease(file)
+    service.wait_until_ready()
+    assert schema_version(file) == older + 1
+    assert service.stop() == 0
 
 
 def test_a_bad_setting_a_taken_port_and_a_dead_service_are_one_sentence_each(
