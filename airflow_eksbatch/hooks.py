@@ -8,48 +8,52 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-import msgspec
 from airflow.sdk import BaseHook
+
+from airflow_eksbatch.endpoint import (
+    ANNOUNCEMENT,
+    DEFAULT_REGION,
+    Endpoint,
+    NotLetIn,
+    ServiceAway,
+    ServiceNotNamed,
+    ServiceRefused,
+    announced,
+    answers,
+    default_home,
+    raise_for_answer,
+    signed_headers,
+)
 
 if TYPE_CHECKING:
     import aiohttp
 
+__all__ = [
+    "EKSBatchHook",
+    "AsyncBatchClient",
+    "Endpoint",
+    "ServiceAway",
+    "ServiceNotNamed",
+    "NotLetIn",
+    "ServiceRefused",
+    "endpoint_from_connection",
+    "find_or_start_embedded",
+    "job_url",
+]
+
 DEFAULT_CONN_ID = "eksbatch_default"
-DEFAULT_REGION = "us-east-1"
 EMBEDDED_START_S = 60  # a cold start of the embedded service on a loaded laptop
 # One that a task has started ends by itself after so long without work and callers.
 EMBEDDED_IDLE_MIN = 60.0
 CALL_TIMEOUT_S = 30
 
-
-class ServiceAway(Exception):
-    """The service did not answer, or not now: asking again later may help."""
-
-
-class ServiceRefused(Exception):
-    """The service understood and said no: asking again gives the same answer."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the service is and how to sign."""
-
-    url: str
-    access_key_id: str | None = None
-    secret_access_key: str | None = None
-    region: str = DEFAULT_REGION
-    verify: bool = True
+# Connections that named a service when this process last read them.
+_naming: set[str] = set()
 
 
 class EKSBatchHook(BaseHook):
@@ -57,10 +61,13 @@ class EKSBatchHook(BaseHook):
     Reach an airflow-eksbatch service.
 
     :param conn_id: connection of type ``eksbatch``: host (a full URL, or a name with port and
-        http/https as schema), access key id as login, secret access key as password, and
-        ``region`` and ``verify`` as extras. Without this connection, and when it names no host,
-        the embedded service of this machine is found or started. One that was started so ends
-        after an hour without jobs, instances and callers; ``eksbatch local`` stays.
+        http/https as schema), access key id as login, secret access key as password, and as
+        extras ``region``, ``verify``, and ``deployment``, the name of this Airflow, if another
+        one with the same DAGs uses the same service: they would end each other's jobs. (A new
+        name is a new Airflow: give it while no job runs.) Where a connection names no host, and
+        where there is no ``eksbatch_default``, the embedded service of this machine is found or
+        started; any other connection must be there. One that was started so ends after an hour
+        without jobs, instances and callers; ``eksbatch local`` stays.
     """
 
     conn_name_attr = "conn_id"
@@ -77,10 +84,12 @@ class EKSBatchHook(BaseHook):
         from airflow.sdk.exceptions import AirflowNotFoundException
 
         try:
-            connection = self.get_connection(self.conn_id)
-        except AirflowNotFoundException:
-            return self._embedded()
-        return endpoint_from_connection(connection) or self._embedded()
+            found = self._configured(self.get_connection(self.conn_id))
+        except AirflowNotFoundException as error:
+            found = self._without_connection(error)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        return found or self._embedded()
 
     async def aendpoint(self) -> Endpoint:
         """The same, for the triggerer's event loop."""
@@ -89,15 +98,38 @@ class EKSBatchHook(BaseHook):
         from airflow.sdk.exceptions import AirflowNotFoundException
 
         try:
-            found = endpoint_from_connection(await self.aget_connection(self.conn_id))
-        except AirflowNotFoundException:
-            found = None
+            found = self._configured(await self.aget_connection(self.conn_id))
+        except AirflowNotFoundException as error:
+            found = self._without_connection(error)
+        except Exception as error:
+            raise self._unreadable(error) from error
         return found or await asyncio.to_thread(self._embedded)
 
+    def _configured(self, connection: Any) -> Endpoint | None:
+        found = endpoint_from_connection(connection)
+        (_naming.add if found else _naming.discard)(self.conn_id)
+        return found
+
+    def _without_connection(self, error: Exception) -> None:
+        """Airflow says the same when what keeps connections does not answer: then no job may end up elsewhere."""
+        if self.conn_id in _naming:
+            raise ServiceNotNamed(
+                f"connection {self.conn_id} cannot be read now; it was there before"
+            ) from error
+        if self.conn_id != DEFAULT_CONN_ID:
+            raise ServiceNotNamed(
+                f"connection {self.conn_id} does not exist or cannot be read: create it with the "
+                f"type {self.conn_type}, or name another as conn_id"
+            ) from error
+
+    def _unreadable(self, error: Exception) -> ServiceNotNamed:
+        return ServiceNotNamed(f"connection {self.conn_id} cannot be read: {error}")
+
     def _embedded(self) -> Endpoint:
-        if self.conn_id != DEFAULT_CONN_ID and not os.environ.get("EKSBATCH_URL"):
-            self.log.info("Connection %s names no service: using the embedded one", self.conn_id)
-        return Endpoint(url=find_or_start_embedded())
+        try:
+            return find_or_start_embedded()
+        except ServiceAway as error:
+            raise ServiceAway(f"connection {self.conn_id} names no service, and {error}") from error
 
     def get_conn(self) -> Any:
         """A boto3-compatible Batch client (botocore), signed if the connection has keys."""
@@ -142,6 +174,7 @@ def endpoint_from_connection(connection: Any) -> Endpoint | None:
         access_key_id=connection.login or None,
         secret_access_key=connection.password or None,
         region=extra.get("region") or extra.get("region_name") or DEFAULT_REGION,
+        deployment=str(extra.get("deployment") or ""),
         verify=verify
         if isinstance(verify, bool)
         else str(verify).lower() not in ("false", "0", "no"),
@@ -158,59 +191,58 @@ def _url_from_parts(connection: Any) -> str:
 
 # ---- the embedded service ----
 
+LOG = "local.log"
 _one_starter = threading.Lock()
 # What this process has started; asked again before the next start, so that none that has ended stays a zombie.
 _begun: list[subprocess.Popen[bytes]] = []
 
 
-def find_or_start_embedded() -> str:
-    """The URL of the service this machine uses when nothing else is said."""
+def find_or_start_embedded() -> Endpoint:
+    """The service this machine uses when nothing else is said."""
     if url := os.environ.get("EKSBATCH_URL"):
-        return url.rstrip("/")
-    home = _embedded_home()
+        return Endpoint(url=url.rstrip("/"))
+    home = default_home(os.environ).absolute()
     with _one_starter:  # a thousand tasks of a triggerer ask at once
         return _running_embedded(home) or _start_embedded(home)
 
 
-def _embedded_home() -> Path:
-    return Path(os.environ.get("EKSBATCH_HOME") or Path.home() / ".local" / "share" / "eksbatch")
+def _running_embedded(home: Path) -> Endpoint | None:
+    found = announced(home / ANNOUNCEMENT)
+    return found if found and answers(found.url, "/healthz") else None
 
 
-def _running_embedded(home: Path) -> str | None:
-    try:
-        url = str(json.loads((home / "service.json").read_text())["url"])
-        with urllib.request.urlopen(f"{url}/healthz", timeout=2) as answer:
-            return url if answer.status == 200 else None
-    except (OSError, ValueError, KeyError, urllib.error.URLError):
-        return None
-
-
-def _start_embedded(home: Path) -> str:
+def _start_embedded(home: Path) -> Endpoint:
     """Start `eksbatch local`, detached; it holds a lock, so two starters get one service."""
     home.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + EMBEDDED_START_S
+    how = f"did not start within {EMBEDDED_START_S} s"
     while time.monotonic() < deadline:
         process = _begin_embedded(home)
         while process.poll() is None and time.monotonic() < deadline:
-            if url := _running_embedded(home):
-                return url
+            if found := _running_embedded(home):
+                return found
             time.sleep(0.1)  # it announces itself by a file, which wakes nobody
-        if url := _running_embedded(home):
-            return url
+        if found := _running_embedded(home):
+            return found
         if process.returncode:
+            how = f"ended at once ({_last_line(home / LOG)})"
             break
         # It found another one, which has left meanwhile.
     raise ServiceAway(
-        f"the embedded service did not start within {EMBEDDED_START_S} s; "
-        f"its output is in {home / 'local.log'}. To use another service, create the connection "
-        f"{DEFAULT_CONN_ID} or set EKSBATCH_URL"
+        f"the embedded service {how}; its output is in {home / LOG}. To use another service, "
+        f"give it as host of the connection {DEFAULT_CONN_ID}, or set EKSBATCH_URL"
     )
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
 
 
 def _begin_embedded(home: Path) -> subprocess.Popen[bytes]:
     program = "from airflow_eksbatch.cli import main; raise SystemExit(main())"
     _begun[:] = [process for process in _begun if process.poll() is None]
-    with (home / "local.log").open("ab") as output:
+    with (home / LOG).open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", program, "local", "--leave-when-idle", str(EMBEDDED_IDLE_MIN)],
             stdin=subprocess.DEVNULL,
@@ -232,6 +264,7 @@ class AsyncBatchClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._http: aiohttp.ClientSession | None = None
+        self._streams: set[aiohttp.StreamReader] = set()
 
     def _session(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -244,6 +277,11 @@ class AsyncBatchClient:
         return self._http
 
     async def close(self) -> None:
+        """Whoever still reads a stream is told so: aiohttp would leave him waiting for ever."""
+        import aiohttp
+
+        for content in self._streams:
+            content.set_exception(aiohttp.ClientConnectionError("another service is used now"))
         if self._http is not None:
             await self._http.close()
             self._http = None
@@ -253,7 +291,12 @@ class AsyncBatchClient:
     ) -> dict[str, Any]:
         """One operation of the Batch API, such as `describejobs`."""
         text = await self._ask("POST", f"/v1/{operation}", json.dumps(body).encode(), headers)
-        return json.loads(text) if text else {}
+        try:
+            return json.loads(text) if text else {}
+        except ValueError:
+            raise ServiceAway(
+                f"{self.endpoint.url} does not answer as the service does: {text[:100]!r}"
+            ) from None
 
     async def get(self, path: str, params: dict[str, Any] | None = None) -> str:
         """The text of one of the service's own pages under /v1/eksbatch/."""
@@ -285,8 +328,12 @@ class AsyncBatchClient:
                 if answer.status != 200:
                     kind = answer.headers.get("x-amzn-ErrorType", "")
                     raise_for_answer(answer.status, kind, await answer.text())
-                async for chunk in _split_lines(answer.content):
-                    yield chunk
+                self._streams.add(answer.content)
+                try:
+                    async for chunk in _split_lines(answer.content):
+                        yield chunk
+                finally:
+                    self._streams.discard(answer.content)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServiceAway(f"{self.endpoint.url}: {error or type(error).__name__}") from error
 
@@ -315,17 +362,11 @@ class AsyncBatchClient:
     def _signed(
         self, method: str, url: str, data: bytes, headers: dict[str, str]
     ) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", **headers} if data else dict(headers)
-        if not self.endpoint.access_key_id:
-            return headers
-        from botocore.auth import SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials
-
-        keys = Credentials(self.endpoint.access_key_id, self.endpoint.secret_access_key or "")
-        request = AWSRequest(method=method, url=url, data=data, headers=headers)
-        SigV4Auth(keys, "batch", self.endpoint.region).add_auth(request)
-        return dict(request.headers.items())
+        if data:
+            headers = {"Content-Type": "application/json", **headers}
+        if self.endpoint.deployment:
+            headers = {"x-eksbatch-deployment": self.endpoint.deployment, **headers}
+        return signed_headers(self.endpoint, method, url, data, headers)
 
 
 async def _split_lines(content: Any) -> AsyncIterator[bytes]:
@@ -342,21 +383,6 @@ def _with_query(path: str, params: dict[str, Any] | None) -> str:
     # A child's id holds a colon, which stays as it is in a path, also for the signature.
     path = quote(path, safe="/:")
     return f"{path}?{urlencode(params)}" if params else path
-
-
-def raise_for_answer(status: int, kind: str, text: str) -> None:
-    """Turn an error answer into what the caller can do about it."""
-    if status < 400:
-        return
-    code = kind.split(":")[0] or f"HTTP {status}"
-    try:
-        body = json.loads(text)
-        message = body.get("message") or body.get("Message") or text
-    except (ValueError, AttributeError):
-        message = text[:500] or "no further explanation"
-    if status == 429 or status >= 500:
-        raise ServiceAway(f"{code}: {message}")
-    raise ServiceRefused(code, message)
 
 
 def job_url(endpoint_url: str, job_id: str) -> str:

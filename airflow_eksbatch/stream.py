@@ -9,16 +9,20 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 import msgspec
+
+from airflow_eksbatch.endpoint import Endpoint, NotLetIn, ServiceAway
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5
 SILENCE_S = 2 * HEARTBEAT_S  # a stopping server may keep a dead socket open for a minute
 GATHER_S = 0.05  # looks of tasks that start together become one call
+LOOK_UP_S = 60.0  # a key or URL that is changed in the connection is used after so long
 LOOK_AT_ONCE = 100  # DescribeJobs takes no more
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 15.0
@@ -36,9 +40,11 @@ class Service(Protocol):
     """What this module needs of a client."""
 
     @property
-    def endpoint(self) -> Any: ...
+    def endpoint(self) -> Endpoint: ...
 
-    async def call(self, operation: str, body: dict[str, Any]) -> dict[str, Any]: ...
+    async def call(
+        self, operation: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> dict[str, Any]: ...
 
     def lines(self, path: str, params: dict[str, Any], silence_s: float) -> Any: ...
 
@@ -70,8 +76,10 @@ class JobNews(msgspec.Struct, frozen=True, kw_only=True):
 class Waiter:
     """One wait for one job."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, place: str = "") -> None:
         self.job_id = job_id
+        self.place = place
+        """Of the service that has the job, as far as that is known."""
         self.failed_children: list[str] = []
         self._news: asyncio.Queue[JobNews] = asyncio.Queue()
 
@@ -97,6 +105,7 @@ class JobFeed:
         self._connect = connect
         self._service: Service | None = None
         self._connecting = asyncio.Lock()
+        self._looked_up_at = 0.0
         self._waiters_by_job: dict[str, list[Waiter]] = {}
         self._unseen: set[str] = set()
         self._look_wanted = asyncio.Event()
@@ -108,7 +117,7 @@ class JobFeed:
     @contextlib.contextmanager
     def waiting_for(self, job_id: str) -> Iterator[Waiter]:
         """Be told of everything that happens to a job, beginning with what it is now."""
-        waiter = Waiter(job_id)
+        waiter = Waiter(job_id, self._place())
         self._waiters_by_job.setdefault(job_id, []).append(waiter)
         self._want_look([job_id])
         try:
@@ -120,11 +129,27 @@ class JobFeed:
                 del self._waiters_by_job[job_id]
 
     async def service(self) -> Service:
-        """The client, shared by all; the connection is looked up when it is first needed."""
+        """The client, shared by all; somebody may change the connection, so it is looked up anew after a while."""
+        if self._service is not None and time.monotonic() - self._looked_up_at > LOOK_UP_S:
+            return await self.renewed_service()
         async with self._connecting:
             if self._service is None:
+                self._looked_up_at = time.monotonic()
                 self._service = await self._connect()
             return self._service
+
+    async def call(
+        self, operation: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """One operation of the Batch API. A key that is not taken (any more) is looked up anew, once."""
+        service = await self.service()
+        try:
+            return await service.call(operation, body, headers)
+        except NotLetIn:
+            renewed = await self.renewed_service()
+            if renewed is service:
+                raise
+            return await renewed.call(operation, body, headers)
 
     async def close(self) -> None:
         """For who has only called the service; a reader closes by itself."""
@@ -215,10 +240,20 @@ class JobFeed:
 
     async def renewed_service(self) -> Service:
         """Connected anew: the embedded service may have come back elsewhere, and keys may have changed."""
-        fresh = await self._connect()
+        self._looked_up_at = time.monotonic()
+        known = self._service
+        try:
+            fresh = await self._connect()
+        except ServiceAway:
+            # Connections cannot be read just now; the service that was named last may answer all the same.
+            if known is None or known.endpoint.embedded:
+                raise
+            return known
         async with self._connecting:
             stale = self._service
-            if stale is not None and stale.endpoint == fresh.endpoint:
+            if stale is not None and (
+                stale.endpoint == fresh.endpoint or _gives_way(stale.endpoint, fresh.endpoint)
+            ):
                 return stale
             self._service = fresh
         if stale is not None:
@@ -254,14 +289,35 @@ class JobFeed:
         self._unseen &= self._waiters_by_job.keys()
         job_ids = sorted(self._unseen)[:LOOK_AT_ONCE]
         if job_ids:
-            answer = await (await self.service()).call("describejobs", {"jobs": job_ids})
+            answer = await self.call("describejobs", {"jobs": job_ids})
             jobs = {job["jobId"]: job for job in answer["jobs"]}
             for job_id in job_ids:
-                for waiter in self._waiters_by_job.get(job_id, ()):
-                    waiter.tell(news_from_job(jobs.get(job_id)))
-            self._unseen.difference_update(job_ids)
+                self._tell_what_is(job_id, jobs.get(job_id))
         if not self._unseen:
             self._look_wanted.clear()
+
+    def _tell_what_is(self, job_id: str, job: dict[str, Any] | None) -> None:
+        """A job that another service was asked for has not failed because this one does not know it."""
+        place = self._place()
+        for waiter in self._waiters_by_job.get(job_id, ()):
+            if job is None and waiter.place not in ("", place):
+                trouble = (
+                    f"the service at {place} does not know job {job_id}, which was submitted to that at "
+                    f"{waiter.place}; waiting until the connection names one that does"
+                )
+                waiter.tell(JobNews(trouble=trouble))
+            else:
+                waiter.place = place
+                waiter.tell(news_from_job(job))
+        self._unseen.discard(job_id)
+
+    def _place(self) -> str:
+        return self._service.endpoint.place if self._service else ""
+
+
+def _gives_way(known: Endpoint, found: Endpoint) -> bool:
+    """A service that was configured never becomes the embedded one while somebody waits for its jobs."""
+    return found.embedded and not known.embedded
 
 
 def _after_hello(message: dict[str, Any], cursor: int) -> int:

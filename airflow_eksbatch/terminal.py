@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from airflow_eksbatch.service.settings import Settings, default_home
+import msgspec
+
+from airflow_eksbatch.endpoint import (
+    ANNOUNCEMENT,
+    Endpoint,
+    announced,
+    default_home,
+    signed_headers,
+)
+from airflow_eksbatch.service.settings import Settings
 
 Json = dict[str, Any]
 OK = 0
@@ -35,10 +44,9 @@ class Client:
     TIMEOUT_S = 60
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.url = (given.endpoint_url or os.environ.get("EKSBATCH_URL") or _embedded_url()).rstrip(
-            "/"
-        )
-        self._region = os.environ.get("EKSBATCH_REGION") or Settings().region
+        named = given.endpoint_url or os.environ.get("EKSBATCH_URL")
+        self.endpoint = _with_key(Endpoint(url=named.rstrip("/")) if named else _embedded())
+        self.url = self.endpoint.url
 
     def get(self, path: str) -> Json:
         return json.loads(b"".join(self.stream(path)))
@@ -84,20 +92,8 @@ class Client:
 
     def _headers(self, url: str, body: bytes | None) -> dict[str, str]:
         headers = {"content-type": "application/json"} if body is not None else {}
-        access_key, secret = (
-            os.environ.get("AWS_ACCESS_KEY_ID"),
-            os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        )
-        if not access_key or not secret:
-            return headers
-        from botocore.auth import SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials
-
         method = "GET" if body is None else "POST"
-        signed = AWSRequest(method=method, url=url, data=body, headers=headers)
-        SigV4Auth(Credentials(access_key, secret), "batch", self._region).add_auth(signed)
-        return dict(signed.headers.items())
+        return signed_headers(self.endpoint, method, url, body or b"", headers)
 
     def _raise(self, status: int, kind: str, body: bytes) -> NoReturn:
         try:
@@ -111,15 +107,26 @@ class Client:
         raise Sentence(message)
 
 
-def _embedded_url() -> str:
-    try:
-        announced = json.loads((default_home(os.environ) / "service.json").read_text())
-        return str(announced["url"])
-    except (OSError, ValueError, KeyError, TypeError):
+def _embedded() -> Endpoint:
+    found = announced(default_home(os.environ) / ANNOUNCEMENT)
+    if found is None:
         raise Sentence(
             "No service is running here. Start one with `eksbatch local` (it knows what ran here before), "
             "or name one by --endpoint-url or EKSBATCH_URL."
-        ) from None
+        )
+    return found
+
+
+def _with_key(endpoint: Endpoint) -> Endpoint:
+    """The key of this shell's environment, unless the service has announced one."""
+    region = os.environ.get("EKSBATCH_REGION") or Settings().region
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    key, secret = (os.environ.get(name) for name in names)
+    if endpoint.access_key_id or not key or not secret:
+        return msgspec.structs.replace(endpoint, region=region)
+    return msgspec.structs.replace(
+        endpoint, region=region, access_key_id=key, secret_access_key=secret
+    )
 
 
 # ---- showing

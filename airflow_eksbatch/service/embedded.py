@@ -8,8 +8,6 @@ import fcntl
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 import uuid
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareWeight
+from airflow_eksbatch.endpoint import ANNOUNCEMENT, announced, answers
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.process import Process
 from airflow_eksbatch.service.settings import Settings
@@ -42,7 +41,7 @@ class Home:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._announcement = path / "service.json"
+        self._announcement = path / ANNOUNCEMENT
         self._last = path / "service.last.json"
         self._lock: int | None = None
 
@@ -76,12 +75,13 @@ class Home:
 
     def announced_url(self) -> str | None:
         """Where a service said it listens; it may have died since."""
-        return _url_in(self._announcement)
+        found = announced(self._announcement)
+        return found.url if found else None
 
     def last_port(self) -> int:
         """Clients of a service that has ended find the next one where it was; 0 when there was none."""
-        url = self.announced_url() or _url_in(self._last) or ""
-        _, _, port = url.rpartition(":")
+        told = announced(self._announcement) or announced(self._last)
+        _, _, port = (told.url if told else "").rpartition(":")
         return int(port) if port.isdigit() else 0
 
     def lock_or_find(self, seconds: float = START_S) -> str | None:
@@ -98,22 +98,6 @@ class Home:
                 raise TimeoutError(f"{self.path / 'lock'} is held, and nobody answers")
             time.sleep(0.1)
         return None
-
-
-def _url_in(announcement: Path) -> str | None:
-    try:
-        return str(json.loads(announcement.read_text())["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def answers(url: str) -> bool:
-    """Whether a service is ready there."""
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as reply:
-            return reply.status == 200
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
 
 
 async def set_up(desk: ServiceDesk, settings: Settings) -> None:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from airflow_eksbatch.endpoint import default_home
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -300,12 +302,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def default_home(environ: Mapping[str, str]) -> Path:
-    """Where the embedded service lives when nothing is said."""
-    named = environ.get("EKSBATCH_HOME")
-    return Path(named).expanduser() if named else Path.home() / ".local" / "share" / "eksbatch"
 
 
 def add_settings(parser: argparse.ArgumentParser, **preset: object) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from airflow_eksbatch import hooks
-from airflow_eksbatch.hooks import AsyncBatchClient, Endpoint, find_or_start_embedded
+from airflow_eksbatch.hooks import AsyncBatchClient, find_or_start_embedded
 from airflow_eksbatch.outcome import JobOutcome, follow, reading, submit
 from airflow_eksbatch.stream import JobFeed
 from airflow_eksbatch.submission import RunFacts, TaskKey, build_submission
@@ -56,7 +56,7 @@ def test_tasks_that_come_together_after_it_left_start_one_service(home: Path) ->
 
 def test_a_task_whose_service_left_before_its_submit_gets_through(home: Path) -> None:
     async def connect() -> AsyncBatchClient:
-        return AsyncBatchClient(Endpoint(url=await asyncio.to_thread(find_or_start_embedded)))
+        return AsyncBatchClient(await asyncio.to_thread(find_or_start_embedded))
 
     async def scenario() -> JobOutcome:
         feed = JobFeed(connect)

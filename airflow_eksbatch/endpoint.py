@@ -1,0 +1,133 @@
+"""Where a service is, how requests to it are signed, and what its refusals mean; without Airflow, for all who ask one."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+DEFAULT_REGION = "us-east-1"
+ANNOUNCEMENT = "service.json"
+LOOK_S = 2
+# How long it is worth asking again where a person has to mend something first.
+PATIENCE_S = 300.0
+
+
+class ServiceAway(Exception):
+    """The service did not answer, or not now: asking again later may help."""
+
+    patience_s = float("inf")
+    """How long at most."""
+
+
+class ServiceNotNamed(ServiceAway):
+    """There is no such connection: misspelt, or whatever keeps connections does not answer."""
+
+    patience_s = PATIENCE_S
+
+
+class NotLetIn(ServiceAway):
+    """The key is not known (any more), or a clock is wrong: another look at the connection may help."""
+
+    patience_s = PATIENCE_S
+
+
+class ServiceRefused(Exception):
+    """The service understood and said no: asking again gives the same answer."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the service is and how to sign."""
+
+    url: str
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    region: str = DEFAULT_REGION
+    verify: bool = True
+    embedded: bool = False
+    """The service of this machine's home directory, which may come back at another URL."""
+    deployment: str = ""
+    """Name of the Airflow that asks, where several with the same DAGs use one service."""
+
+    @property
+    def place(self) -> str:
+        """What stays the same as long as it is the same service, as far as one can say."""
+        return "embedded" if self.embedded else self.url
+
+
+# ---- the embedded service
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """Where the embedded service lives when nothing is said."""
+    named = environ.get("EKSBATCH_HOME")
+    return Path(named).expanduser() if named else Path.home() / ".local" / "share" / "eksbatch"
+
+
+def announced(announcement: Path) -> Endpoint | None:
+    """Where a service said it listens, and its key if it wants one; it may have died since."""
+    try:
+        told = json.loads(announcement.read_text())
+        return Endpoint(
+            url=str(told["url"]),
+            access_key_id=told.get("access_key"),
+            secret_access_key=told.get("secret_key"),
+            embedded=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def answers(url: str, path: str = "/readyz") -> bool:
+    """Whether a service is ready there; with /healthz, whether one is there at all."""
+    try:
+        with urllib.request.urlopen(url + path, timeout=LOOK_S) as reply:
+            return reply.status == 200
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+# ---- requests and answers
+
+
+def signed_headers(
+    endpoint: Endpoint, method: str, url: str, data: bytes, headers: Mapping[str, str]
+) -> dict[str, str]:
+    """These headers and, if there is a key, those of AWS Signature Version 4."""
+    if not endpoint.access_key_id:
+        return dict(headers)
+    from botocore.auth import SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    keys = Credentials(endpoint.access_key_id, endpoint.secret_access_key or "")
+    request = AWSRequest(method=method, url=url, data=data, headers=dict(headers))
+    SigV4Auth(keys, "batch", endpoint.region).add_auth(request)
+    return dict(request.headers.items())
+
+
+def raise_for_answer(status: int, kind: str, text: str) -> None:
+    """Turn an error answer into what the caller can do about it; `kind` is its x-amzn-ErrorType."""
+    if status < 400:
+        return
+    code = kind.split(":")[0] or f"HTTP {status}"
+    try:
+        body = json.loads(text)
+        message = body.get("message") or body.get("Message") or text
+    except (ValueError, AttributeError):
+        message = text[:500] or "no further explanation"
+    if kind and status == 403:
+        raise NotLetIn(f"{code}: {message}")
+    # Our service names every refusal; whatever else says no stands between us and it.
+    if not kind or status == 429 or status >= 500:
+        raise ServiceAway(f"{code}: {message}")
+    raise ServiceRefused(code, message)

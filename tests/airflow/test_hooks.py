@@ -1,0 +1,206 @@
+"""Which service a connection leads to, and that a mistake never leads to another one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from airflow_eksbatch import endpoint as endpoints
+from airflow_eksbatch import hooks
+from airflow_eksbatch.endpoint import default_home, raise_for_answer
+from airflow_eksbatch.hooks import (
+    AsyncBatchClient,
+    EKSBatchHook,
+    Endpoint,
+    NotLetIn,
+    ServiceAway,
+    ServiceNotNamed,
+    ServiceRefused,
+    find_or_start_embedded,
+)
+from tests.airflow.contract_service import ContractService
+
+EMBEDDED = Endpoint(url="http://here:1", embedded=True)
+FOR_PEOPLE = "prod"
+
+Ask = Callable[[str], Endpoint]
+
+
+class Connections:
+    """What keeps connections: Airflow says "not found" for whatever goes wrong there."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        self.error: Exception | None = None
+
+    def put(self, name: str, host: str, **extra: Any) -> None:
+        more = {"login": None, "password": None, "port": None, "schema": None}
+        self.known[name] = SimpleNamespace(host=host, extra=json.dumps(extra), **more)
+
+    def get(self, name: str) -> Any:
+        if self.error:
+            raise self.error
+        if name not in self.known:
+            raise AirflowNotFoundException(f"The conn_id `{name}` isn't defined")
+        return self.known[name]
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
+    kept = Connections()
+
+    async def aget(name: str) -> Any:
+        return kept.get(name)
+
+    monkeypatch.setattr(EKSBatchHook, "get_connection", staticmethod(kept.get))
+    monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(aget))
+    monkeypatch.setattr(hooks, "find_or_start_embedded", lambda: EMBEDDED)
+    monkeypatch.setattr(hooks, "_naming", set())
+    return kept
+
+
+@pytest.fixture(params=["on a worker", "in the triggerer"])
+def ask(request: pytest.FixtureRequest, connections: Connections) -> Ask:
+    def asked(name: str) -> Endpoint:
+        hook = EKSBatchHook(name)
+        on_worker = request.param == "on a worker"
+        return hook.endpoint() if on_worker else asyncio.run(hook.aendpoint())
+
+    return asked
+
+
+def test_the_embedded_service_is_used_where_nothing_else_is_said(
+    ask: Ask, connections: Connections
+) -> None:
+    assert ask("eksbatch_default") == EMBEDDED
+    connections.put("mine", host="")
+    assert ask("mine") == EMBEDDED
+
+
+def test_a_misspelt_connection_is_named_and_no_job_runs_here_instead(
+    ask: Ask, connections: Connections
+) -> None:
+    connections.put("eksbatch_prod", "http://prod:1")
+    with pytest.raises(ServiceNotNamed, match="eksbatch_prd does not exist"):
+        ask("eksbatch_prd")
+
+
+def test_a_connection_that_cannot_be_read_any_more_does_not_become_the_embedded_service(
+    ask: Ask, connections: Connections
+) -> None:
+    connections.put("eksbatch_default", "http://prod:1")
+    assert ask("eksbatch_default").url == "http://prod:1"
+    del connections.known["eksbatch_default"]
+    with pytest.raises(ServiceNotNamed, match="was there before"):
+        ask("eksbatch_default")
+    connections.put("eksbatch_default", "")
+    assert ask("eksbatch_default") == EMBEDDED
+
+
+def test_whatever_else_goes_wrong_with_connections_is_worth_asking_again(
+    ask: Ask, connections: Connections
+) -> None:
+    connections.error = RuntimeError("the secrets backend is down")
+    with pytest.raises(ServiceNotNamed, match="secrets backend is down"):
+        ask("eksbatch_default")
+
+
+def test_calls_tell_which_airflow_asks(connections: Connections) -> None:
+    async def scenario() -> None:
+        async with ContractService() as service:
+            connections.put("prod", service.url, deployment=FOR_PEOPLE)
+            client = AsyncBatchClient(await EKSBatchHook("prod").aendpoint())
+            await client.call("describejobs", {"jobs": []})
+            await client.close()
+            (_, _, headers), *_ = service.requests
+            assert headers["x-eksbatch-deployment"] == FOR_PEOPLE
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "error"),
+    [
+        (400, "ClientException", ServiceRefused),
+        (404, "ResourceNotFoundException:http://x", ServiceRefused),
+        (429, "TooManyRequestsException", ServiceAway),
+        (503, "ServerException", ServiceAway),
+        (403, "UnrecognizedClientException", NotLetIn),
+        (403, "InvalidSignatureException", NotLetIn),
+        # What a proxy says before the service is there again, or behind it.
+        (403, "", ServiceAway),
+        (404, "", ServiceAway),
+        (502, "", ServiceAway),
+    ],
+)
+def test_only_what_the_service_itself_refuses_is_final(
+    status: int, kind: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        raise_for_answer(status, kind, "<html>")
+    assert type(raised.value) is error
+
+
+def test_a_key_that_is_not_taken_is_not_asked_with_for_an_hour() -> None:
+    assert NotLetIn.patience_s == ServiceNotNamed.patience_s == endpoints.PATIENCE_S
+    assert ServiceAway.patience_s == float("inf")
+
+
+# ---- the embedded service
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home that is named as shells do it."""
+    monkeypatch.delenv("EKSBATCH_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("EKSBATCH_HOME", "~/eksbatch")
+    (tmp_path / "eksbatch").mkdir()
+    yield tmp_path / "eksbatch"
+    for process in hooks._begun:
+        process.wait()
+    hooks._begun.clear()
+
+
+def test_a_home_below_ones_own_is_the_same_for_all_who_look_there(home: Path) -> None:
+    assert default_home({"EKSBATCH_HOME": "~/eksbatch"}) == home
+    assert default_home({}) == home.parent / ".local" / "share" / "eksbatch"
+
+
+def test_a_running_service_is_found_with_the_key_that_it_wants(home: Path) -> None:
+    async def scenario() -> None:
+        async with ContractService() as service:
+            keys = {"access_key": "EKSBLOCAL", "secret_key": "secret"}
+            (home / "service.json").write_text(json.dumps({"url": service.url, "pid": 1, **keys}))
+            found = await asyncio.to_thread(find_or_start_embedded)
+            assert (found.url, found.embedded) == (service.url, True)
+            client = AsyncBatchClient(found)
+            await client.call("describejobs", {"jobs": []})
+            await client.close()
+            (_, _, headers), *_ = service.requests
+            assert "Credential=EKSBLOCAL/" in headers["Authorization"]
+
+    asyncio.run(scenario())
+
+
+def test_one_that_cannot_start_is_told_with_its_last_words_and_the_connection(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(home: Path) -> subprocess.Popen[bytes]:
+        (home / "local.log").write_text("Traceback\nModuleNotFoundError: No module named 'x'\n\n")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(hooks, "_begin_embedded", begin)
+    with pytest.raises(ServiceAway) as raised:
+        EKSBatchHook("mine")._embedded()
+    assert "connection mine names no service" in str(raised.value)
+    assert "No module named 'x'" in str(raised.value)

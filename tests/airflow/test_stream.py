@@ -1,0 +1,191 @@
+"""The shared stream when a connection changes, or cannot be read, while tasks wait for their jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from airflow_eksbatch import stream
+from airflow_eksbatch.hooks import AsyncBatchClient, Endpoint, NotLetIn, ServiceNotNamed
+from airflow_eksbatch.outcome import JobOutcome, follow, reading, submit
+from airflow_eksbatch.stream import JobFeed
+from airflow_eksbatch.submission import RunFacts, TaskKey, build_submission
+from tests.airflow.contract_service import ContractService
+
+PATIENCE_S = 30
+SUBMISSION = build_submission(
+    {"job_queue": "default", "command": ["run"]},
+    task=TaskKey(dag_id="weather", run_id="r1", task_id="month"),
+    run=RunFacts(),
+)
+
+
+class Guarded(ContractService):
+    """Lets in whoever has this key."""
+
+    key = "OLD"
+
+    async def _operation(self, request: web.Request) -> web.Response:
+        if f"Credential={self.key}/" in request.headers.get("Authorization", ""):
+            return await super()._operation(request)
+        return web.json_response(
+            {"message": "The access key is not known here."},
+            status=403,
+            headers={"x-amzn-ErrorType": "UnrecognizedClientException"},
+        )
+
+
+class Connection:
+    """What an operator's connection says, until somebody changes it."""
+
+    def __init__(self, url: str, key: str | None = None, **more: Any) -> None:
+        self.endpoint = Endpoint(url=url, access_key_id=key, secret_access_key=key, **more)
+        self.error: Exception | None = None
+        self.reads = 0
+
+    def feed(self) -> JobFeed:
+        async def connect() -> AsyncBatchClient:
+            self.reads += 1
+            if self.error:
+                raise self.error
+            return AsyncBatchClient(self.endpoint)
+
+        return JobFeed(connect)
+
+    def names(self, url: str, key: str | None = None, **more: Any) -> None:
+        self.__init__(url, key, **more)
+
+
+def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
+
+
+def waiting(
+    feed: JobFeed, job: str, heard: asyncio.Queue[str]
+) -> tuple[asyncio.Task[JobOutcome], asyncio.Queue[str]]:
+    return asyncio.create_task(follow(feed, job, heard.put_nowait)), heard
+
+
+async def until(heard: asyncio.Queue[str], words: str) -> str:
+    """The first thing that is said with these words."""
+    while words not in (said := await heard.get()):
+        pass
+    return said
+
+
+def test_a_key_that_was_changed_is_used_for_the_next_call_also_while_tasks_wait() -> None:
+    async def scenario() -> None:
+        async with Guarded() as service:
+            connection = Connection(service.url, "OLD")
+            feed = connection.feed()
+            async with reading(feed):
+                await feed.call("describejobs", {"jobs": []})
+                service.key = "NEW"
+                with pytest.raises(NotLetIn):
+                    await feed.call("describejobs", {"jobs": []})
+                connection.names(service.url, "NEW")
+                job = await submit(feed, SUBMISSION, 60, lambda _: None)
+                assert list(service.jobs) == [job]
+
+    play(scenario)
+
+
+def test_a_url_that_was_changed_is_looked_at_while_tasks_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        async with ContractService() as old, ContractService() as new:
+            connection = Connection(old.url)
+            feed = connection.feed()
+            async with reading(feed):
+                await old.connected()
+                connection.names(new.url)
+                monkeypatch.setattr(stream, "LOOK_UP_S", 0.0)
+                await submit(feed, SUBMISSION, 60, lambda _: None)
+                assert (len(old.jobs), len(new.jobs)) == (0, 1)
+                await new.connected()
+
+    play(scenario)
+
+
+def test_a_job_that_another_service_does_not_know_has_not_failed() -> None:
+    """1 the connection names another service for a while 2 then the one that has the job again."""
+
+    async def scenario() -> None:
+        async with ContractService() as ours, ContractService() as wrong:
+            connection = Connection(ours.url)
+            feed = connection.feed()
+            async with reading(feed):
+                job = await submit(feed, SUBMISSION, 60, lambda _: None)
+                ending, heard = waiting(feed, job, asyncio.Queue())
+                await until(heard, "SUBMITTED")
+                connection.names(wrong.url)
+                await feed.renewed_service()
+                said = await until(heard, "does not know job")
+                assert ours.url in said
+                assert wrong.url in said
+                assert not ending.done()
+                connection.names(ours.url)
+                await feed.renewed_service()
+                await ours.connected(2)
+                await ours.change(job, "SUCCEEDED")
+                assert (await ending).status == "SUCCEEDED"
+
+    play(scenario)
+
+
+def test_a_job_that_its_own_service_does_not_know_has_failed() -> None:
+    async def scenario() -> None:
+        async with ContractService() as service:
+            feed = Connection(service.url).feed()
+            async with reading(feed):
+                outcome = await follow(feed, "nobody's", lambda _: None)
+                assert "does not know this job" in outcome.reason
+
+    play(scenario)
+
+
+def test_a_configured_service_does_not_become_the_embedded_one_while_tasks_wait() -> None:
+    async def scenario() -> None:
+        async with ContractService() as ours, ContractService() as embedded:
+            connection = Connection(ours.url)
+            feed = connection.feed()
+            first = await feed.service()
+            connection.names(embedded.url, embedded=True)
+            assert await feed.renewed_service() is first
+            connection.error = ServiceNotNamed("the secrets backend is down")
+            assert await feed.renewed_service() is first
+            await feed.close()
+
+    play(scenario)
+
+
+def test_the_embedded_service_may_come_back_elsewhere_and_give_way_to_a_configured_one() -> None:
+    async def scenario() -> None:
+        connection = Connection("http://127.0.0.1:1", embedded=True)
+        feed = connection.feed()
+        await feed.service()
+        for url, embedded in (("http://127.0.0.1:2", True), ("http://prod", False)):
+            connection.names(url, embedded=embedded)
+            assert (await feed.renewed_service()).endpoint.url == url
+        await feed.close()
+
+    play(scenario)
+
+
+def test_tasks_that_ask_at_once_look_the_connection_up_once() -> None:
+    async def scenario() -> None:
+        connection = Connection("http://127.0.0.1:1")
+        feed = connection.feed()
+        await asyncio.gather(*(feed.service() for _ in range(100)))
+        assert connection.reads == 1
+        feed._looked_up_at -= stream.LOOK_UP_S
+        await asyncio.gather(*(feed.service() for _ in range(100)))
+        assert connection.reads == 2
+        await feed.close()
+
+    play(scenario)
