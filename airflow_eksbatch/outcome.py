@@ -124,7 +124,8 @@ async def submit(
     say = _once_each(say)
 
     def tell(error: ServiceAway) -> None:
-        say(f"The service does not take the job yet ({error}); trying for {within_s:g} s")
+        seconds = min(within_s, error.patience_s)
+        say(f"The service does not take the job yet ({error}); trying for {seconds:g} s")
 
     return await patiently(feed, lambda: submit_once(feed, submission, say), within_s, tell)
 
@@ -136,7 +137,7 @@ async def patiently(
     tell: Callable[[ServiceAway], Any] = lambda _: None,
 ) -> Answer:
     """Ask a service that is away again, where it is by then, ever more rarely; tell the first time."""
-    deadline = time.monotonic() + within_s
+    began = time.monotonic()
     pause_s, told = 0.5, False
     while True:
         try:
@@ -144,9 +145,10 @@ async def patiently(
                 await feed.renewed_service()
             return await ask()
         except ServiceAway as error:
-            left_s = deadline - time.monotonic()
+            allowed_s = min(within_s, error.patience_s)
+            left_s = began + allowed_s - time.monotonic()
             if left_s <= 0:
-                raise ServiceAway(f"gave up after {within_s:g} s: {error}") from error
+                raise ServiceAway(f"gave up after {allowed_s:g} s: {error}") from error
             if not told:
                 tell(error)
                 told = True
@@ -169,17 +171,16 @@ async def submit_once(
     feed: JobFeed, submission: Submission, say: Callable[[str], Any] = lambda _: None
 ) -> str:
     """One SubmitJob; more calls only where the service lacks what we may add or drop."""
-    service: Any = await feed.service()
     request = dict(submission.request)
     for last in (False,) * (SUBMIT_ROUNDS - 1) + (True,):
         try:
-            answer = await service.call("submitjob", request, submission.headers)
+            answer = await feed.call("submitjob", request, submission.headers)
             return str(answer["jobId"])
         except ServiceRefused as error:
             text = error.message.lower()
             chosen = submission.share_was_chosen or "shareIdentifier" not in request
             if not last and submission.definition and "definition" in text:
-                await service.call("registerjobdefinition", submission.definition)
+                await feed.call("registerjobdefinition", submission.definition)
             elif not last and not chosen and "share" in text:
                 share = request.pop("shareIdentifier")
                 say(
@@ -275,8 +276,7 @@ async def _looked_into(feed: JobFeed, outcome: JobOutcome) -> JobOutcome:
     """Whether it failed or was ended by somebody is only in DescribeJobs."""
     with contextlib.suppress(ServiceAway, ServiceRefused, TimeoutError):
         async with asyncio.timeout(LOG_S):
-            service: Any = await feed.service()
-            jobs = (await service.call("describejobs", {"jobs": [outcome.job_id]}))["jobs"]
+            jobs = (await feed.call("describejobs", {"jobs": [outcome.job_id]}))["jobs"]
         for job in jobs:
             code = exit_code_of(job)
             return msgspec.structs.replace(
@@ -318,8 +318,7 @@ async def _whose_output(service: Any, outcome: JobOutcome) -> str:
 
 async def status_of(feed: JobFeed, job_id: str) -> str | None:
     """What a job is now; None if the service does not know it."""
-    service: Any = await feed.service()
-    jobs = (await service.call("describejobs", {"jobs": [job_id]}))["jobs"]
+    jobs = (await feed.call("describejobs", {"jobs": [job_id]}))["jobs"]
     return jobs[0]["status"] if jobs else None
 
 
@@ -335,8 +334,7 @@ async def end_job(feed: JobFeed, job: str | Submission, reason: str) -> tuple[st
     async def ask() -> tuple[str, str | None]:
         job_id = job if isinstance(job, str) else await submit_once(feed, job)
         status = await status_of(feed, job_id)
-        service: Any = await feed.service()
-        await service.call("terminatejob", {"jobId": job_id, "reason": reason})
+        await feed.call("terminatejob", {"jobId": job_id, "reason": reason})
         return job_id, status
 
     async with asyncio.timeout(END_S):

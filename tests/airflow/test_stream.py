@@ -10,7 +10,13 @@ import pytest
 from aiohttp import web
 
 from airflow_eksbatch import stream
-from airflow_eksbatch.hooks import AsyncBatchClient, Endpoint, NotLetIn, ServiceNotNamed
+from airflow_eksbatch.hooks import (
+    AsyncBatchClient,
+    Endpoint,
+    NotLetIn,
+    ServiceAway,
+    ServiceNotNamed,
+)
 from airflow_eksbatch.outcome import JobOutcome, follow, reading, submit
 from airflow_eksbatch.stream import JobFeed
 from airflow_eksbatch.submission import RunFacts, TaskKey, build_submission
@@ -90,6 +96,22 @@ def test_a_key_that_was_changed_is_used_for_the_next_call_also_while_tasks_wait(
                 connection.names(service.url, "NEW")
                 job = await submit(feed, SUBMISSION, 60, lambda _: None)
                 assert list(service.jobs) == [job]
+
+    play(scenario)
+
+
+def test_what_a_person_has_to_mend_is_not_waited_for_as_long_as_a_service_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(NotLetIn, "patience_s", 0.0)
+
+    async def scenario() -> None:
+        async with Guarded() as service:
+            feed = Connection(service.url, "WRONG").feed()
+            said: list[str] = []
+            with pytest.raises(ServiceAway, match="gave up after 0 s: Unrecognized"):
+                await submit(feed, SUBMISSION, 3600, said.append)
+            await feed.close()
 
     play(scenario)
 
