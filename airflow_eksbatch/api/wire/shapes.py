@@ -138,18 +138,14 @@ def dependencies_from(wire: list[Wire] | None, array_size: int | None) -> tuple[
 
 def retry_wire(retry: RetryStrategy) -> Wire:
     rules = [
-        {
-            "action": rule.action.value.lower(),
-            **{
-                name: value
-                for name, value in (
-                    ("onStatusReason", rule.on_status_reason),
-                    ("onReason", rule.on_reason),
-                    ("onExitCode", rule.on_exit_code),
-                )
-                if value is not None
-            },
-        }
+        without_nothing(
+            {
+                "action": rule.action.value.lower(),
+                "onStatusReason": rule.on_status_reason,
+                "onReason": rule.on_reason,
+                "onExitCode": rule.on_exit_code,
+            }
+        )
         for rule in retry.evaluate_on_exit
     ]
     return {"attempts": retry.attempts, "evaluateOnExit": rules}
@@ -233,7 +229,7 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
         detail["arrayProperties"] = {"index": view.index, "statusSummary": {}}
     elif job.is_array:
         detail["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
-    return {name: value for name, value in detail.items() if value is not None}
+    return without_nothing(detail)
 
 
 def status_reason(view: JobView, last: Attempt | None) -> str | None:
@@ -314,7 +310,7 @@ def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
         "statusReason": end.status_reason,
         "charged": attempt.charged,  # ours; clients that know AWS's model skip it
     }
-    return {name: value for name, value in wire.items() if value is not None}
+    return without_nothing(wire)
 
 
 def ending(end: AttemptEnd | None) -> Wire:
@@ -389,7 +385,7 @@ def job_summary(view: JobView, settings: ApiSettings) -> Wire:
         wire["arrayProperties"] = {"index": view.index}
     elif job.is_array:
         wire["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
-    return {name: value for name, value in wire.items() if value is not None}
+    return without_nothing(wire)
 
 
 def event_wire(event: JobEvent) -> Wire:
