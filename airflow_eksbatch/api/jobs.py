@@ -56,7 +56,7 @@ async def submit_job(call: Call) -> dict[str, Any]:
     await call.desk.settled()
     request, world = call.input, call.desk.world
     elsewhere.refuse(request, elsewhere.OF_SUBMIT)
-    identity = identity_of(call)
+    identity = bounded(identity_of(call))
     queue = world.queues.get(name_of(request["jobQueue"]))
     definition = find_definition(world.definitions, request["jobDefinition"])
     pod, resources, parameters = resolved(definition, request)
@@ -140,6 +140,17 @@ def identity_of(call: Call) -> Identity:
         raise Rejected("x-eksbatch-task-instance must be the UUID of a task instance.") from None
     ordered = str(instance) if instance.version == 7 else ""
     return Identity(f"{INSTANCE_TOKEN}{instance}", task_key, try_number, ordered)
+
+
+def bounded(identity: Identity) -> Identity:
+    """Databases index what a submit is known by; PostgreSQL takes 2,704 bytes there, and else refuses the whole beat."""
+    for known in (identity.token or "", identity.task_key or ""):
+        if len(known.encode()) > limits.TOKEN_BYTES_MAX:
+            raise Rejected(
+                f"x-eksbatch-token or amz-sdk-invocation-id makes {len(known.encode())} bytes, at most "
+                f"{limits.TOKEN_BYTES_MAX} are allowed. Of an Airflow task shorten the id of its DAG, run or task."
+            )
+    return identity
 
 
 def of_deployment(call: Call, key: str) -> str:

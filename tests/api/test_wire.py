@@ -167,3 +167,21 @@ def test_a_token_that_is_none_is_refused(raw: Raw, token: str) -> None:
     reply = raw("POST", "/v1/submitjob", body, {"x-eksbatch-token": token})
     assert reply.status == 400
     assert "KEY|1" in reply.message
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-eksbatch-token": f"{'k' * 2000}|1"},
+        {"x-eksbatch-token": f"{'%C3%A9' * 1000}|1"},
+        {"x-eksbatch-token": "k|1", "x-eksbatch-deployment": "d", "amz-sdk-invocation-id": "i"},
+        {"amz-sdk-invocation-id": "i" * 2000},
+    ],
+)
+def test_a_token_that_is_longer_than_databases_index_is_refused(
+    raw: Raw, headers: dict[str, str]
+) -> None:
+    body = json.dumps({"jobName": "x", "jobQueue": "default", "jobDefinition": "x"}).encode()
+    reply = raw("POST", "/v1/submitjob", body, headers)
+    assert reply.status == 400
+    assert ("at most 2000" in reply.message) == (len(headers) == 1)

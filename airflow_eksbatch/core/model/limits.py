@@ -20,6 +20,8 @@ TIMEOUT_S_MIN = 60
 # AWS: 30 KiB and 24 KiB; inline scripts of DAG authors are longer than that, so ours are wider.
 SUBMIT_BYTES_MAX = 256 * 1024
 DEFINITION_BYTES_MAX = 256 * 1024
+# Of what a submit is known by. Airflow's three ids have 250 characters each, not all of one byte.
+TOKEN_BYTES_MAX = 2_000
 
 # AWS ends a container 30 s after SIGTERM.
 GRACE_S = 30
@@ -65,6 +67,14 @@ QUOTA_FREED_S = 2
 REFUSED_POD_PAUSE_S = 30
 # A pod's end is before ours only if it is so by more than this: its time has whole seconds, and comes from another clock.
 END_AHEAD_S = 2
+# A job class that so many nodes in a row turned away, or few nodes so often: it is not the nodes ...
+TURNED_AWAY_NODES = 3
+TURNED_AWAY_TIMES = 5
+# ... so these jobs are left alone this long, then twice as long, up to so long, their nodes stay open ...
+TURNED_AWAY_S = 30
+TURNED_AWAY_S_MAX = 300
+# ... and after so many times on nodes without other work, which are 23 minutes, each refusal is charged like any failure.
+TURNED_AWAY_RESTS_MAX = 7
 # A pod that the cluster has not shown this long after its creation is created again (same name: harmless).
 POD_SEEN_S_MAX = 60
 # A job that fits nowhere for this long gets a node kept free for it (planner/fit.py).
@@ -72,7 +82,9 @@ RESERVE_AFTER_S = 300
 # Nodes the planner may ask for in one beat: more than any beat needs, less than an API can take at once.
 LAUNCHES_PER_BEAT_MAX = 500
 # Instances that one request makes at most: their node ids stand in one tag, which holds 256 characters.
-LAUNCH_TOGETHER_MAX = 11
+LAUNCH_TOGETHER_MAX = 10
+# Indices that are ended in one beat because their queue is deleted; an array is not divided.
+ENDS_PER_BEAT_MAX = 2_000
 # Dispatch turns one queue may take in a beat; a turn takes a share of the class, so the order stays close to exact.
 TURNS_PER_BEAT_MAX = 2_000
 
