@@ -531,6 +531,7 @@ def test_a_definition_that_cannot_be_is_refused_with_what_to_do(
         needs({}, {"nvidia.com/gpu": "1"}),
         needs({"nvidia.com/gpu": "1"}, {}),
         container(name="Default", imagePullPolicy="Never"),
+        container(name="", imagePullPolicy=""),
         mounting("data", "/x", "/y"),
     ],
 )

@@ -205,7 +205,7 @@ def check_container(container: Wire, volumes: set[str]) -> str:
 
 def check_choice(given: Wire, member: str, where: str) -> None:
     value = given.get(member)
-    if value is not None and value not in CHOICES[member]:
+    if value and value not in CHOICES[member]:
         raise Rejected(
             f"{where}: {member} must be one of {', '.join(CHOICES[member])}, not {value!r}."
         )
