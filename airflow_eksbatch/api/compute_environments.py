@@ -25,6 +25,10 @@ STRATEGIES = {
     ),
 }
 VCPUS_MAX = 10_000_000
+UPDATE_MINUTES_MAX = 7_200
+NEWEST_IMAGE = "updateToLatestImageVersion"
+# Members of computeResources that change how many instances there are, and none of them.
+SCALING = frozenset({"minvCpus", "maxvCpus", "desiredvCpus", "scalingPolicy", NEWEST_IMAGE})
 # AWS's bounds of scalingPolicy.minScaleDownDelayMinutes; 0 is off.
 DELAY_MINUTES = (20, 10_080)
 
@@ -126,9 +130,9 @@ async def create(call: Call) -> Wire:
 
 
 async def update(call: Call) -> Wire:
-    """What is given replaces what was, member by member."""
-    left_out = ("computeEnvironment", "updatePolicy")
-    request = {key: value for key, value in call.input.items() if key not in left_out}
+    """What is given replaces what was, member by member; other machines than before replace those there are."""
+    request = {key: value for key, value in call.input.items() if key != "computeEnvironment"}
+    check_update_policy(request.get("updatePolicy") or {})
     name = name_of(call.input["computeEnvironment"])
 
     def change() -> ComputeEnvironmentPut:
@@ -139,10 +143,37 @@ async def update(call: Call) -> Wire:
         for key in ("computeResources", "eksConfiguration"):
             if key in request:
                 wire[key] = {**(wire_of(before).get(key) or {}), **request[key]}
+        # A wish of this one update and not kept (AWS): the check that follows it finds the newest image.
+        newest = bool((wire.get("computeResources") or {}).pop(NEWEST_IMAGE, False))
         environment = environment_from(wire, before)
-        return ComputeEnvironmentPut(compute_environment=environment, create=False, seen=before)
+        return ComputeEnvironmentPut(
+            compute_environment=environment,
+            create=False,
+            seen=before,
+            replaces_nodes=newest or machines(environment) != machines(before),
+        )
 
     return names_of(await offer_change(call.desk, change))
+
+
+def check_update_policy(policy: Wire) -> None:
+    """Kept and told back; what it would end here is refused."""
+    if policy.get("terminateJobsOnUpdate"):
+        raise Rejected(
+            "updatePolicy.terminateJobsOnUpdate must be false here: jobs on nodes from before the update run to "
+            "their end, and then those nodes go. TerminateJob ends what must not go on."
+        )
+    minutes = policy.get("jobExecutionTimeoutMinutes")
+    if minutes is not None and not 1 <= minutes <= UPDATE_MINUTES_MAX:
+        raise Rejected(
+            f"jobExecutionTimeoutMinutes must be 1 to {UPDATE_MINUTES_MAX}, not {minutes}."
+        )
+
+
+def machines(environment: ComputeEnvironment) -> Wire:
+    """What decides how its instances are made; an update of it is one of infrastructure (AWS)."""
+    resources: Wire = wire_of(environment).get("computeResources") or {}
+    return {key: value for key, value in resources.items() if value and key not in SCALING}
 
 
 async def delete(call: Call) -> Wire:
@@ -163,6 +194,7 @@ def wire_of(environment: ComputeEnvironment) -> Wire:
         "subnets": list(environment.subnets),
         **(given.get("computeResources") or {}),
     }
+    resources.pop(NEWEST_IMAGE, None)
     return {
         **given,
         "type": "MANAGED" if environment.managed else "UNMANAGED",

@@ -59,6 +59,8 @@ class ComputeEnvironmentPut(Fact, frozen=True, kw_only=True):
     compute_environment: ComputeEnvironment
     create: bool
     seen: ComputeEnvironment | None = None
+    replaces_nodes: bool = False
+    """Machines are made otherwise from now on: those there are go when their jobs have ended."""
 
 
 class PolicyPut(Fact, frozen=True, kw_only=True):

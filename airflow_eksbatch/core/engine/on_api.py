@@ -22,6 +22,7 @@ from airflow_eksbatch.core.model.errors import Outdated, Rejected
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import OUTDATED, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import Cause
 from airflow_eksbatch.core.planner.reservation import active_shares
@@ -293,14 +294,27 @@ def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) ->
     if not fact.create and (before is None or before.status == "DELETING"):
         raise Rejected(f"Compute environment {environment.name} does not exist.")
     check_seen(f"Compute environment {environment.name}", fact.seen, before)
-    if before is None or needs_check(before, environment):
+    if before is None or fact.replaces_nodes or needs_check(before, environment):
         status = "CREATING" if before is None else "UPDATING"
         environment = msgspec.structs.replace(environment, status=status)
         world.trials.invalid_times.pop(environment.name, None)
         turn.effects.append(effects.CheckEnvironment(name=environment.name))
     world.put_compute_environment(environment)
     world.measured.forget_environment(environment.name)
+    if fact.replaces_nodes and environment.managed:
+        retire_older(turn, environment.name)
     return environment
+
+
+def retire_older(turn: Turn, name: str) -> None:
+    """Machines from before an update get no new work, and none of what runs is touched; who has none yet is ended."""
+    for node in list(turn.world.nodes.values()):
+        if node.compute_environment != name or node.status is NodeStatus.TERMINATING:
+            continue
+        if node.is_young:
+            turn.terminate_node(node, OUTDATED)
+        elif not node.is_leaving:
+            turn.world.close_node(node, OUTDATED)
 
 
 def needs_check(before: ComputeEnvironment, after: ComputeEnvironment) -> bool:

@@ -23,6 +23,7 @@ TURNED_AWAY = "turned a pod away"
 # Nothing but the end of the instance follows these.
 SPOT_NOTICE = "Spot interruption notice"
 REBALANCE = "Spot rebalance recommendation"
+OUTDATED = "its compute environment was updated"
 
 # Classes of instance types that EC2 counts together (service quotas of EC2); other families' letters are their own class.
 STANDARD = ("a", "c", "d", "h", "i", "m", "r", "t", "z")
@@ -168,7 +169,7 @@ class Node(msgspec.Struct, kw_only=True):
     @property
     def is_leaving(self) -> bool:
         """Closed for good."""
-        return self.closed in (SPOT_NOTICE, REBALANCE)
+        return self.closed in (SPOT_NOTICE, REBALANCE, OUTDATED)
 
     @property
     def is_young(self) -> bool:
