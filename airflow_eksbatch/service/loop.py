@@ -24,7 +24,6 @@ from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, Letter, unavailable
 from airflow_eksbatch.service.lease import CLOCK
 from airflow_eksbatch.service.performer import Backoff
-from airflow_eksbatch.service.recorder import Recorder
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Fenced, Store, StoreError
@@ -99,7 +98,6 @@ class Loop:
         inbox: Inbox,
         broadcast: Broadcast,
         telemetry: Telemetry,
-        recorder: Recorder | None,
         clock: Clock,
         hold_lease: Callable[[], AbstractAsyncContextManager[None]],
         step_settings: StepSettings,
@@ -109,7 +107,6 @@ class Loop:
         self._inbox = inbox
         self._broadcast = broadcast
         self._telemetry = telemetry
-        self._recorder = recorder
         self._clock = clock
         self._step_settings = step_settings
         self._settings = settings
@@ -216,15 +213,13 @@ class Loop:
         self.beating.set()
         for letter, answer in zip(letters, outcome.answers, strict=False):
             letter.answer(answer)
-        self._finish(now, facts, outcome)
+        self._finish(outcome)
         self._telemetry.beat(facts, outcome, stepped - began, committed - stepped)
 
-    def _finish(self, now: int, facts: Sequence[Fact], outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         """It has happened: now it may be told and done."""
         self.start_effects(outcome.effects)
         self._broadcast.publish(outcome.changes.events)
-        if self._recorder is not None:
-            self._recorder.record(now, facts, outcome.effects)
 
     async def _enrich(self, facts: list[Fact]) -> list[Fact]:
         """Add to submits what only the store knows: dependencies and earlier submits that have ended."""

@@ -22,7 +22,6 @@ from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease, LeaseLost, seen_by_peer
 from airflow_eksbatch.service.loop import Loop
 from airflow_eksbatch.service.performer import Performer
-from airflow_eksbatch.service.recorder import Recorder
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.service.watchers import Watchers
@@ -48,7 +47,6 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     lease: Lease
     broadcast: Broadcast
     telemetry: Telemetry
-    recorder: Recorder | None
     cluster: Cluster
     cloud: Cloud
     desk: ServiceDesk
@@ -95,8 +93,6 @@ class Process:
                 await serving
             await parts.lease.standby.close()
             await parts.store.close()
-            if parts.recorder is not None:
-                parts.recorder.close()
 
     async def _serve(self, serving: asyncio.Task[None], on_ready: OnReady) -> int:
         parts, stopped = self.parts, asyncio.create_task(self._stop.wait(), name="stop")

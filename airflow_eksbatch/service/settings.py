@@ -50,8 +50,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spot_vcpus: int = 32
     log_format: str = "text"
     log_level: str = "info"
-    record: str = ""
-    record_mib: int = 256
     check_plans: bool = False
     sqlite_pages: int = 0
 
@@ -111,7 +109,7 @@ GROUPS = {
     WHERE: "where it lives",
     WHAT: "where jobs run",
     PACE: "pace and bounds",
-    TELL: "logs and records",
+    TELL: "logs and checks",
 }
 SETTINGS: tuple[Setting, ...] = (
     _setting(
@@ -276,17 +274,6 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(TELL, "log_format", "text for people, json for machines.", "text", "json"),
     _setting(TELL, "log_level", "Least severity that is logged.", *LOG_LEVELS),
-    _setting(
-        TELL,
-        "record",
-        "File of the flight recorder: every fact and effect as a JSON line (empty: none).",
-    ),
-    _setting(
-        TELL,
-        "record_mib",
-        "Size at which the flight recorder starts a new file.",
-        least=1,
-    ),
     _setting(
         TELL,
         "check_plans",

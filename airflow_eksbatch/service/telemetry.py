@@ -26,7 +26,7 @@ from airflow_eksbatch.core.engine.facts import (
     SpotInterrupted,
 )
 from airflow_eksbatch.core.engine.outcome import Outcome
-from airflow_eksbatch.core.engine.views import environments, jobs_by_status
+from airflow_eksbatch.core.engine.views import classes, environments, jobs_by_status
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
@@ -89,61 +89,64 @@ class Telemetry:
         self.log = structlog.get_logger().bind()
         self._told: dict[NodeId, NodeStatus] = {}
         registry = self.registry
-        self._step_s = Histogram(
-            "eksbatch_step_seconds", "Time of one step.", buckets=_BEAT_BUCKETS, registry=registry
-        )
-        self._commit_s = Histogram(
-            "eksbatch_commit_seconds",
-            "Time of one commit.",
-            buckets=_BEAT_BUCKETS,
-            registry=registry,
-        )
-        self._facts = Counter("eksbatch_facts", "Facts taken in.", ["fact"], registry=registry)
-        self._effects = Counter(
-            "eksbatch_effects", "Effects given out.", ["effect"], registry=registry
-        )
-        self._failures = Counter(
-            "eksbatch_outside_failures",
-            "Calls to the outside that failed.",
-            ["what"],
-            registry=registry,
-        )
-        self._ended = Counter(
-            "eksbatch_jobs_ended", "Jobs that ended.", ["queue", "status"], registry=registry
-        )
-        self._paid = Counter(
-            "eksbatch_instance_cost_usd",
+
+        def seconds(name: str, words: str) -> Histogram:
+            return Histogram(
+                f"eksbatch_{name}_seconds", words, buckets=_BEAT_BUCKETS, registry=registry
+            )
+
+        def counter(name: str, words: str, *labels: str) -> Counter:
+            return Counter(f"eksbatch_{name}", words, labels, registry=registry)
+
+        def gauge(name: str, words: str, *labels: str) -> Gauge:
+            return Gauge(f"eksbatch_{name}", words, labels, registry=registry)
+
+        environment, market = "compute_environment", "market"
+        self._step_s = seconds("step", "Time of one step.")
+        self._commit_s = seconds("commit", "Time of one commit.")
+        self._facts = counter("facts", "Facts taken in.", "fact")
+        self._effects = counter("effects", "Effects given out.", "effect")
+        self._failures = counter("outside_failures", "Calls to the outside that failed.", "what")
+        self._ended = counter("jobs_ended", "Jobs that ended.", "queue", "status")
+        self._paid = counter(
+            "instance_cost_usd",
             "What instances cost, as far as it is in the books.",
-            ["compute_environment", "market"],
-            registry=registry,
+            environment,
+            market,
         )
-        self._paid_by_jobs = Counter(
-            "eksbatch_job_cost_usd",
+        self._paid_by_jobs = counter(
+            "job_cost_usd",
             "What of it ended attempts of jobs paid; the rest is idle and boot time.",
-            ["queue", "compute_environment", "market"],
-            registry=registry,
+            "queue",
+            environment,
+            market,
         )
-        self._price = Gauge(
-            "eksbatch_price_usd_per_hour",
-            "What the instances that live cost an hour.",
-            ["compute_environment", "market"],
-            registry=registry,
+        self._inbox = gauge("inbox_facts", "Facts that wait for a beat.")
+        self._undone = gauge("effects_waiting", "Effects not done yet.")
+        self._streams = gauge("streams", "Readers of the event stream.")
+        self._ready = gauge("ready", "1 while this replica beats, or stands by for one that does.")
+        self._leader = gauge(
+            "leader", "1 while this replica has the lease; of all replicas one should."
         )
-        self._inbox = Gauge(
-            "eksbatch_inbox_facts", "Facts that wait for a beat.", registry=registry
+        self._jobs = gauge("jobs", "Live jobs by status.", "queue", "status")
+        self._oldest = gauge(
+            "oldest_runnable_seconds",
+            "How long the job that waits longest has been RUNNABLE; 0 when none is.",
+            "queue",
         )
-        self._undone = Gauge("eksbatch_effects_waiting", "Effects not done yet.", registry=registry)
-        self._streams = Gauge("eksbatch_streams", "Readers of the event stream.", registry=registry)
-        self._ready = Gauge("eksbatch_ready", "1 while the service beats.", registry=registry)
-        self._jobs = Gauge(
-            "eksbatch_jobs", "Live jobs by status.", ["queue", "status"], registry=registry
+        self._valid = gauge(
+            "compute_environment_valid",
+            "0 while it is INVALID; the reason is in the log and in DescribeComputeEnvironments.",
+            environment,
         )
-        self._vcpus = Gauge(
-            "eksbatch_vcpus", "vCPUs that are bought.", ["compute_environment"], registry=registry
+        self._vcpus = gauge("vcpus", "vCPUs that are bought.", environment)
+        self._nodes = gauge("nodes", "Nodes.", environment, "status")
+        self._price = gauge(
+            "price_usd_per_hour", "What the instances that live cost an hour.", environment, market
         )
-        self._nodes = Gauge(
-            "eksbatch_nodes", "Nodes.", ["compute_environment", "status"], registry=registry
-        )
+        self._of_world = (
+            self._jobs, self._oldest, self._valid, self._vcpus, self._nodes, self._price
+        )  # fmt: skip
 
     def beat(self, facts: Sequence[Fact], outcome: Outcome, step_s: float, commit_s: float) -> None:
         """One committed beat."""
@@ -266,12 +269,14 @@ class Telemetry:
         *,
         now: int,
         ready: bool,
+        leader: bool,
         inbox: int,
         undone: int,
         streams: int,
     ) -> bytes:
         """The metrics page."""
         self._ready.set(1 if ready else 0)
+        self._leader.set(1 if leader else 0)
         self._inbox.set(inbox)
         self._undone.set(undone)
         self._streams.set(streams)
@@ -280,7 +285,7 @@ class Telemetry:
         return generate_latest(self.registry)
 
     def _look_at(self, world: World, now: int) -> None:
-        for gauge in (self._jobs, self._vcpus, self._nodes, self._price):
+        for gauge in self._of_world:
             gauge.clear()
         for node in world.nodes.values():
             if node.launched_at is not None:
@@ -289,9 +294,17 @@ class Telemetry:
         for queue, counts in jobs_by_status(world).items():
             for status in (JobStatus.RUNNABLE, JobStatus.STARTING, JobStatus.RUNNING):
                 self._jobs.labels(queue, status.value).set(counts[status])
+        waits_ms = dict.fromkeys(world.queues, 0)
+        for row in classes(world):
+            queue, since = str(row["jobQueue"]), row["oldest_at"]
+            assert isinstance(since, int)
+            waits_ms[queue] = max(waits_ms.get(queue, 0), now - since)
+        for queue, wait_ms in waits_ms.items():
+            self._oldest.labels(queue).set(wait_ms / 1000)
         for row in environments(world, now):
             name = str(row["computeEnvironment"])
             self._vcpus.labels(name).set(world.vcpus[name])
+            self._valid.labels(name).set(row["status"] != "INVALID")
             instances = row["instances"]
             assert isinstance(instances, dict)
             for status in NodeStatus:

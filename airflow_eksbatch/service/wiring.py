@@ -24,6 +24,7 @@ from airflow_eksbatch.service.lease import Lease
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
 from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
 from airflow_eksbatch.service.process import (
+    STANDBY,
     OnReady,
     Parts,
     Process,
@@ -31,7 +32,6 @@ from airflow_eksbatch.service.process import (
     run_process,
     url_of,
 )
-from airflow_eksbatch.service.recorder import Recorder
 from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry, configure_logging
@@ -165,14 +165,12 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
     clock, telemetry, inbox = Clock(), Telemetry(), Inbox(settings.inbox)
     store = StoreThread(make_store(settings))
     broadcast = _make_broadcast(store)
-    recorder = _make_recorder(settings)
     lease = _make_lease(settings, owner, store, clock, telemetry)
     loop = Loop(
         store=store,
         inbox=inbox,
         broadcast=broadcast,
         telemetry=telemetry,
-        recorder=recorder,
         clock=clock,
         hold_lease=lease.hold,
         step_settings=_step_settings(settings),
@@ -193,7 +191,9 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         return telemetry.exposition(
             loop.world,
             now=clock(),
-            ready=loop.trouble is None,
+            ready=not loop.trouble
+            or (loop.trouble == STANDBY and lease.standby.leader is not None),
+            leader=lease.is_sure(),
             inbox=len(inbox),
             undone=len(performer),
             streams=broadcast.subscribers,
@@ -220,7 +220,6 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
             lease=lease,
             broadcast=broadcast,
             telemetry=telemetry,
-            recorder=recorder,
             cluster=cluster,
             cloud=cloud,
             desk=desk,
@@ -276,12 +275,6 @@ def _make_broadcast(store: StoreThread) -> Broadcast:
         first_seq=lambda: store.ask(lambda s: s.first_event_seq()),
     )
     return Broadcast(StreamSettings(), history)
-
-
-def _make_recorder(settings: Settings) -> Recorder | None:
-    if not settings.record:
-        return None
-    return Recorder(Path(settings.record).expanduser(), settings.record_mib << 20)
 
 
 def serve_for_ever(settings: Settings) -> int:

@@ -84,7 +84,6 @@ class Heart:
                 ),
             ),
             telemetry=telemetry,
-            recorder=None,
             clock=clock,
             hold_lease=lease.hold,
             step_settings=StepSettings(),

@@ -166,6 +166,9 @@ def test_a_standby_serves_the_api_and_goes_on_alone_when_the_leader_is_killed(
     )
     policy = batch.create_scheduling_policy(name="p")["arn"]
     assert batch.list_tags_for_resource(resourceArn=policy)["tags"] == {}
+    for replica, leads in ((leader, "1.0"), (standby, "0.0")):
+        lines = replica.get("/metrics").splitlines()
+        assert {"eksbatch_ready 1.0", f"eksbatch_leader {leads}"} <= set(lines)
     cluster = "arn:aws:eks:us-east-1:123456789012:cluster/c"
     batch.create_compute_environment(
         computeEnvironmentName="ce",
