@@ -1,12 +1,12 @@
 """EC2: buys one instance for each node id, finds it again by its tags, and sees to it that all of them end.
 
-Why nothing is bought twice, and nothing is left: an instance is made by one RunInstances whose ClientToken is derived from
-the node id and whose tags carry it, so there is no moment in which an instance exists and does not say whose it is. A launch
-that is repeated is first looked for by its tag (which outlives the token), then asked for with the same token (which holds
-while the tag cannot be seen yet). Every full look lists what carries an environment's tag: the core ends what nobody
-remembers, and of two instances of one node the younger is ended here. Only that a listing leaves an instance out is no end
-of it: it is asked for by its id, since its jobs run again as soon as it has ended. A fleet would need one call for many nodes, but its
-instances learn whose they are only after they exist.
+Why nothing is bought twice, and nothing is left: an instance is made by a RunInstances whose ClientToken is derived from
+the node ids and whose tags carry them, in the order in which EC2 numbers the instances of one request (`aws/launches.py`);
+so there is no moment in which an instance exists and does not say whose it is. A launch that is repeated is first looked
+for by its tag (which outlives the token), then asked for with the same token (which holds while the tag cannot be seen
+yet). Every full look lists what carries an environment's tag: the core ends what nobody remembers, and of two instances
+of one node the younger is ended here. Only that a listing leaves an instance out is no end of it: it is asked for by its
+id, since its jobs run again as soon as it has ended.
 """
 
 from __future__ import annotations
@@ -15,23 +15,16 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Collection, Iterable
-from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws.blueprint import Blueprint, instance_request, subnets_for
+from airflow_eksbatch.cloud.aws.blueprint import Blueprint
 from airflow_eksbatch.cloud.aws.catalogue import Ec2Catalogue, within_bid
 from airflow_eksbatch.cloud.aws.checks import bid_percentage_of, draw_blueprint, find_network
-from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal, Pace, Throttled
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal, Pace
 from airflow_eksbatch.cloud.aws.interruptions import Kind, Notice, NoticeQueue
+from airflow_eksbatch.cloud.aws.launches import Launches
 from airflow_eksbatch.cloud.aws.refusals import (
-    NO_ADDRESSES,
-    TOKEN_ENDED,
-    TOKEN_USED,
-    Doubts,
-    JustRefused,
-    Meaning,
-    launch_refused,
     never_was,
     sentence_of,
 )
@@ -59,8 +52,6 @@ from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import NodeId, Offering
 
-# Throttled launches wait half a second, then twice as long each time: about a minute in all.
-PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
 NEWS = {Kind.INTERRUPTION: SpotInterrupted, Kind.REBALANCE: RebalanceRecommended}
 
 
@@ -94,8 +85,6 @@ class Ec2Cloud:
         self._settings = settings or Ec2Settings()
         self._catalogue = catalogue or Ec2Catalogue(aws)
         self._environments: dict[str, ComputeEnvironment] = {}
-        self._blueprints: dict[str, Blueprint] = {}
-        self._troubles: dict[str, str] = {}
         self._launched: dict[NodeId, tuple[str, str, float]] = {}
         self._known: dict[str, Known] = {}
         self._ending: set[str] = set()
@@ -103,10 +92,13 @@ class Ec2Cloud:
         self._surplus: set[str] = set()
         self._told_gone: set[str] = set()
         self._feeds: set[asyncio.Queue[list[Fact]]] = set()
-        self._pace = Pace(self._settings.launch_burst, self._settings.launches_per_s)
-        self._turn = asyncio.Lock()
-        self._just_refused = JustRefused(self._settings.refused_s)
-        self._doubts = Doubts()
+        self._launches = Launches(
+            aws,
+            Pace(self._settings.launch_burst, self._settings.launches_per_s),
+            self._settings.refused_s,
+            launched=self._note,
+            tell=self._tell,
+        )
         self._watched_since: float | None = None
         self._priced_at = -math.inf
 
@@ -117,34 +109,26 @@ class Ec2Cloud:
 
     async def offerings(self, environment: ComputeEnvironment) -> tuple[Offering, ...]:
         self._environments[environment.name] = environment
-        self._just_refused.forget(environment.name)
-        self._doubts.forget(environment.name)
+        self._launches.hope_again(environment.name)
         try:
             offerings, blueprint = await self._look_into(environment)
         except ValueError as error:
-            self._troubles[environment.name] = str(error)
-            self._blueprints.pop(environment.name, None)
+            self._launches.forget(environment.name)
+            self._launches.troubles[environment.name] = str(error)
             raise
-        self._troubles.pop(environment.name, None)
-        self._blueprints[environment.name] = blueprint
+        self._launches.forget(environment.name)
+        self._launches.blueprints[environment.name] = blueprint
         return offerings
 
     async def launch(self, effects: list[LaunchNode]) -> list[Fact]:
         for name in {effect.compute_environment for effect in effects}:
-            if name not in self._blueprints and name not in self._troubles:
+            if not self._launches.knows(name):
                 raise CloudDown(f"Compute environment {name} has not been looked into yet.")
         there = {
             seen.node_id: seen
             for seen in await list_by_node(self._aws, [e.node_id for e in effects])
         }
-        answers = await asyncio.gather(
-            *(self._launch(effect, there.get(effect.node_id)) for effect in effects),
-            return_exceptions=True,
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer  # The batch comes again; what is known already has been told
-        return [answer for answer in answers if isinstance(answer, Fact)]
+        return await self._launches.make(effects, there)
 
     async def terminate(self, effects: list[TerminateNode | TerminateStray]) -> list[Fact]:
         """What EC2 does not let us end is told as trouble, and asked for again at every full look."""
@@ -217,8 +201,8 @@ class Ec2Cloud:
             if ids & self._may_not_end:
                 raise CloudDown(f"EC2 does not let us end {', '.join(sorted(ids))}.")
             self._known = {i: k for i, k in self._known.items() if k.uuid != known.uuid}
-        for kept in (self._environments, self._blueprints, self._troubles):
-            kept.pop(environment, None)
+        self._environments.pop(environment, None)
+        self._launches.forget(environment)
 
     async def stop(self) -> None:
         """Instances stay; the next start finds them."""
@@ -241,7 +225,7 @@ class Ec2Cloud:
     async def _prices(self) -> list[Fact]:
         """What environments may buy, at today's prices; one of which that cannot be found out keeps what it has."""
         facts: list[Fact] = []
-        for name, blueprint in list(self._blueprints.items()):
+        for name, blueprint in list(self._launches.blueprints.items()):
             environment = self._environments.get(name)
             if environment is None:
                 continue  # Deleted meanwhile
@@ -252,43 +236,11 @@ class Ec2Cloud:
                 continue
             self._aws.troubles.over("offerings", of=name)
             offerings = within_bid(sold, bid_percentage_of(environment))
-            if name in self._blueprints:
+            if name in self._launches.blueprints:
                 facts.append(OfferingsListed(compute_environment=name, offerings=offerings))
         return facts
 
     # ---- launching
-
-    async def _launch(self, effect: LaunchNode, seen: Seen | None) -> Fact:
-        """A batch may take a minute at EC2's pace: each answer is told as it comes."""
-        fact = await self._launch_one(effect, seen)
-        self._tell([fact])
-        return fact
-
-    async def _launch_one(self, effect: LaunchNode, seen: Seen | None) -> Fact:
-        if seen is not None:
-            return seen.gone if seen.has_ended else self._note(effect, seen.instance_id)
-        blueprint = self._blueprints.get(effect.compute_environment)
-        if blueprint is None:
-            trouble = self._troubles[effect.compute_environment]
-            return launch_refused(effect, Meaning.NEVER, "InvalidComputeEnvironment", trouble)
-        refusal = AwsRefusal(NO_ADDRESSES, f"No subnet stands in {effect.offering.zone}.")
-        for subnet in subnets_for(blueprint, effect):
-            try:
-                told = await self._run(effect, instance_request(blueprint, effect, subnet))
-            except AwsRefusal as error:
-                refusal = error
-                if error.code == TOKEN_USED:
-                    # Launched before, of another blueprint, and its tag cannot be seen yet.
-                    raise CloudDown(f"{effect.node_id}: {error.message}") from error
-                if error.code == TOKEN_ENDED:
-                    return never_was(effect.node_id, "Instance was terminated")
-                if error.code != NO_ADDRESSES:
-                    break
-            else:
-                self._doubts.forget(effect.compute_environment)
-                return self._note(effect, told["Instances"][0]["InstanceId"])
-        meaning = self._judge(effect, refusal)
-        return launch_refused(effect, meaning, refusal.code, refusal.message)
 
     def _note(self, effect: LaunchNode, instance_id: str) -> InstanceLaunched:
         self._know(instance_id, effect.node_id, effect.compute_environment)
@@ -303,33 +255,6 @@ class Ec2Cloud:
         if environment in self._environments:
             uuid = self._environments[environment].uuid
             self._known[instance_id] = Known(node_id=node_id, uuid=uuid)
-
-    def _judge(self, effect: LaunchNode, refusal: AwsRefusal) -> Meaning:
-        blueprint = self._blueprints.get(effect.compute_environment)
-        types = blueprint.instance_types if blueprint else ()
-        return self._doubts.judge(effect, refusal.code, refusal.message, types)
-
-    async def _run(self, effect: LaunchNode, request: dict[str, Any]) -> dict[str, Any]:
-        """RunInstances in its turn, unless meanwhile EC2 has said no to another like it."""
-        pauses = 0
-        while True:
-            async with self._turn:
-                said = self._just_refused.about(effect)
-                if said is not None:
-                    raise AwsRefusal(*said)
-                await self._pace.take()
-            try:
-                return await self._aws.call_once("ec2", "run_instances", **request)
-            except Throttled:
-                if pauses == PAUSES_MAX:
-                    raise
-                self._pace.slow_down(min(PAUSE_MOST_S, PAUSE_FIRST_S * 2**pauses))
-                pauses += 1
-            except AwsRefusal as error:
-                if error.code not in (TOKEN_USED, TOKEN_ENDED, NO_ADDRESSES):
-                    meaning = self._judge(effect, error)
-                    self._just_refused.note(effect, meaning, error.code, error.message)
-                raise
 
     # ---- ending
 

@@ -89,6 +89,8 @@ class Door:
         """Instances that listings leave out, and that are there when they are asked for by their ids."""
         self.ends_instances = True
         self.ahead_s = 0.0
+        self.room: Callable[[Form], int] = lambda form: 1_000
+        """How many instances of a request there is capacity for."""
 
     def empty(self) -> None:
         """Of an open door: nothing is left, behind it neither."""
@@ -199,6 +201,12 @@ class Door:
                 return xml(
                     "<TerminateInstancesResponse><instancesSet/></TerminateInstancesResponse>"
                 )
+        if action == "RunInstances":
+            # EC2 makes as many as it can; moto as few as it may.
+            room = min(int(form["MaxCount"]), self.room(form))
+            if room < int(form["MinCount"]):
+                return error("InsufficientInstanceCapacity", "There is no such capacity.", 500)
+            say(environ, form | {"MinCount": str(room)})
         chunks, status, headers = run_wsgi_app(self._moto, environ, buffered=True)
         response = Response(b"".join(chunks), status=status, headers=list(headers))
         if action == "RunInstances" and response.status_code == 200:

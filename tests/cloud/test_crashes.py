@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 
-from airflow_eksbatch.cloud import ec2 as ec2_module
+from airflow_eksbatch.cloud.aws import launches
+from airflow_eksbatch.cloud.aws.sightings import seen_from
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
@@ -16,15 +18,15 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
+    LaunchAlone,
     LaunchRefused,
 )
-from airflow_eksbatch.core.model import labels
-from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.node import NodeId, Offering
 from tests.cloud.account import Account, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.watching import asynchronous
 
-NODES = 12
+ROUNDS = 12
 FAULTS = (
     {"code": "InsufficientInstanceCapacity", "status": 500},
     {"code": "VcpuLimitExceeded"},
@@ -49,6 +51,9 @@ class Memory:
             match fact:
                 case InstanceLaunched(node_id=node_id) if node_id in self.wanted:
                     self.instances[node_id] = fact.instance_id
+                case LaunchAlone(node_id=node_id) if node_id in self.wanted:
+                    alone = msgspec.structs.replace(self.wanted[node_id], together=())
+                    self.wanted[node_id] = alone
                 case LaunchRefused(node_id=node_id) | InstanceGone(node_id=node_id):
                     for kept in (self.wanted, self.instances):
                         kept.pop(node_id, None)
@@ -74,6 +79,13 @@ class Memory:
         return [terminate(self.wanted[n], self.instances.get(n)) for n in sorted(self.ending)]
 
 
+def a_lot(offering: Offering, first: int, size: int) -> list[LaunchNode]:
+    """Launches that one request may make; one of them alone is asked for alone."""
+    lot = [launch(offering, first + number) for number in range(size)]
+    together = tuple(effect.node_id for effect in lot) if size > 1 else ()
+    return [msgspec.structs.replace(effect, together=together) for effect in lot]
+
+
 async def revived(account: Account, dead: Ec2Cloud | None = None) -> Ec2Cloud:
     """The service after a crash: only tags know what the one before it did last."""
     if dead is not None:
@@ -89,18 +101,20 @@ async def test_whatever_goes_wrong_no_node_has_two_instances_and_none_is_left(
     account: Account, door: Door, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """
-    1. Nodes are asked for, some are not wanted any more, while EC2 refuses, throttles and loses answers.
+    1. Nodes are asked for, alone and together, some are not wanted any more, while EC2 refuses, throttles and loses answers.
     2. Now and then the service dies before it has committed what it was told.
     3. In the end all nodes are ended, and a full look finds the strays.
     """
-    monkeypatch.setattr(ec2_module, "PAUSE_FIRST_S", 0.001)
-    monkeypatch.setattr(ec2_module, "PAUSES_MAX", 2)
+    monkeypatch.setattr(launches, "PAUSE_FIRST_S", 0.001)
+    monkeypatch.setattr(launches, "PAUSES_MAX", 2)
     luck, memory = random.Random(seed), Memory()
     cloud = await revived(account)
     offerings = await cloud.offerings(account.environment())
-    for number in range(NODES):
-        effect = launch(luck.choice(offerings), number)
-        memory.wanted[effect.node_id] = effect
+    for number in range(ROUNDS):
+        for effect in a_lot(luck.choice(offerings), 10 * number, luck.choice((1, 1, 2, 3))):
+            memory.wanted[effect.node_id] = effect
+        room = luck.choice((1, 2, 1_000))
+        door.room = lambda form, room=room: room
         if luck.random() < 0.6:
             fault = dict(luck.choice(FAULTS))
             door.refuse("RunInstances", **fault, times=luck.choice((1, 1, 2)))
@@ -122,9 +136,10 @@ async def test_whatever_goes_wrong_no_node_has_two_instances_and_none_is_left(
             cloud = await revived(account, cloud)
         else:
             memory.take(facts)
-        counts = Counter(account.tags(i)[labels.NODE_UID] for i in account.instances())
+        counts = Counter(seen_from(i).node_id for i in account.instances())
         assert not counts or max(counts.values()) == 1
     door.faults.clear()
+    door.room = lambda form: 1_000
     memory.ending |= set(memory.wanted)
     cloud = await revived(account, cloud)
     memory.take(await cloud.terminate([*memory.to_end()]))

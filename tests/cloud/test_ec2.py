@@ -7,17 +7,21 @@ import base64
 import email
 from typing import Any
 
+import msgspec
 import pytest
 
-from airflow_eksbatch.cloud import ec2 as ec2_module
+from airflow_eksbatch.cloud.aws import launches
 from airflow_eksbatch.cloud.aws.catalogue import SPOT_KEPT_S
+from airflow_eksbatch.cloud.aws.sightings import seen_from
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.cloud.port import CloudDown
-from airflow_eksbatch.core.engine.effects import TerminateStray
+from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateStray
 from airflow_eksbatch.core.engine.facts import (
+    Fact,
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
+    LaunchAlone,
     LaunchRefused,
     OfferingsListed,
 )
@@ -123,6 +127,113 @@ async def test_what_was_too_dear_when_the_environment_was_checked_is_bought_with
         most = float(form["InstanceMarketOptions.SpotOptions.MaxPrice"])
         assert most == pytest.approx(PRICES[name] / 2)
         assert form["ImageId"] == account.image
+
+
+# ---- together
+
+
+def together(offering: Offering, size: int = 3) -> list[LaunchNode]:
+    ids = tuple(launch(offering, number).node_id for number in range(size))
+    return [
+        msgspec.structs.replace(launch(offering, number), together=ids) for number in range(size)
+    ]
+
+
+def ids_of(facts: list[Fact]) -> dict[str, str]:
+    """Instance ids by node id."""
+    return {f.node_id: f.instance_id for f in facts if isinstance(f, InstanceLaunched)}
+
+
+@asynchronous
+async def test_equal_machines_are_one_request_and_each_says_which_node_it_is(
+    account: Account, door: Door
+) -> None:
+    cloud, offerings = await opened(account)
+    lot = together(offerings[0])
+    facts = await cloud.launch(lot)
+    assert door.asked["RunInstances"] == 1
+    assert list(ids_of(facts)) == [effect.node_id for effect in lot]
+    assert {seen_from(i).node_id: i["InstanceId"] for i in account.instances()} == ids_of(facts)
+    told = account.ec2.describe_instance_attribute(
+        InstanceId=account.instances()[0]["InstanceId"], Attribute="userData"
+    )
+    assert labels.NODE_UID.encode() not in base64.b64decode(told["UserData"]["Value"])
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["by tags", "by token"])
+@asynchronous
+async def test_a_lot_that_is_asked_for_again_buys_nothing(
+    account: Account, door: Door, shown: bool
+) -> None:
+    """
+    1. EC2 makes all, and its answer is lost.
+    2. The next service asks for them in other batches: the one, then the others.
+    """
+    cloud, offerings = await opened(account)
+    lot = together(offerings[0])
+    door.refuse("RunInstances", "Unavailable", status=503, times=1, after=True)
+    with pytest.raises(CloudDown):
+        await cloud.launch(lot)
+    if shown:
+        door.tokens.clear()
+    door.shows_instances = shown
+    revived, _ = await opened(account)
+    facts = [*await revived.launch(lot[1:2]), *await revived.launch([lot[0], lot[2]])]
+    door.shows_instances = True
+    assert ids_of(facts) == {seen_from(i).node_id: i["InstanceId"] for i in account.instances()}
+    assert len(facts) == 3
+
+
+@asynchronous
+async def test_what_ec2_does_not_make_of_a_lot_is_to_be_asked_for_alone(
+    account: Account, door: Door
+) -> None:
+    """That asks for the reason, too."""
+    cloud, offerings = await opened(account)
+    lot = together(offerings[0])
+    door.room = lambda form: 2
+    facts = await cloud.launch(lot)
+    assert list(ids_of(facts)) == [lot[0].node_id, lot[1].node_id]
+    assert facts[2:] == [LaunchAlone(node_id=lot[2].node_id)]
+    door.room = lambda form: 0
+    (refused,) = await cloud.launch([msgspec.structs.replace(lot[2], together=())])
+    assert isinstance(refused, LaunchRefused)
+    assert refused.code == "InsufficientInstanceCapacity"
+
+
+@asynchronous
+async def test_a_lot_that_is_beyond_a_quota_may_fit_in_part(account: Account, door: Door) -> None:
+    cloud = account.cloud(refused_s=240.0)
+    offerings = await cloud.offerings(account.environment())
+    lot = together(offerings[0])
+    door.refuse("RunInstances", "VcpuLimitExceeded", when=lambda form: form["MaxCount"] != "1")
+    assert await cloud.launch(lot) == [LaunchAlone(node_id=effect.node_id) for effect in lot]
+    alone = [msgspec.structs.replace(effect, together=()) for effect in lot]
+    assert len(ids_of(await cloud.launch(alone))) == 3
+
+
+@asynchronous
+async def test_a_refused_lot_is_refused_for_each(account: Account, door: Door) -> None:
+    cloud, offerings = await opened(account)
+    lot = together(offerings[0])
+    door.refuse("RunInstances", "InsufficientInstanceCapacity", status=500)
+    refused = [f for f in await cloud.launch(lot) if isinstance(f, LaunchRefused)]
+    assert [f.node_id for f in refused] == [effect.node_id for effect in lot]
+    assert door.asked["RunInstances"] == 1
+
+
+@asynchronous
+async def test_one_of_a_lot_is_ended_by_its_node_id_alone(account: Account) -> None:
+    """By a service that was never told its instance."""
+    cloud, offerings = await opened(account)
+    lot = together(offerings[0])
+    made = ids_of(await cloud.launch(lot))
+    revived, _ = await opened(account)
+    await revived.terminate([terminate(lot[1], None)])
+    assert {i["InstanceId"] for i in account.instances()} == {
+        made[lot[0].node_id],
+        made[lot[2].node_id],
+    }
 
 
 # ---- one instance for each node
@@ -405,7 +516,7 @@ async def test_a_zone_without_addresses_uses_its_other_subnet(account: Account, 
 async def test_a_throttled_launch_is_asked_for_again_and_is_no_refusal(
     account: Account, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ec2_module, "PAUSE_FIRST_S", 0.01)
+    monkeypatch.setattr(launches, "PAUSE_FIRST_S", 0.01)
     cloud, offerings = await opened(account)
     door.refuse("RunInstances", "RequestLimitExceeded", status=503, times=5)
     facts = await cloud.launch([launch(offerings[0], n) for n in range(4)])

@@ -87,6 +87,15 @@ def test_a_ready_node_with_our_labels_and_taint_counts(bench: Bench) -> None:
     assert bench.news() == []
 
 
+def test_a_node_that_was_told_no_node_id_is_called_by_its_instance(bench: Bench) -> None:
+    bench.join(node_id=None, providerID="aws:///us-east-1a/i-0123")
+    (fact,) = bench.book.full_look(0)[:1]
+    assert isinstance(fact, NodesListed)
+    assert fact.nodes == {NodeId("i-0123")}
+    assert bench.book.takes_pods(NodeId("i-0123"), "ip-1")
+    assert not bench.book.takes_pods(NodeId("i-4567"), "ip-1")
+
+
 @pytest.mark.parametrize("kept", [[], TAINTS[:1], TAINTS[1:]])
 def test_a_managed_node_without_its_whole_taint_does_not_count(
     bench: Bench, kept: list[dict[str, str]]

@@ -1,4 +1,4 @@
-"""What every instance of a compute environment is made from, and the one request that makes one. Pure.
+"""What every instance of a compute environment is made from, and the request that makes them. Pure.
 
 The request is complete in itself: there is no launch template of ours to make, to keep in step or to leave behind. A
 user's own template is named in it, and what the request says goes before what the template says.
@@ -78,28 +78,34 @@ def image_kind(architecture: str, gpu: int) -> str:
     return f"{architecture}/{'nvidia' if gpu else 'standard'}"
 
 
-def token_of(node_id: str, subnet: str) -> str:
-    """EC2 makes one instance for a token, however often it is asked; another subnet is another question."""
-    return "eksbatch-" + hashlib.sha256(f"{node_id}/{subnet}".encode()).hexdigest()[:48]
+def token_of(nodes: str, subnet: str) -> str:
+    """EC2 makes instances for a token once, however often it is asked; another subnet is another question."""
+    return "eksbatch-" + hashlib.sha256(f"{nodes}/{subnet}".encode()).hexdigest()[:48]
+
+
+def nodes_tag(effect: LaunchNode) -> str:
+    """The node ids of all instances that one request makes, in the order in which EC2 numbers them."""
+    return " ".join(effect.together or (effect.node_id,))
 
 
 def subnets_for(blueprint: Blueprint, effect: LaunchNode) -> tuple[str, ...]:
-    """The subnets of its zone, each node beginning with another."""
+    """The subnets of its zone, each request beginning with another."""
     subnets = blueprint.subnets.get(effect.offering.zone, ())
-    first = int.from_bytes(hashlib.sha256(effect.node_id.encode()).digest()[:4])
+    first = int.from_bytes(hashlib.sha256(nodes_tag(effect).encode()).digest()[:4])
     return tuple(subnets[(first + n) % len(subnets)] for n in range(len(subnets)))
 
 
 def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> dict[str, Any]:
-    """RunInstances for one node."""
+    """RunInstances for one node, or for all that are asked for together; those know no node id, but their instance."""
     offering = effect.offering
     template = blueprint.template_for(offering.instance_type)
-    node_labels = {labels.ENVIRONMENT_UUID: blueprint.uuid, labels.NODE_UID: effect.node_id}
+    own = {} if effect.together else {labels.NODE_UID: effect.node_id}
+    node_labels = {labels.ENVIRONMENT_UUID: blueprint.uuid, **own}
     config = node_config(blueprint.cluster, node_labels, offering.allocatable.pods)
     request: dict[str, Any] = {
-        "ClientToken": token_of(effect.node_id, subnet),
+        "ClientToken": token_of(nodes_tag(effect), subnet),
         "MinCount": 1,
-        "MaxCount": 1,
+        "MaxCount": len(effect.together) or 1,
         "InstanceType": offering.instance_type,
         "UserData": user_data(config, template.user_data if template else ""),
         # A machine that shuts itself down is given back, not kept.
@@ -161,7 +167,7 @@ def spot_options(blueprint: Blueprint, offering: Offering) -> dict[str, Any]:
 
 
 def tag_specifications(blueprint: Blueprint, effect: LaunchNode) -> list[dict[str, Any]]:
-    """The node id stands on the instance from the moment there is one; by it the instance is found again."""
+    """The node ids stand on the instance from the moment there is one; by them the instance is found again."""
     tags = {
         NAME_TAG: f"eksbatch {blueprint.name}",
         f"kubernetes.io/cluster/{blueprint.cluster.name}": "owned",
@@ -169,7 +175,7 @@ def tag_specifications(blueprint: Blueprint, effect: LaunchNode) -> list[dict[st
         ENVIRONMENT_TAG: blueprint.name,
         labels.MANAGED_BY: labels.OURS,
         labels.ENVIRONMENT_UUID: blueprint.uuid,
-        labels.NODE_UID: effect.node_id,
+        labels.NODE_UID: nodes_tag(effect),
     }
     return [{"ResourceType": kind, "Tags": tag_list(tags.items())} for kind in TAGGED]
 

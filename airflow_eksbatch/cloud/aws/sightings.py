@@ -48,6 +48,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """How it ended, if it has."""
     is_tagged: bool
     """With all by which it is found again."""
+    together: tuple[NodeId, ...] = ()
+    """The nodes of the request that made it, if there were several."""
 
     @property
     def has_ended(self) -> bool:
@@ -73,7 +75,10 @@ class Ends(msgspec.Struct, frozen=True, kw_only=True):
 
 def seen_from(told: dict[str, Any]) -> Seen:
     tags = {tag["Key"]: tag["Value"] for tag in told.get("Tags", [])}
-    node_id, uuid = NodeId(tags.get(labels.NODE_UID, "")), tags.get(labels.ENVIRONMENT_UUID, "")
+    nodes = [NodeId(node_id) for node_id in tags.get(labels.NODE_UID, "").split()]
+    number = told.get("AmiLaunchIndex", 0) if len(nodes) > 1 else 0
+    node_id = nodes[number] if number < len(nodes) else NodeId("")
+    uuid = tags.get(labels.ENVIRONMENT_UUID, "")
     return Seen(
         instance_id=told["InstanceId"],
         node_id=node_id,
@@ -83,6 +88,7 @@ def seen_from(told: dict[str, Any]) -> Seen:
         launched_at=int(told["LaunchTime"].timestamp() * 1000),
         gone=end_from(node_id, told, now_ms()),
         is_tagged=bool(node_id and uuid and tags.get(labels.MANAGED_BY) == labels.OURS),
+        together=tuple(nodes) if len(nodes) > 1 else (),
     )
 
 
@@ -100,7 +106,9 @@ async def list_by(aws: Aws, filter_name: str, values: Sequence[str]) -> list[See
 
 async def list_by_node(aws: Aws, node_ids: Sequence[NodeId]) -> list[Seen]:
     """Ended ones before live ones, the oldest last: so it is the one that counts for its node."""
-    seen = await list_by(aws, f"tag:{labels.NODE_UID}", node_ids)
+    found = await list_by(aws, f"tag:{labels.NODE_UID}", [f"*{node_id}*" for node_id in node_ids])
+    wanted = set(node_ids)
+    seen = (one for one in found if one.node_id in wanted)  # Not those that were made with them
     return sorted(seen, key=lambda s: (not s.has_ended, -s.launched_at, s.instance_id))
 
 

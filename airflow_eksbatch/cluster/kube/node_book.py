@@ -342,11 +342,12 @@ class NodeBook:
         return self._environments.get(node.metadata.labels.get(labels.ENVIRONMENT_UUID, ""))
 
     def _id_of(self, node: KubeNode) -> NodeId:
-        """Ours by the label that we asked for; a node of others by its own uid."""
+        """Ours by the label that we asked for, or by its instance; a node of others by its own uid."""
         environment = self._environment_of(node)
         if environment is not None and not environment.managed:
             return NodeId(node.metadata.uid)
-        return NodeId(node.metadata.labels.get(labels.NODE_UID) or node.metadata.uid)
+        given = node.metadata.labels.get(labels.NODE_UID)
+        return NodeId(given or node.instance_id or node.metadata.uid)
 
     def _ready(self, known: Known, environment: ComputeEnvironment, room: Resources) -> Fact:
         name, node_id = known.node.metadata.name, known.told.node_id

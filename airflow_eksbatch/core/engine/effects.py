@@ -49,6 +49,8 @@ class LaunchNode(Effect, frozen=True, kw_only=True):
     node_id: NodeId
     compute_environment: str
     offering: Offering
+    together: tuple[NodeId, ...] = ()
+    """Nodes, it among them, whose instances one request may make: the same ones each time it is asked for."""
 
 
 class TerminateNode(Effect, frozen=True, kw_only=True):

@@ -216,6 +216,12 @@ class InstanceLaunched(Fact, frozen=True, kw_only=True):
     at: int
 
 
+class LaunchAlone(Fact, frozen=True, kw_only=True):
+    """Its instance was not made with the others that were asked for together: it is to be asked for alone."""
+
+    node_id: NodeId
+
+
 class LaunchRefused(Fact, frozen=True, kw_only=True):
     """The cloud's no. `code` as EC2 words it (InsufficientInstanceCapacity, ...)."""
 

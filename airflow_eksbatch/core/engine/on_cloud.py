@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.lives import stop_attempt
-from airflow_eksbatch.core.engine.on_cluster import give_up_node, host_ended
+from airflow_eksbatch.core.engine.on_cluster import (
+    give_up_node,
+    host_ended,
+    on_node_closed,
+    on_node_ready,
+)
+from airflow_eksbatch.core.engine.on_time import ask_launch
 from airflow_eksbatch.core.engine.setbacks import (
     distrust,
     forget_refusals,
@@ -40,6 +46,21 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
         turn.terminate_node(node, node.reason or "not needed any more")
     elif turn.world.move_node(node, NodeStatus.LAUNCHED):
         turn.watch_youth(node)
+    for early in turn.world.joins.note(node):
+        if isinstance(early, facts.NodeReady):
+            on_node_ready(turn, early)
+        elif isinstance(early, facts.NodeClosed):
+            on_node_closed(turn, early)
+
+
+def on_launch_alone(turn: Turn, fact: facts.LaunchAlone) -> None:
+    """Noted before it is asked for: asked for both ways, it could be made twice."""
+    node = turn.world.nodes.get(fact.node_id)
+    if node is not None and node.status is NodeStatus.REQUESTED and node.together:
+        turn.world.trials.note_answer(node, turn.now)
+        node.together = ()
+        turn.world.note_node(node)
+        ask_launch(turn, node)
 
 
 def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:

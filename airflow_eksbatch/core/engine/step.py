@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from airflow_eksbatch.core.engine import (
@@ -16,8 +17,9 @@ from airflow_eksbatch.core.engine import (
 from airflow_eksbatch.core.engine.lives import start_attempt, wake_dependents
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.turn import StepSettings, Turn
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.model.node import Node, NodeStatus, Offering
 from airflow_eksbatch.core.planner.check import check_plan
 from airflow_eksbatch.core.planner.plan import Launch, Placement, Plan
 from airflow_eksbatch.core.planner.planning import make_plan
@@ -48,6 +50,7 @@ REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.NodesListed: on_cluster.on_nodes_listed,
     facts.OfferingsListed: on_cloud.on_offerings_listed,
     facts.InstanceLaunched: on_cloud.on_instance_launched,
+    facts.LaunchAlone: on_cloud.on_launch_alone,
     facts.LaunchRefused: on_cloud.on_launch_refused,
     facts.SpotInterrupted: on_cloud.on_spot_interrupted,
     facts.RebalanceRecommended: on_cloud.on_rebalance_recommended,
@@ -97,8 +100,7 @@ def carry_out(turn: Turn, plan: Plan) -> None:
         turn.terminate_node(turn.world.nodes[retirement.node_id], retirement.reason)
     for placement in plan.placements:
         place(turn, placement)
-    for launch in plan.launches:
-        order_nodes(turn, launch)
+    order_nodes(turn, plan.launches)
 
 
 def place(turn: Turn, placement: Placement) -> None:
@@ -113,20 +115,31 @@ def place(turn: Turn, placement: Placement) -> None:
             left -= 1
 
 
-def order_nodes(turn: Turn, launch: Launch) -> None:
-    """Note the nodes first, then ask for them: a crash between leaves nodes that are asked for again."""
-    for _ in range(launch.count):
-        node = Node(
-            node_id=turn.world.next_node_id(launch.compute_environment),
-            compute_environment=launch.compute_environment,
-            offering=launch.offering.as_listed,
-            allocatable=launch.offering.allocatable,
-            bought_for=launch.load,
-            requested_at=turn.now,
-        )
-        turn.world.add_node(node)
-        turn.world.totals.overflows += launch.choice > 0
-        on_time.ask_launch(turn, node)
+def order_nodes(turn: Turn, launches: Iterable[Launch]) -> None:
+    """Note the nodes first, then ask for them: a crash between leaves nodes that are asked for again.
+
+    Equal machines are asked for together, and which ones is kept: so a repeated request is the same request.
+    """
+    alike: defaultdict[tuple[str, Offering], list[Node]] = defaultdict(list)
+    for launch in launches:
+        for _ in range(launch.count):
+            node = Node(
+                node_id=turn.world.next_node_id(launch.compute_environment),
+                compute_environment=launch.compute_environment,
+                offering=launch.offering.as_listed,
+                allocatable=launch.offering.allocatable,
+                bought_for=launch.load,
+                requested_at=turn.now,
+            )
+            alike[node.compute_environment, node.offering].append(node)
+        turn.world.totals.overflows += launch.count * (launch.choice > 0)
+    for nodes in alike.values():
+        for start in range(0, len(nodes), limits.LAUNCH_TOGETHER_MAX):
+            lot = nodes[start : start + limits.LAUNCH_TOGETHER_MAX]
+            for node in lot:
+                node.together = tuple(n.node_id for n in lot) if len(lot) > 1 else ()
+                turn.world.add_node(node)
+                on_time.ask_launch(turn, node)
 
 
 def derive_effects(world: World, now: int, settings: StepSettings) -> list[effects.Effect]:

@@ -87,7 +87,7 @@ class Turn(msgspec.Struct, kw_only=True):
             CreatePod(
                 pod=attempt.pod_name,
                 compute_environment=environment.name,
-                node_id=node.node_id,
+                node_id=node.known_as,
                 node_name=node.node_name or "",
                 namespace=environment.namespace,
                 pod_properties=job.spec.pod,

@@ -117,6 +117,10 @@ class Node(msgspec.Struct, kw_only=True):
     used: Resources = NOTHING
     instance_id: str | None = None
     node_name: str | None = None
+    joined_as: NodeId | None = None
+    """What its cluster calls it, where that is not its node id: machines that are bought together do not know theirs."""
+    together: tuple[NodeId, ...] = ()
+    """Nodes that one request asked for, itself among them, in the order of their instances; empty if it alone."""
     bought_for: Load = ()
     """What the plan that bought it put on it; counts until it has its first pod."""
     requested_at: int = 0
@@ -140,6 +144,11 @@ class Node(msgspec.Struct, kw_only=True):
     @property
     def free(self) -> Resources:
         return self.allocatable.minus(self.used)
+
+    @property
+    def known_as(self) -> NodeId:
+        """What its cluster calls it."""
+        return self.joined_as or self.node_id
 
     @property
     def counts(self) -> bool:

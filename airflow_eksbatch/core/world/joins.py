@@ -34,7 +34,7 @@ class Joins:
         """News of an instance of which no cloud has told yet: an answer to a launch may be slower than the machine."""
         if known_as.startswith(INSTANCE):
             kept = [] if anew else self._early.get(known_as, [])
-            self._early[known_as] = [*kept[-1:], fact]
+            self._early[known_as] = [*kept[:1], fact]
 
     def drop(self, known_as: NodeId) -> None:
         self._early.pop(known_as, None)

@@ -1,0 +1,179 @@
+"""RunInstances in its turn: for one node, or for a lot of equal ones that were asked for together.
+
+EC2 makes the instances of one token once, however often it is asked, and numbers them: the node ids of a lot stand in a
+tag in that order, so each instance says from its first moment which node it is. Of a lot it may make fewer than asked
+for; the others are to be asked for alone, which also finds out why: as soon as that has been noted, or a crash would ask
+for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from airflow_eksbatch.cloud.aws.blueprint import Blueprint, instance_request, subnets_for
+from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal, Pace, Throttled
+from airflow_eksbatch.cloud.aws.refusals import (
+    NO_ADDRESSES,
+    TOKEN_ENDED,
+    TOKEN_USED,
+    Doubts,
+    JustRefused,
+    Meaning,
+    launch_refused,
+    never_was,
+)
+from airflow_eksbatch.cloud.aws.sightings import Seen
+from airflow_eksbatch.cloud.port import CloudDown
+from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone
+from airflow_eksbatch.core.model.node import NodeId
+
+# Throttled launches wait half a second, then twice as long each time: about a minute in all.
+PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
+
+
+class Launches:
+    """`launched` notes an instance and answers the fact to be told of it; `tell` tells it at once."""
+
+    def __init__(
+        self,
+        aws: Aws,
+        pace: Pace,
+        refused_s: float,
+        *,
+        launched: Callable[[LaunchNode, str], Fact],
+        tell: Callable[[list[Fact]], None],
+    ) -> None:
+        self.blueprints: dict[str, Blueprint] = {}
+        """By the name of its compute environment, and why another has none."""
+        self.troubles: dict[str, str] = {}
+        self._aws = aws
+        self._pace = pace
+        self._turn = asyncio.Lock()
+        self._just_refused = JustRefused(refused_s)
+        self._doubts = Doubts()
+        self._launched = launched
+        self._tell = tell
+
+    def knows(self, environment: str) -> bool:
+        return environment in self.blueprints or environment in self.troubles
+
+    def hope_again(self, environment: str) -> None:
+        """A person may have mended it."""
+        self._just_refused.forget(environment)
+        self._doubts.forget(environment)
+
+    def forget(self, environment: str) -> None:
+        for kept in (self.blueprints, self.troubles):
+            kept.pop(environment, None)
+
+    async def make(self, effects: Sequence[LaunchNode], there: Mapping[NodeId, Seen]) -> list[Fact]:
+        """Each answer is told as it comes: all may take a minute at EC2's pace. `there`: what was found of them."""
+        facts: list[Fact] = []
+        lots: defaultdict[tuple[NodeId, ...], list[LaunchNode]] = defaultdict(list)
+        for effect in effects:
+            seen = there.get(effect.node_id)
+            if seen is None:
+                lots[effect.together].append(effect)
+            elif seen.has_ended:
+                facts.append(seen.gone)
+            else:
+                facts.append(self._launched(effect, seen.instance_id))
+        self._tell(facts)
+        answers = await asyncio.gather(
+            *(self._make_alone(effect) for effect in lots.pop((), ())),
+            *(self._make_lot(lot) for lot in lots.values()),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer  # The batch comes again; what is known already has been told
+            facts += answer
+        return facts
+
+    async def _make_lot(self, lot: list[LaunchNode]) -> list[Fact]:
+        """All that were asked for together, also those that nobody wants any more: another request could make them twice."""
+        try:
+            made = await self._request(lot[0])
+        except AwsRefusal as error:
+            if self._judge(lot[0], error) is not Meaning.QUOTA:
+                return self._answered([self._refused(effect, error) for effect in lot])
+            made = {}  # What is left of it may do for some
+        return self._answered(
+            [
+                self._launched(effect, made[effect.node_id])
+                if effect.node_id in made
+                else LaunchAlone(node_id=effect.node_id)
+                for effect in lot
+            ]
+        )
+
+    async def _make_alone(self, effect: LaunchNode) -> list[Fact]:
+        try:
+            made = await self._request(effect)
+        except AwsRefusal as error:
+            return self._answered([self._refused(effect, error)])
+        return self._answered([self._launched(effect, made[effect.node_id])])
+
+    def _answered(self, facts: list[Fact]) -> list[Fact]:
+        self._tell(facts)
+        return facts
+
+    def _refused(self, effect: LaunchNode, error: AwsRefusal) -> Fact:
+        if error.code == TOKEN_ENDED:
+            return never_was(effect.node_id, "Instance was terminated")
+        return launch_refused(effect, self._judge(effect, error), error.code, error.message)
+
+    def _judge(self, effect: LaunchNode, refusal: AwsRefusal) -> Meaning:
+        blueprint = self.blueprints.get(effect.compute_environment)
+        types = blueprint.instance_types if blueprint else ()
+        return self._doubts.judge(effect, refusal.code, refusal.message, types)
+
+    async def _request(self, effect: LaunchNode) -> dict[NodeId, str]:
+        """Instance ids by node id, from the first subnet of its zone that has addresses. Raises AwsRefusal."""
+        name = effect.compute_environment
+        blueprint = self.blueprints.get(name)
+        if blueprint is None:
+            raise AwsRefusal("InvalidComputeEnvironment", self.troubles[name])
+        refusal = AwsRefusal(NO_ADDRESSES, f"No subnet stands in {effect.offering.zone}.")
+        for subnet in subnets_for(blueprint, effect):
+            try:
+                told = await self._run(effect, instance_request(blueprint, effect, subnet))
+            except AwsRefusal as error:
+                if error.code == TOKEN_USED:
+                    # Launched before, of another blueprint, and its tag cannot be seen yet.
+                    raise CloudDown(f"{effect.node_id}: {error.message}") from error
+                if error.code != NO_ADDRESSES:
+                    raise
+                refusal = error
+            else:
+                self._doubts.forget(name)
+                ids = effect.together or (effect.node_id,)
+                return {ids[i["AmiLaunchIndex"]]: i["InstanceId"] for i in told["Instances"]}
+        raise refusal
+
+    async def _run(self, effect: LaunchNode, request: dict[str, Any]) -> dict[str, Any]:
+        """RunInstances in its turn, unless meanwhile EC2 has said no to another like it."""
+        pauses = 0
+        while True:
+            async with self._turn:
+                said = self._just_refused.about(effect)
+                if said is not None:
+                    raise AwsRefusal(*said)
+                await self._pace.take()
+            try:
+                return await self._aws.call_once("ec2", "run_instances", **request)
+            except Throttled:
+                if pauses == PAUSES_MAX:
+                    raise
+                self._pace.slow_down(min(PAUSE_MOST_S, PAUSE_FIRST_S * 2**pauses))
+                pauses += 1
+            except AwsRefusal as error:
+                if error.code not in (TOKEN_USED, TOKEN_ENDED, NO_ADDRESSES):
+                    meaning = self._judge(effect, error)
+                    if not (meaning is Meaning.QUOTA and effect.together):
+                        self._just_refused.note(effect, meaning, error.code, error.message)
+                raise
