@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 
 from airflow_eksbatch.cli import make_parser
 from airflow_eksbatch.service.telemetry import Telemetry
+from airflow_eksbatch.store.migrations import STEPS
 from tests.service.running import RunningService
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +79,14 @@ def test_every_metric_that_is_shown_exists() -> None:
         shown = set(re.findall(r"(?<![\w/.])eksbatch_[a-z_]+", path.read_text()))
         wrong = {name for name in shown if name.removesuffix("_bucket") not in there}
         assert wrong <= {"eksbatch_default"}, f"{path.name} names {wrong}"
+
+
+def test_the_changelog_says_which_schema_a_release_has() -> None:
+    said = re.findall(
+        r"^Schema of the database: version (\d+)", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert said, "docker/operating.md sends people there before an upgrade"
+    assert int(said[0]) == len(STEPS)
 
 
 def test_every_yaml_block_can_be_read() -> None:
