@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from airflow_eksbatch.core.engine.effects import CreatePod
-from airflow_eksbatch.core.engine.facts import PodRefused
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.retry import (
     AttemptEnd,
@@ -166,10 +165,6 @@ def test_free_retries_end_one_day() -> None:
     stage = Stage(a_world(a_node("n1"), offerings=()))
     stage.submit("a")
     for _ in range(limits.FREE_RETRIES_MAX + 1):
-        pod = stage.live("a").pod_name
-        stage.step(PodRefused(pod=pod, at=stage.now, reason="OutOfcpu"))
-        if "a" not in stage.world.jobs:
-            break
-        stage.wait(31)
+        stage.end("a", cause=Cause.PLATFORM, exit_code=None, status_reason="Host EC2 terminated.")
     assert stage.status("a") == "FAILED"
     assert stage.world.totals.attempts == limits.FREE_RETRIES_MAX + 1

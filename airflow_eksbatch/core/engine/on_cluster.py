@@ -5,11 +5,16 @@ from __future__ import annotations
 from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.lives import end_attempt, note_stop
 from airflow_eksbatch.core.engine.quotas import forget_rests, note_room, rest_namespace
-from airflow_eksbatch.core.engine.setbacks import fail_to_join
+from airflow_eksbatch.core.engine.setbacks import (
+    fail_to_join,
+    is_hopeless,
+    note_refusal,
+    note_taken,
+)
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
-from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeId, NodeStatus
+from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 from airflow_eksbatch.core.world.measured import kind_of
 
@@ -35,6 +40,7 @@ def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
     if attempt.status is JobStatus.RUNNING:
         return
     job = turn.world.jobs[attempt.job_id]
+    note_taken(turn, job)
     forget_rests(turn, environment_of(turn, attempt))
     attempt.status = JobStatus.RUNNING
     attempt.seen_at = attempt.seen_at or fact.at
@@ -95,7 +101,7 @@ def ended_before(turn: Turn, attempt: Attempt, fact: facts.PodEnded) -> bool:
 
 
 def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
-    """It never ran: for free to another node, or for good if the pod itself is wrong."""
+    """It never ran: for free to another node, later if it is not the node, or for good if the pod itself is wrong."""
     attempt = turn.world.attempts.get(fact.pod)
     environment = environment_of(turn, attempt)
     turn.effects.append(effects.ForgetPod(pod=fact.pod, compute_environment=environment))
@@ -106,13 +112,15 @@ def on_pod_refused(turn: Turn, fact: facts.PodRefused) -> None:
         end_attempt(turn, attempt, attempt.stopping or waiting, fact.at)
         rest_namespace(turn, environment, fact.reason, unusable=fact.unusable)
         return
+    job = turn.world.jobs[attempt.job_id]
     cause = Cause.STOPPED if fact.permanent else Cause.PLATFORM
-    node = turn.world.nodes.get(attempt.node_id)
     end = AttemptEnd(cause=cause, status_reason=fact.reason)
+    if not fact.permanent and is_hopeless(turn, job):
+        reason = fact.reason[: limits.CONTAINER_REASON_LENGTH_MAX]
+        end = AttemptEnd(cause=Cause.EXITED, reason=reason, status_reason=NOT_STARTED)
     end_attempt(turn, attempt, attempt.stopping or end, fact.at)
-    if node is not None and not fact.permanent and node.closed is None:
-        turn.world.close_node(node, f"{TURNED_AWAY}: {fact.reason}")
-        turn.wake_in(limits.REFUSED_POD_PAUSE_S, "reopen", node.node_id)
+    if not fact.permanent:
+        note_refusal(turn, job, turn.world.nodes.get(attempt.node_id), fact.reason)
 
 
 def on_pod_stuck(turn: Turn, fact: facts.PodStuck) -> None:
@@ -141,12 +149,9 @@ def on_pods_listed(turn: Turn, fact: facts.PodsListed) -> None:
 
 
 def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
-    node = node_known_as(turn, fact.node_id)
+    node = turn.world.nodes.get(fact.node_id)
     if node is None:
-        turn.world.joins.keep(fact.node_id, fact, anew=True)
         return
-    if node.known_as != fact.node_id:
-        node.joined_as = fact.node_id
     if node.status is NodeStatus.READY:
         if node.allocatable != fact.allocatable:
             turn.world.set_allocatable(node, fact.allocatable)
@@ -203,13 +208,11 @@ def on_node_found(turn: Turn, fact: facts.NodeFound) -> None:
 
 def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:
     """A node that is still coming is not closed: being not ready is how it begins."""
-    node = node_known_as(turn, fact.node_id)
-    if node is None:
-        turn.world.joins.keep(fact.node_id, fact)
-    elif node.status is NodeStatus.READY:
+    node = turn.world.nodes.get(fact.node_id)
+    if node is not None and node.status is NodeStatus.READY:
         if node.closed != fact.reason and not node.is_leaving:
             turn.world.close_node(node, fact.reason)
-    elif node.status is not NodeStatus.TERMINATING and fact.reason:
+    elif node is not None and node.status is not NodeStatus.TERMINATING and fact.reason:
         note_joined(turn, node, fact)
 
 
@@ -228,9 +231,8 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
     The machine of an unmanaged one is out of reach: its jobs run again now, and if it was only cut off, beside what still
     runs there (DECISIONS 4).
     """
-    node = node_known_as(turn, fact.node_id)
+    node = turn.world.nodes.get(fact.node_id)
     if node is None:
-        turn.world.joins.drop(fact.node_id)
         return
     environment = turn.world.compute_environments.get(node.compute_environment)
     if environment is not None and not environment.managed:
@@ -244,7 +246,7 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
 def on_nodes_listed(turn: Turn, fact: facts.NodesListed) -> None:
     """Heals lost news: nodes that left while nobody looked."""
     for node in list(turn.world.nodes.values()):
-        if node.compute_environment != fact.compute_environment or node.known_as in fact.nodes:
+        if node.compute_environment != fact.compute_environment or node.node_id in fact.nodes:
             continue
         if (
             node.status is NodeStatus.READY
@@ -253,11 +255,6 @@ def on_nodes_listed(turn: Turn, fact: facts.NodesListed) -> None:
         ):
             lost = facts.NodeLost(node_id=node.node_id, at=fact.at, reason="it left the cluster")
             on_node_lost(turn, lost)
-
-
-def node_known_as(turn: Turn, known_as: NodeId) -> Node | None:
-    """The node that its cluster calls so."""
-    return turn.world.nodes.get(turn.world.joins.node_of(known_as))
 
 
 def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:

@@ -8,9 +8,10 @@ from airflow_eksbatch.core.engine.effects import CheckEnvironment
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.job import Job
-from airflow_eksbatch.core.model.node import Node, NodeStatus, Offering
+from airflow_eksbatch.core.model.job import Job, JobStatus
+from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus, Offering
 from airflow_eksbatch.core.world import where
+from airflow_eksbatch.core.world.trials import Refusals
 
 # AWS Batch's own words as far as they are known: clients look for them.
 NONE_JOINED = (
@@ -88,6 +89,78 @@ def why_none(node: Node, reason: str) -> str:
         "cluster does not let in, an image or user data of a launch template. Mend it and call "
         f"UpdateComputeEnvironment; else one instance is tried again every {minutes} minutes."
     )
+
+
+def is_hopeless(turn: Turn, job: Job) -> bool:
+    """Whether the next kubelet that turns it away is charged: even nodes without other work have done so for a long time."""
+    refusals = turn.world.trials.refusals.get(turn.world.class_of(job).without_refusals)
+    return (
+        refusals is not None
+        and refusals.proofs > limits.TURNED_AWAY_RESTS_MAX
+        and job.started_at is None
+        and job.job_id in refusals.jobs
+    )
+
+
+def note_refusal(turn: Turn, job: Job, node: Node | None, reason: str) -> None:
+    """A kubelet turned its pod away: the node is left alone for a while, or the job, if it was not this node only."""
+    world = turn.world
+    job_class = world.class_of(job).without_refusals
+    refusals = world.trials.refusals.setdefault(job_class, Refusals())
+    refusals.reason = reason
+    if not job.is_finished:
+        refusals.jobs.add(job.job_id)
+    if not refusals.times:
+        if node is None or node.closed is not None:
+            return
+        refusals.nodes.append(node.node_id)
+        alike, times = len(set(refusals.nodes)), len(refusals.nodes)
+        if alike < limits.TURNED_AWAY_NODES and times < limits.TURNED_AWAY_TIMES:
+            world.close_node(node, f"{TURNED_AWAY}: {reason}")
+            turn.wake_in(limits.REFUSED_POD_PAUSE_S, "reopen", node.node_id)
+            return
+    leave_alone(turn, refusals, is_proof=node is not None and not has_work(turn, node))
+
+
+def has_work(turn: Turn, node: Node) -> bool:
+    """Whether a pod of ours runs there: then another may find less room than we think."""
+    attempts = turn.world.attempts
+    pods = turn.world.pods_by_node.get(node.node_id, ())
+    return any(attempts[pod].status is JobStatus.RUNNING for pod in pods)
+
+
+def leave_alone(turn: Turn, refusals: Refusals, *, is_proof: bool) -> None:
+    """Jobs that kubelets turn away wait, ever longer; what comes meanwhile was on its way. Their nodes take others."""
+    world = turn.world
+    for job_id in sorted(refusals.jobs):
+        if (job := world.jobs.get(job_id)) is not None:
+            world.lines.change_class(job, world.lines.turned_away, joins=True)
+    if turn.now < refusals.until:
+        return
+    refusals.times += 1
+    refusals.proofs += is_proof
+    for node_id in refusals.nodes:
+        node = world.nodes.get(node_id)
+        if node is not None and node.is_paused:
+            world.close_node(node, None)
+    # What is charged has an end without long waits.
+    times = 1 if refusals.proofs > limits.TURNED_AWAY_RESTS_MAX else refusals.times
+    rest_s = limits.doubled(limits.TURNED_AWAY_S, times, limits.TURNED_AWAY_S_MAX)
+    refusals.until = turn.now + rest_s * 1000
+    turn.wake_in(rest_s, "refusal", "")
+
+
+def note_taken(turn: Turn, job: Job) -> None:
+    """A kubelet took a pod of it: what others said before does not count any more."""
+    world = turn.world
+    job_class = world.class_of(job).without_refusals
+    refusals = world.trials.refusals.get(job_class)
+    if refusals is None or (refusals.times and job.job_id not in refusals.jobs):
+        return
+    del world.trials.refusals[job_class]
+    for job_id in sorted(refusals.jobs):
+        if (other := world.jobs.get(job_id)) is not None:
+            world.lines.change_class(other, world.lines.turned_away, joins=False)
 
 
 def watch_spot(turn: Turn, job: Job) -> None:

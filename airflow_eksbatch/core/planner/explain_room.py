@@ -43,6 +43,9 @@ def explain_room(world: World, job: Job, now: int) -> list[str]:
     shape = job.spec.resources
     where = world.class_of(job).where
     sentences = explain_queue(queue) + explain_where(world, job, where)
+    sentences += explain_turned_away(world, job, now)
+    if world.trials.is_left_alone(world.class_of(job), now):
+        return sentences
     free = [node for node in able_nodes(world, queue, shape, where) if shape.fits(node.free)]
     if free:
         sentences += explain_free_room(world, job, free, now)
@@ -52,6 +55,20 @@ def explain_room(world: World, job: Job, now: int) -> list[str]:
         sentences += explain_coming(world, queue, shape, where, now)
         sentences += explain_hold(world, job, queue, now)
     return sentences + explain_reservation(world, job, queue, now)
+
+
+def explain_turned_away(world: World, job: Job, now: int) -> list[str]:
+    """Kubelets do not take its pods, though we think that there is room."""
+    job_class = world.class_of(job)
+    refusals = world.trials.refusals.get(job_class.without_refusals)
+    if refusals is None or not job_class.turned_away:
+        return []
+    wait_ms = refusals.until - now
+    again = f"It is tried again in {span(wait_ms)}" if wait_ms > 0 else "It is tried again"
+    return [
+        f"Nodes with room for it turn its pods away ({refusals.reason.rstrip('.')}): does something add to what they "
+        f"ask for? {again}; an instance is bought for it only if no node is left that could hold it."
+    ]
 
 
 def explain_queue(queue: JobQueue) -> list[str]:
@@ -67,7 +84,7 @@ def explain_where(world: World, job: Job, where: Where | None) -> list[str]:
     if where is None:
         return []
     why = "as its tags say"
-    if job.job_id in world.on_demand_only:
+    if job.job_id in world.lines.on_demand_only:
         lost = max((tries.lost for tries in job.tries.values()), default=0)
         after, by = job.spec.tags.get(ON_DEMAND_AFTER), job.spec.tags.get(ON_DEMAND_BY)
         if after is not None and lost >= int(after):
@@ -316,7 +333,7 @@ def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
     """Nodes kept free for jobs of other classes that have waited too long, and for whom."""
     held: dict[str, Job] = {}
     roomiest = Roomiest(world)
-    for name, lines in lines_by_queue(world).items():
+    for name, lines in lines_by_queue(world, now).items():
         queue = world.queues.get(name)
         for line in lines if queue is not None else ():
             assert queue is not None
@@ -324,6 +341,8 @@ def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
             if keeper is None or line.job_class == world.class_of(job):
                 continue
             shape = line.job_class.shape
+            if line.job_class.turned_away:
+                continue
             if has_waited_long(world, line, now) and not fits_anywhere(world, queue, shape):
                 node = roomiest.node_for(shape, queue.compute_environments, line.job_class.where)
                 if node is not None:
@@ -396,11 +415,13 @@ def explain_kept_headroom(
 def first_kept_waiting(world: World, queue: JobQueue, now: int) -> ClassLine | None:
     """Of the classes that have waited too long and could have a node, the one whose turn is first."""
     roomiest = Roomiest(world)
-    turns = Turns(world, queue, lines_by_queue(world).get(queue.name, []), now, places=1)
+    turns = Turns(world, queue, lines_by_queue(world, now).get(queue.name, []), now, places=1)
     while (turn := turns.next()) is not None:
         line, _ = turn
-        if has_waited_long(world, line, now) and is_in_reach(
-            world, roomiest, queue, line.job_class, now
+        if (
+            not line.job_class.turned_away
+            and has_waited_long(world, line, now)
+            and is_in_reach(world, roomiest, queue, line.job_class, now)
         ):
             return line
         turns.served(0, blocked=True)

@@ -73,7 +73,7 @@ class Fit:
         self.kept_back: set[NodeId] = set()
         """Nodes with room for what does."""
         self._held: set[NodeId] = set()
-        self._lines = lines_by_queue(world)
+        self._lines = lines_by_queue(world, now)
         for queue in queues_in_order(world):
             if queue.name in self._lines:
                 self._serve(queue, self._lines[queue.name])
@@ -96,18 +96,32 @@ class Fit:
         return free_cpu_m(self._world)
 
     def buyable_demand(self) -> dict[str, Demand]:
-        """What capacity may be bought for; what nobody sells must not use up what a queue may still take."""
+        """What capacity may be bought for; what nobody sells must not use up what a queue may still take.
+
+        For those that kubelets turned away one machine, where no node is left to try them on.
+        """
         demands = {
             name: self.headrooms[name].permitted(sold_of(self._world, name, demand))
             if name in self.headrooms
             else demand
             for name, demand in self.left.items()
         }
+        for name, demand in demands.items():
+            if any(job_class.turned_away for job_class in demand):
+                demands[name] = self._with_trials(name, demand)
         for name, doomed in self.doomed.items():
             demand = demands[name] = dict(demands.get(name, {}))
             for job_class, count in doomed.items():
                 demand[job_class] = demand.get(job_class, 0) + count
         return demands
+
+    def _with_trials(self, name: str, demand: Demand) -> Demand:
+        names = self._world.queues[name].compute_environments
+        return {
+            x: 1 if x.turned_away else count
+            for x, count in demand.items()
+            if not x.turned_away or self._roomiest.node_for(x.shape, names, x.where) is None
+        }
 
     def _find_refuge(self, name: str, job_class: JobClass, count: int) -> None:
         """Room that is left over stays; for the rest a replacement is bought before it is needed."""
@@ -137,6 +151,8 @@ class Fit:
                 headroom.take(job_class, placed)
             left[job_class] = left.get(job_class, line.count) - placed
             turns.served(placed, blocked=placed < allowed)
+            if job_class.turned_away:
+                continue
             if placed < allowed and has_waited_long(self._world, line, self._now):
                 self._keep_room(queue, job_class, headroom)
                 if placed < wanted:

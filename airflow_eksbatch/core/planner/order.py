@@ -19,15 +19,16 @@ NO_RIVAL = float("inf")
 
 
 def queues_in_order(world: World) -> list[JobQueue]:
-    """Job queues by descending priority; names break ties, so that plans repeat."""
-    return sorted(world.queues.values(), key=lambda queue: (-queue.priority, queue.name))
+    """Job queues by descending priority; names break ties, so that plans repeat. Of one that is being deleted nothing begins."""
+    queues = (queue for queue in world.queues.values() if queue.status != "DELETING")
+    return sorted(queues, key=lambda queue: (-queue.priority, queue.name))
 
 
-def lines_by_queue(world: World) -> dict[str, list[ClassLine]]:
-    """Lines in which anybody stands, by job queue."""
+def lines_by_queue(world: World, now: int) -> dict[str, list[ClassLine]]:
+    """Lines in which anybody stands whose time has come, by job queue."""
     found: defaultdict[str, list[ClassLine]] = defaultdict(list)
     for line in world.lines.values():
-        if line.count:
+        if line.count and not world.trials.is_left_alone(line.job_class, now):
             found[line.job_class.queue].append(line)
     return found
 

@@ -25,6 +25,11 @@ class JobClass(msgspec.Struct, frozen=True, kw_only=True):
     turned_away: bool = False
     """Kubelets refused them on several nodes: they are tried again now and then (world/trials.py)."""
 
+    @property
+    def without_refusals(self) -> JobClass:
+        """The class they had before."""
+        return msgspec.structs.replace(self, turned_away=False) if self.turned_away else self
+
 
 def class_of(spec: JobSpec, *, on_demand: bool, turned_away: bool = False) -> JobClass:
     """The class of a job."""

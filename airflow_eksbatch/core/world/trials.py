@@ -6,11 +6,32 @@ from collections import Counter
 
 import msgspec
 
+from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.core.model.node import Node, NodeId
+from airflow_eksbatch.core.world.job_class import JobClass
+
+
+class Refusals(msgspec.Struct, kw_only=True):
+    """How often kubelets turned away pods of a job class, since one of them last ran."""
+
+    reason: str = ""
+    """The kubelet's words."""
+    nodes: list[NodeId] = []
+    """Where, in order; while a node is left alone for it, what it turns away is not counted."""
+    jobs: set[JobId] = set()
+    """Whose pods they were."""
+    times: int = 0
+    """How often these jobs were left alone; before the first time it may be the nodes."""
+    until: int = 0
+    proofs: int = 0
+    """How often that was after the word of a node on which nothing else ran: there is no more room than that."""
 
 
 class Trials(msgspec.Struct, kw_only=True):
     """By compute environment; times are epoch ms."""
+
+    refusals: dict[JobClass, Refusals] = {}
+    """By job class."""
 
     check_at: dict[str, int] = {}
     """When an INVALID one is looked into again."""
@@ -20,6 +41,20 @@ class Trials(msgspec.Struct, kw_only=True):
     """The launch that its cloud last answered, whatever it said, and when."""
     overtaken_at: dict[NodeId, int] = {}
     """Launches without an answer, and since when one that was asked for later has its own."""
+
+    def is_left_alone(self, job_class: JobClass, now: int) -> bool:
+        """Whether none of these is to be tried now."""
+        if not job_class.turned_away:
+            return False
+        refusals = self.refusals.get(job_class.without_refusals)
+        return refusals is not None and now < refusals.until
+
+    def forget_job(self, job_id: JobId) -> None:
+        """It is over; of a class none of whose jobs are left nothing is known."""
+        for job_class, refusals in list(self.refusals.items()):
+            refusals.jobs.discard(job_id)
+            if not refusals.jobs:
+                del self.refusals[job_class]
 
     def note_answer(self, node: Node, now: int) -> None:
         self.answered[node.compute_environment] = node.node_id, now

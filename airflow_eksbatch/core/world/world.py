@@ -403,6 +403,7 @@ class World:
         spec = job.spec
         del self.jobs[job.job_id]
         self.lines.forget(job.job_id)
+        self.trials.forget_job(job.job_id)
         self.jobs_by_queue[spec.queue].pop(job.job_id, None)
         self.jobs_by_share[spec.queue, spec.share] -= 1
         if not self.jobs_by_share[spec.queue, spec.share]:
