@@ -14,7 +14,7 @@ from airflow_eksbatch.core.engine.setbacks import (
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
-from airflow_eksbatch.core.model.node import Node, NodeStatus
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 from airflow_eksbatch.core.world.measured import kind_of
 
@@ -149,9 +149,12 @@ def on_pods_listed(turn: Turn, fact: facts.PodsListed) -> None:
 
 
 def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
-    node = turn.world.nodes.get(fact.node_id)
+    node = node_known_as(turn, fact.node_id)
     if node is None:
+        turn.world.joins.keep(fact.node_id, fact, anew=True)
         return
+    if node.known_as != fact.node_id:
+        node.joined_as = fact.node_id
     if node.status is NodeStatus.READY:
         if node.allocatable != fact.allocatable:
             turn.world.set_allocatable(node, fact.allocatable)
@@ -208,11 +211,13 @@ def on_node_found(turn: Turn, fact: facts.NodeFound) -> None:
 
 def on_node_closed(turn: Turn, fact: facts.NodeClosed) -> None:
     """A node that is still coming is not closed: being not ready is how it begins."""
-    node = turn.world.nodes.get(fact.node_id)
-    if node is not None and node.status is NodeStatus.READY:
+    node = node_known_as(turn, fact.node_id)
+    if node is None:
+        turn.world.joins.keep(fact.node_id, fact)
+    elif node.status is NodeStatus.READY:
         if node.closed != fact.reason and not node.is_leaving:
             turn.world.close_node(node, fact.reason)
-    elif node is not None and node.status is not NodeStatus.TERMINATING and fact.reason:
+    elif node.status is not NodeStatus.TERMINATING and fact.reason:
         note_joined(turn, node, fact)
 
 
@@ -231,8 +236,9 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
     The machine of an unmanaged one is out of reach: its jobs run again now, and if it was only cut off, beside what still
     runs there (DECISIONS 4).
     """
-    node = turn.world.nodes.get(fact.node_id)
+    node = node_known_as(turn, fact.node_id)
     if node is None:
+        turn.world.joins.drop(fact.node_id)
         return
     environment = turn.world.compute_environments.get(node.compute_environment)
     if environment is not None and not environment.managed:
@@ -246,7 +252,7 @@ def on_node_lost(turn: Turn, fact: facts.NodeLost) -> None:
 def on_nodes_listed(turn: Turn, fact: facts.NodesListed) -> None:
     """Heals lost news: nodes that left while nobody looked."""
     for node in list(turn.world.nodes.values()):
-        if node.compute_environment != fact.compute_environment or node.node_id in fact.nodes:
+        if node.compute_environment != fact.compute_environment or node.known_as in fact.nodes:
             continue
         if (
             node.status is NodeStatus.READY
@@ -255,6 +261,11 @@ def on_nodes_listed(turn: Turn, fact: facts.NodesListed) -> None:
         ):
             lost = facts.NodeLost(node_id=node.node_id, at=fact.at, reason="it left the cluster")
             on_node_lost(turn, lost)
+
+
+def node_known_as(turn: Turn, known_as: NodeId) -> Node | None:
+    """The node that its cluster calls so."""
+    return turn.world.nodes.get(turn.world.joins.node_of(known_as))
 
 
 def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
