@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Job, JobId
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.service.broadcast import Broadcast
@@ -26,7 +28,7 @@ from airflow_eksbatch.service.lease import CLOCK
 from airflow_eksbatch.service.performer import Backoff
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
-from airflow_eksbatch.store.port import Fenced, Store, StoreError
+from airflow_eksbatch.store.port import Fenced, Store, StoreError, Unstorable
 
 NS = 1_000_000
 # Less than this is caught up with within seconds, and no deadline here is shorter.
@@ -110,6 +112,8 @@ class Loop:
         self._clock = clock
         self._step_settings = step_settings
         self._settings = settings
+        self._again: deque[Letter] = deque()
+        """Of a beat that the store did not take because of one of them."""
         self._settled = asyncio.Event()
         self._stopping = False
         self._wake_at: int | None = None
@@ -140,7 +144,7 @@ class Loop:
         """Load, then beat until `stop`. Raises Fenced, and whatever is a bug."""
         await self._load()
         backoff, failures = Backoff(first_s=0.1, most_s=2.0), 0
-        while not (self._stopping and not self._inbox):
+        while not (self._stopping and not self._inbox and not self._again):
             began = time.monotonic()
             try:
                 if self._clock.ahead_ms() > SET_BACK_MS:
@@ -167,6 +171,8 @@ class Loop:
 
     async def _rest(self, began: float) -> None:
         """Wait for a fact or the next deadline, but never shorter than the interval."""
+        if self._again:
+            return
         left_s = self._settings.interval_s - (time.monotonic() - began)
         await asyncio.sleep(max(0.0, left_s))
         if self._stopping:
@@ -177,10 +183,16 @@ class Loop:
         await self._inbox.wait(rest_s)
 
     async def _beat(self) -> None:
-        letters = self._inbox.drain(self._settings.facts_max)
+        singly = [self._again.popleft()] if self._again else None
+        letters = singly or self._inbox.drain(self._settings.facts_max)
         try:
             await self._turn(letters)
+        except Unstorable as error:
+            self._find_culprit(letters, error)
+            raise
         except StoreError as error:
+            letters = [*letters, *self._again]
+            self._again.clear()
             for letter in letters:
                 letter.answer(unavailable(f"The database cannot be written now: {error}"))
             self._inbox.give_back(letters)
@@ -189,9 +201,19 @@ class Loop:
             # Whoever waits to read is let go, and finds that there is no world.
             self.world = None
             self._settled.set()
-            for letter in letters:
+            for letter in [*letters, *self._again]:
                 letter.answer(unavailable("The service failed at this and starts again."))
             raise
+
+    def _find_culprit(self, letters: list[Letter], error: Unstorable) -> None:
+        """Somebody asks for what the store does not take; the others must not pay for it, so each is tried by itself."""
+        if len(letters) == 1:
+            letters[0].answer(Rejected(f"This cannot be kept: {error}"))
+        elif not self._stopping:
+            self._again.extendleft(reversed(letters))
+        else:
+            for letter in letters:
+                letter.answer(unavailable(f"The database cannot be written now: {error}"))
 
     async def _turn(self, letters: list[Letter]) -> None:
         """One beat, its lines in the only order that a crash cannot hurt."""

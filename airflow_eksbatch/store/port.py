@@ -21,6 +21,10 @@ class Fenced(StoreError):
     """Another service took the lease: this one may not write any more."""
 
 
+class Unstorable(StoreError):
+    """Nothing is wrong with the store: it does not take one of these values."""
+
+
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):
     """What a store is, for somebody who only looks: nothing is changed or brought forward."""
 
@@ -84,7 +88,7 @@ class Store(Protocol):
         ...
 
     def commit(self, changes: Changes) -> None:
-        """Keep one beat's changes, durably. Raises StoreError when it could not (disk full, fenced)."""
+        """Keep one beat's changes, durably. Raises StoreError when it could not (disk full, fenced, Unstorable)."""
         ...
 
     def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, bool]:

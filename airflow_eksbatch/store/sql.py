@@ -19,14 +19,21 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.store import costs, rows, schema
 from airflow_eksbatch.store.migrations import STEPS, migrate, version_of
-from airflow_eksbatch.store.port import AccessKey, Fenced, JobQuery, StoreError, StoreView
+from airflow_eksbatch.store.port import (
+    AccessKey,
+    Fenced,
+    JobQuery,
+    StoreError,
+    StoreView,
+    Unstorable,
+)
 
 LEASE = "beat"
 IDS_AT_ONCE = 500
@@ -128,7 +135,8 @@ class SqlStore:
                 yield self._connection
         except (SQLAlchemyError, msgspec.MsgspecError) as error:
             self._drop_connection()
-            raise StoreError(self._explain(error)) from error
+            kind = Unstorable if _is_of_a_value(error) else StoreError
+            raise kind(self._explain(error)) from error
 
     def _drop_connection(self) -> None:
         """A connection that failed may be half dead; the next call makes a new one."""
@@ -406,6 +414,12 @@ _UPDATE_JOB = (
         nano_usd=bindparam("nano_usd"),
     )
 )
+
+
+def _is_of_a_value(error: Exception) -> bool:
+    """By SQL's classes of errors, where the driver tells them: 22 is data, 54 a limit of the server (what an index takes)."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return isinstance(error, DataError) or state[:2] in ("22", "54")
 
 
 def _noun_rows(changes: Changes) -> Iterator[rows.Row]:

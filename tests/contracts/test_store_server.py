@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import make_url
 
 from airflow_eksbatch.core.world.changes import Changes, Counters
-from airflow_eksbatch.store.port import Fenced, StoreError
+from airflow_eksbatch.store.port import Fenced, StoreError, Unstorable
 from airflow_eksbatch.store.postgres import postgres_store
 from tests.build import NOW, a_queue
 from tests.contracts import writer
@@ -47,6 +48,19 @@ def cut_connections(database: Database) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
+
+
+@pytest.mark.parametrize("token", [secrets.token_hex(5_000), "nul\0"], ids=["long", "nul"])
+def test_a_value_that_it_does_not_take_is_told_from_its_own_trouble(
+    database: Database, token: str
+) -> None:
+    store = database.open()
+    with pytest.raises(Unstorable):
+        store.commit(Changes(jobs_added=[a_live_job(1, token=token)]))
+    if "\0" in token:
+        with pytest.raises(Unstorable):
+            store.find_tokens([token])
+    store.commit(Changes(jobs_added=[a_live_job(1, token="short")]))
 
 
 def test_a_connection_that_is_cut_is_said_once_and_made_again(database: Database) -> None:

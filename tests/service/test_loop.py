@@ -32,7 +32,7 @@ from airflow_eksbatch.service.lease import Lease
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
-from airflow_eksbatch.store.port import Fenced, Store, StoreError
+from airflow_eksbatch.store.port import Fenced, Store, StoreError, Unstorable
 from airflow_eksbatch.store.sqlite import sqlite_store
 
 
@@ -42,6 +42,8 @@ class Trouble:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.failures: list[StoreError] = []
+        self.unstorable = ""
+        """Name of a job."""
         self.commits = 0
 
     def __getattr__(self, name: str) -> object:
@@ -50,6 +52,8 @@ class Trouble:
     def commit(self, changes: Changes) -> None:
         if self.failures:
             raise self.failures.pop(0)
+        if any(job.spec.name == self.unstorable for job in changes.jobs_added):
+            raise Unstorable("no index takes that")
         self.commits += 1
         self._store.commit(changes)
 
@@ -237,6 +241,33 @@ def test_what_a_cluster_told_is_not_lost_with_a_beat(tmp_path: Path) -> None:
             assert heart.loop.trouble is not None
         assert heart.loop.world is not None
         assert heart.loop.world.compute_environments["ce"].status == "INVALID"
+
+    run(scenario, tmp_path / "db")
+
+
+def test_what_the_store_does_not_take_is_refused_and_nothing_else(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        heart.trouble.unstorable = "bad"
+        heart.inbox.tell([EnvironmentChecked(name="ce", status="INVALID", status_reason="none")])
+        names = ["a", "b", "bad", "c"]
+        answers = await heart.submit_all(a_spec(name) for name in names)
+        assert [answer for answer in answers if not isinstance(answer, Rejected)] == [
+            "id-a",
+            "id-b",
+            "id-c",
+        ]
+        assert isinstance(answers[2], Rejected)
+        assert (answers[2].code, answers[2].message) == (
+            "ClientException",
+            "This cannot be kept: no index takes that",
+        )
+        await heart.loop.settled()
+        world = heart.loop.world
+        assert world is not None
+        assert set(world.jobs) == {"id-a", "id-b", "id-c"}
+        assert world.compute_environments["ce"].status == "INVALID"
+        assert await heart.submit_all([a_spec("after")]) == ["id-after"]
+        assert heart.loop.trouble is None
 
     run(scenario, tmp_path / "db")
 
