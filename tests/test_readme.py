@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from prometheus_client import generate_latest
 from airflow_eksbatch.cli import make_parser
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.migrations import STEPS
+from tests.airflow.processes import wait_for
 from tests.service.running import RunningService
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,17 +135,25 @@ def test_what_the_first_page_types_into_the_aws_cli_works_on_the_embedded_servic
     shown = [text for _, text in BLOCK.findall(page) if "aws batch" in text]
     assert len(shown) == 2, "the README has other blocks with the AWS CLI than this test knows"
     service = RunningService(tmp_path / "home", "--launch-delay-s", "0.1")
+    service.is_open = False
     try:
         port = service.start().url.rpartition(":")[2]
         script = "\n".join(["set -e", *shown]).replace(":PORT", f":{port}")
         environ = {name: value for name, value in os.environ.items() if "AWS" not in name}
         path = f"{Path(sys.executable).parent}:{environ['PATH']}"
-        nothing = {"HOME": str(tmp_path), "PATH": path}
-        done = subprocess.run(
-            ["bash", "-c", script], env={**environ, **nothing}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        ended = service.wait_for(lambda event: event["status"] in ("SUCCEEDED", "FAILED"))
-        assert ended["status"] == "SUCCEEDED"
+        environ |= {"HOME": str(tmp_path), "PATH": path, "EKSBATCH_HOME": str(service.home)}
+
+        def follow(*command: str) -> str:
+            done = subprocess.run(command, env=environ, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        def ended() -> list[dict[str, str]]:
+            asked = ("--json", "--status", "SUCCEEDED", "--status", "FAILED")
+            return json.loads(follow("eksbatch", "jobs", *asked))
+
+        follow("bash", "-c", script)
+        (job,) = wait_for("the job to end", ended, within_s=60)
+        assert job["status"] == "SUCCEEDED"
     finally:
         service.end()
