@@ -12,16 +12,24 @@ from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import Deleted, PolicyPut, QueuePut
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.job_queue import JobQueue, TimeLimit
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareWeight
+from airflow_eksbatch.core.planner.explain_room import AT_MAXIMUM, NO_CAPACITY, TOO_LARGE
 
 PRIORITY_MAX = 1_000
 DECAY_S_MAX = 604_800
 RESERVATION_MAX = 99
 WEIGHT_MIN, WEIGHT_MAX = 0.0001, 999.9999
+# The last one is AWS's, too, and never is a reason here.
+LIMIT_REASONS = (
+    NO_CAPACITY,
+    AT_MAXIMUM,
+    TOO_LARGE,
+    "MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED",
+)
+LIMIT_S = (600, 86_400)
 NOT_HERE = {
     "serviceEnvironmentOrder": "service environments run SageMaker jobs",
-    "jobStateTimeLimitActions": "`eksbatch explain` says why a job waits, and nothing is cancelled for it",
 }
 
 
@@ -56,6 +64,41 @@ def environment_order(queue: JobQueue) -> list[tuple[int, str]]:
     ]
 
 
+def time_limits_from(actions: list[dict[str, Any]]) -> tuple[TimeLimit, ...]:
+    """jobStateTimeLimitActions: one action for each reason."""
+    found: dict[str, TimeLimit] = {}
+    for action in actions:
+        reason, seconds = action["reason"], action["maxTimeSeconds"]
+        if reason not in LIMIT_REASONS:
+            raise Rejected(
+                f"jobStateTimeLimitActions.reason must be one of {', '.join(LIMIT_REASONS)}, not {reason!r}."
+            )
+        if action["state"] != "RUNNABLE" or action["action"] != "CANCEL":
+            raise Rejected(
+                "jobStateTimeLimitActions can CANCEL what is RUNNABLE, and nothing else, on EKS."
+            )
+        if not LIMIT_S[0] <= seconds <= LIMIT_S[1]:
+            raise Rejected(
+                f"jobStateTimeLimitActions.maxTimeSeconds must be {LIMIT_S[0]} to {LIMIT_S[1]}, not {seconds}."
+            )
+        if reason in found:
+            raise Rejected(f"jobStateTimeLimitActions names {reason} twice.")
+        found[reason] = TimeLimit(reason=reason, max_time_s=seconds)
+    return tuple(found.values())
+
+
+def time_limits_wire(queue: JobQueue) -> list[dict[str, Any]]:
+    return [
+        {
+            "reason": limit.reason,
+            "state": "RUNNABLE",
+            "maxTimeSeconds": limit.max_time_s,
+            "action": "CANCEL",
+        }
+        for limit in queue.time_limits
+    ]
+
+
 def check_priority(priority: int) -> int:
     if not 0 <= priority <= PRIORITY_MAX:
         raise Rejected(f"priority must be 0 to {PRIORITY_MAX}, not {priority}.")
@@ -79,6 +122,7 @@ async def create_queue(call: Call) -> dict[str, Any]:
         policy=name_of(policy) if policy else None,
         tags=check_tags(request.get("tags")),
         created_at=now_ms(),
+        time_limits=time_limits_from(request.get("jobStateTimeLimitActions") or []),
         **environments_in_order(request.get("computeEnvironmentOrder") or []),
     )
     return names_of_queue(await call.desk.offer(QueuePut(queue=queue, create=True)))
@@ -95,6 +139,8 @@ async def update_queue(call: Call) -> dict[str, Any]:
         changes["priority"] = check_priority(request["priority"])
     if request.get("computeEnvironmentOrder"):
         changes |= environments_in_order(request["computeEnvironmentOrder"])
+    if request.get("jobStateTimeLimitActions") is not None:
+        changes["time_limits"] = time_limits_from(request["jobStateTimeLimitActions"])
     if request.get("schedulingPolicyArn"):
         changes["policy"] = name_of(request["schedulingPolicyArn"])
 
@@ -140,6 +186,7 @@ async def describe_queues(call: Call) -> dict[str, Any]:
                     for number, name in environment_order(queue)
                 ],
                 "jobQueueType": "EKS",
+                "jobStateTimeLimitActions": time_limits_wire(queue),
                 "tags": queue.tags,
             }
         )

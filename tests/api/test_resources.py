@@ -178,6 +178,28 @@ def test_a_queue_is_told_with_its_environments_in_order(batch: Any, unique: Uniq
     assert found["schedulingPolicyArn"].endswith("/fair"), "what is not given stays"
 
 
+def test_time_limits_of_a_queue_are_told_back_changed_and_taken_away(
+    batch: Any, unique: Unique
+) -> None:
+    name = unique("q")
+    order = [{"order": 1, "computeEnvironment": "spot"}]
+    given = [a_time_limit(), a_time_limit(reason="MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT")]
+    batch.create_job_queue(
+        jobQueueName=name,
+        priority=1,
+        computeEnvironmentOrder=order,
+        jobStateTimeLimitActions=given,
+    )
+    assert queue_named(batch, name)["jobStateTimeLimitActions"] == given
+    batch.update_job_queue(jobQueue=name, priority=2)
+    assert queue_named(batch, name)["jobStateTimeLimitActions"] == given
+    longer = [a_time_limit(maxTimeSeconds=86_400)]
+    batch.update_job_queue(jobQueue=name, jobStateTimeLimitActions=longer)
+    assert queue_named(batch, name)["jobStateTimeLimitActions"] == longer
+    batch.update_job_queue(jobQueue=name, jobStateTimeLimitActions=[])
+    assert queue_named(batch, name)["jobStateTimeLimitActions"] == []
+
+
 def test_a_queue_that_is_deleted_ends_its_jobs(
     service: RunningService, batch: Any, idle_queue: str
 ) -> None:
@@ -588,6 +610,13 @@ def test_an_environment_that_cannot_be_is_refused_with_what_to_do(
     assert words in refusal(batch.create_compute_environment, **given)
 
 
+def a_time_limit(**fields: Any) -> dict[str, Any]:
+    """One of jobStateTimeLimitActions."""
+    reason = "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY"
+    plain = {"state": "RUNNABLE", "maxTimeSeconds": 600, "action": "CANCEL"}
+    return {"reason": reason, **plain, **fields}
+
+
 _one = [{"order": 1, "computeEnvironment": "spot"}]
 
 
@@ -609,16 +638,12 @@ _one = [{"order": 1, "computeEnvironment": "spot"}]
         ({"schedulingPolicyArn": f"{ACCOUNT}:scheduling-policy/none"}, "none does not exist"),
         ({"jobQueueType": "SAGEMAKER_TRAINING"}, "must be EKS"),
         (
-            {
-                "jobStateTimeLimitActions": [
-                    {
-                        "reason": "x", "state": "RUNNABLE", "maxTimeSeconds": 600,
-                        "action": "CANCEL",
-                    }
-                ]
-            },
-            "leave it out",
+            {"jobStateTimeLimitActions": [a_time_limit(reason="UNDETERMINED")]},
+            "must be one of CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
         ),
+        ({"jobStateTimeLimitActions": [a_time_limit(action="TERMINATE")]}, "can CANCEL"),
+        ({"jobStateTimeLimitActions": [a_time_limit(maxTimeSeconds=599)]}, "600 to 86400"),
+        ({"jobStateTimeLimitActions": [a_time_limit(), a_time_limit()]}, "twice"),
     ],
 )  # fmt: skip
 def test_a_queue_that_cannot_be_is_refused_with_what_to_do(

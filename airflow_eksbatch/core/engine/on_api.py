@@ -266,6 +266,8 @@ def on_queue_put(turn: Turn, fact: facts.QueuePut) -> JobQueue:
     if queue.policy is not None and queue.policy not in world.policies:
         raise Rejected(f"Scheduling policy {queue.policy} does not exist.")
     world.put_queue(queue)
+    if queue.time_limits:
+        turn.wake_in(0, "stuck", queue.name)
     return queue
 
 

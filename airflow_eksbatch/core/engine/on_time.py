@@ -13,6 +13,7 @@ from airflow_eksbatch.core.engine.setbacks import (
     try_environment,
     watch_spot,
 )
+from airflow_eksbatch.core.engine.time_limits import look_for_stuck
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
@@ -38,6 +39,8 @@ def on_time(turn: Turn) -> None:
                 watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
+        elif kind == "stuck":
+            look_for_stuck(turn, key)
         elif kind == "share":
             drop_faded(turn.world, key, turn.now)
         elif kind == "measured":
@@ -142,6 +145,9 @@ def derive_deadlines(turn: Turn) -> None:
     for environment in turn.world.compute_environments.values():
         if none_joined(environment):
             turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
+    for queue in turn.world.queues.values():
+        if queue.time_limits:
+            turn.wake_in(0, "stuck", queue.name)
     for usage in turn.world.usages.values():
         if not usage.running_cpu_m:
             watch_usage(turn.world, usage)

@@ -27,9 +27,21 @@ class Refusals(msgspec.Struct, kw_only=True):
     """How often that was after the word of a node on which nothing else ran: there is no more room than that."""
 
 
+class Stuck(msgspec.Struct, frozen=True, kw_only=True):
+    """Why jobs of a class cannot be placed, and since when; `paused` while it seems otherwise for the first time."""
+
+    reason: str
+    since: int
+    paused: bool = False
+
+
 class Trials(msgspec.Struct, kw_only=True):
     """By compute environment; times are epoch ms."""
 
+    stuck: dict[JobClass, Stuck] = {}
+    """By job class, of queues with time limits."""
+    stuck_look_at: dict[str, int] = {}
+    """When a queue with time limits is looked at."""
     refusals: dict[JobClass, Refusals] = {}
     """By job class."""
 
