@@ -13,6 +13,7 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
     InstancesListed,
+    LaunchAlone,
     LaunchRefused,
     RebalanceRecommended,
     SpotInterrupted,
@@ -33,6 +34,8 @@ RECOMMENDED_S = 200.0
 
 class Instance(msgspec.Struct, kw_only=True):
     node_id: NodeId
+    known_as: NodeId
+    """What its cluster calls its node: those that are bought together are told no node id."""
     instance_id: str
     environment: str
     offering: Offering
@@ -94,7 +97,7 @@ class SimCloud:
         """Let the kubelets of so many nodes die, the oldest first; how many there were."""
         chosen = self._pick(environment, number)
         for instance in chosen:
-            self._cluster.silence_node(instance.node_id)
+            self._cluster.silence_node(instance.known_as)
         return len(chosen)
 
     def _pick(self, environment: str, number: int) -> list[Instance]:
@@ -102,9 +105,9 @@ class SimCloud:
             instance
             for instance in self.live
             if instance.environment == environment
-            and instance.node_id in self._cluster.nodes
+            and instance.known_as in self._cluster.nodes
             and instance.interrupted_at is None
-            and not self._cluster.is_silent(instance.node_id)
+            and not self._cluster.is_silent(instance.known_as)
         ]
         return untouched[:number]
 
@@ -120,6 +123,8 @@ class SimCloud:
         ):
             self._unanswered.add(effect.node_id)
             return None
+        if effect.together and self._chance.strikes(self._chance.faults.refused):
+            return LaunchAlone(node_id=effect.node_id)
         pool = effect.offering.pool
         full = sum(i.offering.pool == pool for i in self.live) >= self._capacity.get(pool, 1 << 30)
         full = full or effect.compute_environment in self.refusing
@@ -168,9 +173,11 @@ class SimCloud:
 
     def _buy(self, effect: LaunchNode) -> Instance:
         chance, faults = self._chance, self._chance.faults
+        instance_id = f"i-{effect.node_id}"
         instance = self.instances[effect.node_id] = Instance(
             node_id=effect.node_id,
-            instance_id=f"i-{effect.node_id}",
+            known_as=NodeId(instance_id) if effect.together else effect.node_id,
+            instance_id=instance_id,
             environment=effect.compute_environment,
             offering=effect.offering,
             launched_at=self._timeline.now,
@@ -189,7 +196,7 @@ class SimCloud:
             after_ms = chance.ms(0, faults.lifetime_s)
             if chance.coin():
                 silence = self._cluster.silence_node
-                self._timeline.after(after_ms, lambda: silence(instance.node_id))
+                self._timeline.after(after_ms, lambda: silence(instance.known_as))
             else:
                 reason = "Server.InternalError"
                 self._timeline.after(after_ms, lambda: self._begin_end(instance, reason, 0))
@@ -199,7 +206,7 @@ class SimCloud:
         if instance.gone is None:
             daemons = Resources(cpu_m=self._chance.faults.daemons_cpu_m)
             room = instance.offering.allocatable.minus(daemons)
-            self._cluster.add_node(instance.node_id, instance.environment, room)
+            self._cluster.add_node(instance.known_as, instance.environment, room)
 
     def _reclaim(self, instance: Instance) -> None:
         if instance.gone is not None:
@@ -229,7 +236,7 @@ class SimCloud:
         if instance.gone is not None:
             return
         now = self._timeline.now
-        self._cluster.remove_node(instance.node_id)
+        self._cluster.remove_node(instance.known_as)
         instance.gone = InstanceGone(
             node_id=instance.node_id, at=now, reason=reason, reclaimed=reclaimed
         )

@@ -134,13 +134,14 @@ class Auditor:
         row = self.simulator.ledger.live.get(("attempt", pod.name))
         assert row is not None, f"{where} exists and no live attempt says so"
         attempt = msgspec.msgpack.decode(row, type=Attempt)
-        assert attempt.node_id == pod.node_id, f"{where} is not on its attempt's node"
+        host = self.simulator.cloud.instances[attempt.node_id]
+        assert host.known_as == pod.node_id, f"{where} is not on its attempt's node"
         assert self.statuses.get((job, index)) not in TERMINAL, f"{where} begins after the end"
         over_at = self.over_at.get(job, attempt.created_at)
         assert attempt.created_at <= over_at, f"{where} is placed after its job was told to stop"
         for other in self.pods[job, index]:
             assert other.end is not None, f"{where} begins while {other.name} runs"
-            host = self.simulator.cloud.instances.get(other.node_id)
+            host = self.host_of(other)
             is_reclaimed = host is not None and host.interrupted_at is not None
             is_ended_by_us = other.end.end.exit_code == SIGTERM_EXIT_CODE and not other.is_stuck
             is_ended_by_us = is_ended_by_us and not is_reclaimed
@@ -173,6 +174,10 @@ class Auditor:
                     size = self.specs[dependency.job_id].size
                     wanted = all(self.has_succeeded(dependency.job_id, i) for i in range(size))
             assert wanted, f"{where} begins before {dependency}"
+
+    def host_of(self, pod: SimPod) -> Instance | None:
+        instances = self.simulator.cloud.instances.values()
+        return next((i for i in instances if i.known_as == pod.node_id), None)
 
     def has_succeeded(self, job: JobId, index: int) -> bool:
         return self.statuses.get((job, index)) is JobStatus.SUCCEEDED

@@ -153,8 +153,6 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
     if node is None:
         turn.world.joins.keep(fact.node_id, fact, anew=True)
         return
-    if node.known_as != fact.node_id:
-        node.joined_as = fact.node_id
     if node.status is NodeStatus.READY:
         if node.allocatable != fact.allocatable:
             turn.world.set_allocatable(node, fact.allocatable)
@@ -164,6 +162,7 @@ def on_node_ready(turn: Turn, fact: facts.NodeReady) -> None:
         return
     turn.world.note_launched(node, fact.at)
     turn.world.settle(node, min(fact.at, turn.now))  # what came before is BOOT
+    node.joined_as = None if fact.node_id == node.node_id else fact.node_id
     node.node_name, node.ready_at, node.idle_since = fact.node_name, fact.at, turn.now
     turn.world.set_allocatable(node, fact.allocatable)
     turn.world.move_node(node, NodeStatus.READY)
