@@ -7,7 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from airflow_eksbatch.core.engine.effects import CheckEnvironment, DeleteEnvironment, DeletePod
+from airflow_eksbatch.core.engine.effects import (
+    CheckEnvironment,
+    CreatePod,
+    DeleteEnvironment,
+    DeletePod,
+    LaunchNode,
+)
 from airflow_eksbatch.core.engine.facts import (
     ComputeEnvironmentPut,
     DefinitionDeregistered,
@@ -15,13 +21,18 @@ from airflow_eksbatch.core.engine.facts import (
     Deleted,
     EnvironmentChecked,
     Fact,
+    JobSubmitted,
     PolicyPut,
     QueuePut,
 )
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Outdated, Rejected
+from airflow_eksbatch.core.model.job import Dependency, JobId
 from airflow_eksbatch.core.model.job_definition import JobDefinition
-from tests.build import NOW, a_node, a_policy, a_queue, a_world, an_environment
-from tests.core.stage import Stage
+from tests.build import NOW, a_node, a_policy, a_queue, a_spec, a_world, an_environment
+from tests.core.stage import Stage, loaded
+
+DEPENDENCY = (Dependency(job_id=JobId("first")),)
 
 
 def refuses(stage: Stage, fact: object, words: str) -> None:
@@ -69,6 +80,43 @@ def test_deleting_a_queue_terminates_its_jobs_and_ends_when_they_have() -> None:
     stage.end("runs", exit_code=143)
     assert stage.world.queues == {}
     stage.give(delete)
+
+
+def a_queue_to_empty(jobs: int) -> Stage:
+    stage = Stage(a_world(a_node("n1")))
+    chain = [a_spec(f"j{n}", depends_on=DEPENDENCY[: n % 2]) for n in range(jobs)]
+    stage.step(JobSubmitted(spec=a_spec("first")), *(JobSubmitted(spec=spec) for spec in chain))
+    stage.give(QueuePut(queue=a_queue(state="DISABLED"), create=False))
+    stage.run()
+    return stage
+
+
+def test_a_large_queue_is_emptied_over_many_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it begins meanwhile, nothing is bought for it, and every job is told the same."""
+    monkeypatch.setattr(limits, "ENDS_PER_BEAT_MAX", 10)
+    stage = a_queue_to_empty(34)
+    outcome = stage.step(Deleted(kind="job_queue", name="queue"))
+    assert len(stage.world.jobs) == 25
+    beats = 1
+    while outcome.wake_at == stage.now:
+        outcome = stage.step()
+        assert (stage.of(CreatePod), stage.of(LaunchNode)) == ([], [])
+        beats += 1
+    assert beats == 4
+    stage.step(*(stage.ended(a.job_id, exit_code=143) for a in [*stage.world.attempts.values()]))
+    assert (stage.world.jobs, stage.world.queues) == ({}, {})
+    reasons = {job.status_reason for job in stage.jobs.values()}
+    assert reasons == {"JobQueue deleted"}
+
+
+def test_a_queue_goes_on_being_emptied_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ENDS_PER_BEAT_MAX", 10)
+    stage = a_queue_to_empty(34)
+    stage.step(Deleted(kind="job_queue", name="queue"))
+    again = loaded(stage)
+    for _ in range(4):
+        again.step()
+    assert all(job.terminated for job in again.world.jobs.values())
 
 
 # ---- compute environments

@@ -272,15 +272,30 @@ def on_queue_put(turn: Turn, fact: facts.QueuePut) -> JobQueue:
 
 
 def on_queue_deleted(turn: Turn, name: str) -> None:
-    """Its jobs are terminated; it is gone when the last of them is."""
+    """Its jobs are terminated, some in each beat; it is gone when the last of them is."""
     queue = turn.world.queues.get(name)
     if queue is None:
         return
     if queue.state != "DISABLED":
         raise Rejected(f"Job queue {name} is ENABLED. Disable it with UpdateJobQueue first.")
     turn.world.put_queue(msgspec.structs.replace(queue, status="DELETING"))
-    for job_id in sorted(turn.world.jobs_by_queue[name]):
+    turn.wake_in(0, "emptying", name)
+
+
+def empty_queue(turn: Turn, name: str) -> None:
+    """End jobs of a queue that is being deleted, and the others in the next beats: a million at once would outlast any lease.
+
+    The youngest first, so none ends because another did.
+    """
+    left = limits.ENDS_PER_BEAT_MAX
+    for job_id in reversed(turn.world.jobs_by_queue.get(name, {})):
         job = turn.world.jobs[job_id]
+        if job.terminated:
+            continue
+        if left <= 0:
+            turn.wake_in(0, "emptying", name)
+            return
+        left -= job.spec.size
         stop_job(turn, job, range(job.spec.size), QUEUE_DELETED, terminate=True)
 
 

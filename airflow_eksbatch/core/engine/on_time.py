@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.lives import stop_attempt
+from airflow_eksbatch.core.engine.on_api import empty_queue
 from airflow_eksbatch.core.engine.on_cluster import host_ended, measure
 from airflow_eksbatch.core.engine.quotas import try_namespace
 from airflow_eksbatch.core.engine.setbacks import (
@@ -39,6 +40,8 @@ def on_time(turn: Turn) -> None:
                 watch_spot(turn, job)
         elif kind == "trial":
             try_environment(turn, key)
+        elif kind == "emptying":
+            empty_queue(turn, key)
         elif kind == "stuck":
             look_for_stuck(turn, key)
         elif kind == "share":
@@ -146,6 +149,8 @@ def derive_deadlines(turn: Turn) -> None:
         if none_joined(environment):
             turn.world.never_joined[environment.name] = limits.NEVER_JOINED_MAX
     for queue in turn.world.queues.values():
+        if queue.status == "DELETING":
+            turn.wake_in(0, "emptying", queue.name)
         if queue.time_limits:
             turn.wake_in(0, "stuck", queue.name)
     for usage in turn.world.usages.values():
