@@ -13,6 +13,7 @@ from airflow_eksbatch.core.model.retry import RetryStrategy
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.core.planner.explain_room import why_stuck
 from airflow_eksbatch.core.planner.words import listed, number_of, span
+from airflow_eksbatch.core.world.where import ZONE
 from airflow_eksbatch.core.world.world import World
 from tests.build import (
     NOW,
@@ -278,6 +279,33 @@ def test_a_large_job_hears_which_node_is_kept_for_it_and_a_small_one_for_whom() 
         world, "small", later
     )
     assert "1 ready node with room" in why(world, "small")
+
+
+def test_which_node_goes_for_a_larger_one_is_said_to_both() -> None:
+    large = an_offering("m5.4xlarge", vcpus=16, memory_mib=65_536)
+    world = a_world(
+        an_environment(max_vcpus=8), a_node("n1"), a_node("n2"), offerings=(an_offering(), large)
+    )
+    world.with_running(a_job("r", vcpus=3), "n1").with_running(a_job("q", vcpus=2), "n2")
+    world.with_(a_job("wide", vcpus=12), a_job("small", vcpus=2))
+    later = NOW + limits.RESERVE_AFTER_S * 1000
+    assert (
+        "no node here could hold one, so node n2 takes no new work and goes when it is empty, to leave room for a "
+        "larger one: 2 vCPUs, 15360 MiB of 4 vCPUs, 16384 MiB are free."
+    ) in why(world, "wide", later)
+    assert "n2 has room for it and is kept free for wide (wide), which needs 12 vCPUs" in why(
+        world, "small", later
+    )
+
+
+def test_a_node_is_kept_for_a_job_only_where_it_may_run() -> None:
+    world = a_world(
+        a_node("n1"), a_node("n2", offering=an_offering(zone="us-east-1b")), offerings=()
+    )
+    world.with_running(a_job("r", vcpus=3), "n1").with_running(a_job("q", vcpus=1), "n2")
+    world.with_(a_job("large", vcpus=4, tags={ZONE: "us-east-1a"}))
+    later = NOW + limits.RESERVE_AFTER_S * 1000
+    assert "so node n1 takes no other work until one fits there" in why(world, "large", later)
 
 
 def test_a_reservation_for_shares_to_come_gives_its_numbers() -> None:

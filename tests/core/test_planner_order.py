@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode
+from airflow_eksbatch.core.engine.facts import InstanceGone
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId
+from airflow_eksbatch.core.model.node import NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.retry import RetryStrategy
 from airflow_eksbatch.core.planner.check import check_plan
 from airflow_eksbatch.core.planner.plan import Plan
@@ -171,6 +178,83 @@ def test_a_job_that_fits_no_node_holds_none() -> None:
     world = a_world(a_node("n1"), offerings=())
     world.with_(a_job("huge", vcpus=400), a_job("s"))
     assert placed(world, NOW + limits.RESERVE_AFTER_S * 1000) == [1]
+
+
+# ---- nobody waits for ever, though all nodes are too small
+
+LARGE = an_offering("m5.4xlarge", vcpus=16, memory_mib=65_536)
+WITH_GPU = an_offering("g5.xlarge", gpu=1)
+
+
+def four_small_nodes(*sold: Offering, min_vcpus: int = 0, **wide: Any) -> Stage:
+    """They use up the maximum, and are full of work of one vCPU each; after the wide job comes ever more of it."""
+    environment = an_environment(max_vcpus=16, min_vcpus=min_vcpus, idle_s=1e6)
+    nodes = [a_node(f"n{n}") for n in range(4)]
+    stage = Stage(a_world(environment, *nodes, offerings=(an_offering(), *sold)))
+    stage.submit("first", size=16)
+    stage.submit("wide", **wide)
+    stage.submit("stream", size=1_000)
+    stage.run()
+    return stage
+
+
+def some_end(stage: Stage) -> None:
+    """A minute later one of the stream ends on each node, and the cloud does what it is asked for."""
+    over = {a.node_id: a for a in stage.world.attempts.values() if a.job_id != "wide"}
+    stage.wait(60, *(stage.ended(a.job_id, a.index) for a in over.values()))
+    ending = [n.node_id for n in stage.world.nodes.values() if n.status is NodeStatus.TERMINATING]
+    stage.step(*(InstanceGone(node_id=n, at=stage.now, reason="ended") for n in ending))
+    stage.join()
+    stage.run()
+
+
+@pytest.mark.parametrize(
+    ("sold", "wide"), [(LARGE, {"vcpus": 12}), (WITH_GPU, {"gpu": 1})], ids=["wide", "gpu"]
+)
+def test_the_emptiest_node_goes_for_a_larger_one(sold: Offering, wide: dict[str, int]) -> None:
+    stage = four_small_nodes(sold, **wide)
+    minutes = 0
+    while not stage.job("wide").running:
+        some_end(stage)
+        minutes += 1
+        assert minutes < 20
+    assert minutes * 60 >= limits.RESERVE_AFTER_S
+    assert stage.world.nodes[stage.live("wide").node_id].offering == sold
+    assert len(stage.world.nodes) == 4
+    stage.end("wide")
+    assert len(stage.world.attempts) >= 16
+
+
+def test_a_node_that_its_minimum_needs_does_not_go() -> None:
+    stage = four_small_nodes(LARGE, min_vcpus=16, vcpus=12)
+    for _ in range(10):
+        some_end(stage)
+        assert len(stage.world.attempts) == 16
+
+
+def test_no_node_goes_for_what_cannot_be_had() -> None:
+    stage = four_small_nodes(LARGE, vcpus=12)
+    stage.world.refused_until[LARGE.pool] = stage.now + 3_600_000
+    for _ in range(10):
+        some_end(stage)
+        assert len(stage.world.attempts) == 16
+
+
+def test_no_second_node_goes_while_one_ends_or_a_larger_one_comes() -> None:
+    stage = four_small_nodes(LARGE, vcpus=12, size=2)
+    stage.wait(limits.RESERVE_AFTER_S)
+    on_n0 = [a.index for a in stage.world.attempts.values() if a.node_id == "n0"]
+    stage.step(*(stage.ended("first", index) for index in on_n0))
+    assert [effect.node_id for effect in stage.of(TerminateNode)] == ["n0"]
+    end_and_go_on(stage)
+    stage.step(InstanceGone(node_id=NodeId("n0"), at=stage.now, reason="ended"))
+    assert [effect.offering for effect in stage.of(LaunchNode)] == [LARGE]
+    end_and_go_on(stage)
+
+
+def end_and_go_on(stage: Stage) -> None:
+    stage.end("first", next(iter(stage.job("first").running)))
+    assert len(stage.world.attempts) == 12
 
 
 # ---- environments in order

@@ -10,7 +10,10 @@ from airflow_eksbatch.core.model.node import Node, Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.hold import (
     Roomiest,
+    Ways,
     has_waited_long,
+    is_coming,
+    is_full,
     is_in_reach,
     takes_work,
 )
@@ -332,7 +335,7 @@ def explain_free_room(world: World, job: Job, free: list[Node], now: int) -> lis
 def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
     """Nodes kept free for jobs of other classes that have waited too long, and for whom."""
     held: dict[str, Job] = {}
-    roomiest = Roomiest(world)
+    roomiest, ways = Roomiest(world), Ways(world, now)
     for name, lines in lines_by_queue(world, now).items():
         queue = world.queues.get(name)
         for line in lines if queue is not None else ():
@@ -345,7 +348,10 @@ def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
                 continue
             if has_waited_long(world, line, now) and not fits_anywhere(world, queue, shape):
                 node = roomiest.node_for(shape, queue.compute_environments, line.job_class.where)
-                if node is not None:
+                nodes = [node] if node is not None else []
+                if not nodes and not is_coming(world, queue, line.job_class):
+                    nodes = ways.make(queue, line.job_class)
+                for node in nodes:
                     held.setdefault(node.node_id, keeper)
     return held
 
@@ -361,12 +367,30 @@ def explain_hold(world: World, job: Job, queue: JobQueue, now: int) -> list[str]
     line = world.lines.get(world.class_of(job))
     if line is None or not has_waited_long(world, line, now):
         return []
-    node = Roomiest(world).node_for(job.spec.resources, queue.compute_environments)
+    job_class = line.job_class
+    node = Roomiest(world).node_for(job_class.shape, queue.compute_environments, job_class.where)
     if node is None:
-        return []
+        return [] if is_coming(world, queue, job_class) else explain_way(world, line, queue, now)
     return [
         f"Jobs of its size have waited long, so node {node.node_id} takes no other work until one "
         f"fits there: {amount(node.free)} of {amount(node.allocatable)} are free."
+    ]
+
+
+def explain_way(world: World, line: ClassLine, queue: JobQueue, now: int) -> list[str]:
+    """The maximum is used up by nodes that are too small for it."""
+    ways = Ways(world, now)
+    nodes = ways.make(queue, line.job_class)
+    why = "Jobs of its size have waited long and no node here could hold one, so"
+    full = [name for name in ways.first if is_full(world, name)]
+    if full and not nodes:
+        return [
+            f"{why} the next to be bought in {full[0]} is for one: a smaller one is ending for it."
+        ]
+    return [
+        f"{why} node {node.node_id} takes no new work and goes when it is empty, to leave room for a larger one: "
+        f"{amount(node.free)} of {amount(node.allocatable)} are free."
+        for node in nodes
     ]
 
 

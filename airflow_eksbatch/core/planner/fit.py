@@ -11,7 +11,9 @@ from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.hold import (
     Roomiest,
+    Ways,
     has_waited_long,
+    is_coming,
     is_in_reach,
     takes_work,
 )
@@ -73,6 +75,7 @@ class Fit:
         self.kept_back: set[NodeId] = set()
         """Nodes with room for what does."""
         self._held: set[NodeId] = set()
+        self.ways = Ways(world, now)
         self._lines = lines_by_queue(world, now)
         for queue in queues_in_order(world):
             if queue.name in self._lines:
@@ -199,12 +202,16 @@ class Fit:
             headroom.keep_for(job_class)
 
     def _hold_node(self, queue: JobQueue, job_class: JobClass, floors: list[Floor]) -> None:
-        """A node takes nothing younger until one of these fits there."""
+        """A node takes nothing younger until one of these fits there, or until it is gone for a larger one."""
         node = self._roomiest.node_for(job_class.shape, queue.compute_environments, job_class.where)
-        if node is not None and node.node_id not in self._held:
-            self._held.add(node.node_id)
-            for floor in floors:
-                floor.hold(node.node_id, node.free)
+        nodes = [node] if node is not None else []
+        if not nodes and not is_coming(self._world, queue, job_class):
+            nodes = self.ways.make(queue, job_class)
+        for held in nodes:
+            if held.node_id not in self._held:
+                self._held.add(held.node_id)
+                for floor in floors:
+                    floor.hold(held.node_id, held.free)
 
 
 def sold_of(world: World, queue: str, demand: Demand) -> Demand:

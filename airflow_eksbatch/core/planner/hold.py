@@ -7,7 +7,7 @@ from collections.abc import Collection
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.node import Node, Offering
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.where import Where, allowed
@@ -92,6 +92,57 @@ def rank(node: Node) -> tuple[int, str]:
     return (node.allocatable.cpu_m - node.used.cpu_m, node.node_id)
 
 
+class Ways:
+    """Jobs that waited too long and that no node here could ever hold: each environment buys for one of them first.
+
+    Where its maximum is used up by smaller nodes, the emptiest take no new work and go: what runs is not stopped.
+    """
+
+    def __init__(self, world: World, now: int) -> None:
+        self.first: dict[str, tuple[str, JobClass]] = {}
+        """Whom an environment buys one machine for before all others: queue and class."""
+        self.emptied: set[NodeId] = set()
+        """Nodes that go as soon as they are empty."""
+        self._world = world
+        self._now = now
+        self._in_the_way: dict[str, list[Node] | None] = {}
+
+    def make(self, queue: JobQueue, job_class: JobClass) -> list[Node]:
+        """The nodes that take no new work for it."""
+        for name in queue.compute_environments:
+            if name in self.first or not may_be_bought(self._world, name, job_class, self._now):
+                continue
+            if name not in self._in_the_way:
+                self._in_the_way[name] = nodes_in_the_way(self._world, name)
+            nodes = self._in_the_way[name]
+            if nodes is not None:
+                self.first[name] = queue.name, job_class
+                self.emptied.update(node.node_id for node in nodes)
+                return nodes
+        return []
+
+
+def is_full(world: World, name: str) -> bool:
+    """Whether its maximum forbids to buy, also for what is ending."""
+    return world.vcpus[name] >= world.compute_environments[name].max_vcpus
+
+
+def nodes_in_the_way(world: World, name: str) -> list[Node] | None:
+    """The emptiest nodes without which the environment may buy again; None where they must stay for its minimum."""
+    environment = world.compute_environments[name]
+    nodes = [node for node in world.nodes.values() if node.compute_environment == name]
+    ending = sum(n.offering.vcpus for n in nodes if n.status is NodeStatus.TERMINATING)
+    staying = world.vcpus[name] - ending
+    chosen: list[Node] = []
+    for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
+        if staying < environment.max_vcpus:
+            break
+        if node.is_open and staying - node.offering.vcpus >= environment.min_vcpus:
+            chosen.append(node)
+            staying -= node.offering.vcpus
+    return chosen if staying < environment.max_vcpus else None
+
+
 def is_in_reach(
     world: World, roomiest: Roomiest, queue: JobQueue, job_class: JobClass, now: int
 ) -> bool:
@@ -100,5 +151,8 @@ def is_in_reach(
     return (
         roomiest.node_for(job_class.shape, names, job_class.where) is not None
         or is_coming(world, queue, job_class)
-        or any(may_be_bought(world, name, job_class, now) for name in names)
+        or any(
+            may_be_bought(world, name, job_class, now) and nodes_in_the_way(world, name) is not None
+            for name in names
+        )
     )

@@ -18,8 +18,15 @@ def make_plan(world: World, now: int, idle_s: float, *, buys: bool = True) -> Pl
     fit = Fit(world, now)
     return Plan(
         placements=fit.placements,
-        launches=provision(world, fit.buyable_demand(), now) if buys else [],
-        retirements=retire_nodes(world, fit.placements, now, idle_s, kept_back=fit.kept_back),
+        launches=provision(world, fit.buyable_demand(), now, fit.ways.first) if buys else [],
+        retirements=retire_nodes(
+            world,
+            fit.placements,
+            now,
+            idle_s,
+            kept_back=fit.kept_back,
+            emptied=fit.ways.emptied,
+        ),
         unplaced={
             job_class: count for demand in fit.left.values() for job_class, count in demand.items()
         },

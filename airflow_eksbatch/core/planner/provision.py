@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from airflow_eksbatch.core.model import limits
@@ -22,6 +22,7 @@ from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_ou
 from airflow_eksbatch.core.planner.order import queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Launch
+from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.where import Where, allowed
 from airflow_eksbatch.core.world.world import World
 
@@ -70,26 +71,58 @@ class Budget:
         self.zones[offering.pool] += count
 
 
-def provision(world: World, left: dict[str, Demand], now: int) -> list[Launch]:
-    """Launches for what was not placed and does not fit on nodes that are on their way."""
+def provision(
+    world: World,
+    left: dict[str, Demand],
+    now: int,
+    first: Mapping[str, tuple[str, JobClass]],
+) -> list[Launch]:
+    """Launches for what was not placed and does not fit on nodes that are on their way.
+
+    `first` names, by environment, whom a machine is bought for before all others: queue and class.
+    """
     budget = Budget(world)
     launches: list[Launch] = []
     wanted = {queue: shapes_of(demand) for queue, demand in left.items() if demand}
     coming = Coming(world, wanted.values()) if wanted else None
     for queue in queues_in_order(world):
+        for choice, name in enumerate(queue.compute_environments):
+            queue_name, job_class = first.get(name, (None, None))
+            if job_class is None or queue_name != queue.name:
+                continue
+            where, shape = job_class.where, job_class.shape
+            waiting = wanted.get(queue.name, {}).get(where, {})
+            if waiting.get(shape):
+                alone = {shape: 1}
+                launches += buy(world, name, where, alone, budget, choice=choice, now=now)
+                waiting[shape] -= 1 - alone[shape]
         for where, shapes in wanted.get(queue.name, {}).items():
             assert coming is not None
             coming.take(queue.compute_environments, shapes, where)
             for choice, name in enumerate(queue.compute_environments):
-                environment = world.compute_environments.get(name)
-                if environment is None or not environment.may_grow or name in world.full:
-                    continue
-                sold = allowed(where, world.offerings.get(name, ()))
-                for tier in tiers_of(environment, allowed(where, buyable(world, environment, now))):
-                    launches += Purchase(
-                        name, tier, shapes, sold=sold, budget=budget, choice=choice
-                    ).launches
+                launches += buy(world, name, where, shapes, budget, choice=choice, now=now)
     launches += keep_minimum(world, budget, now)
+    return launches
+
+
+def buy(
+    world: World,
+    name: str,
+    where: Where | None,
+    shapes: Shapes,
+    budget: Budget,
+    *,
+    choice: int,
+    now: int,
+) -> list[Launch]:
+    """Launches in one environment, tier by tier; what they serve is taken off `shapes`."""
+    environment = world.compute_environments.get(name)
+    if environment is None or not environment.may_grow or name in world.full:
+        return []
+    launches: list[Launch] = []
+    sold = allowed(where, world.offerings.get(name, ()))
+    for tier in tiers_of(environment, allowed(where, buyable(world, environment, now))):
+        launches += Purchase(name, tier, shapes, sold=sold, budget=budget, choice=choice).launches
     return launches
 
 

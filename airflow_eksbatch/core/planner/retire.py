@@ -17,10 +17,11 @@ def retire_nodes(
     idle_s: float,
     *,
     kept_back: Set[NodeId] = frozenset(),
+    emptied: Set[NodeId] = frozenset(),
 ) -> list[Retirement]:
     """Empty nodes whose time has come; `idle_s` counts where an environment does not say.
 
-    `kept_back` wait for jobs of nodes that are being taken back.
+    `kept_back` wait for jobs of nodes that are being taken back; `emptied` go at once, since they are too small.
     """
     busy = {placement.node_id for placement in placements} | kept_back
     closing = any(e.status == "DELETING" for e in world.compute_environments.values())
@@ -29,7 +30,7 @@ def retire_nodes(
         for node in world.nodes.values()
         # Most nodes have work.
         if (closing or node.idle_since is not None)
-        and (reason := why_retire(world, node, busy, now, idle_s)) is not None
+        and (reason := why_retire(world, node, busy, emptied, now, idle_s=idle_s)) is not None
     ]
     if not going:
         return []
@@ -60,7 +61,9 @@ def spare_vcpus(world: World) -> defaultdict[str, int]:
     return spare
 
 
-def why_retire(world: World, node: Node, busy: set[NodeId], now: int, idle_s: float) -> str | None:
+def why_retire(
+    world: World, node: Node, busy: Set[NodeId], emptied: Set[NodeId], now: int, *, idle_s: float
+) -> str | None:
     """Why this node should go now; None keeps it."""
     environment = world.compute_environments.get(node.compute_environment)
     if environment is None or not environment.managed:
@@ -73,6 +76,8 @@ def why_retire(world: World, node: Node, busy: set[NodeId], now: int, idle_s: fl
         return "its compute environment is being deleted"
     if node.closed is not None and not node.is_paused:
         return f"empty and closed: {node.closed}"
+    if node.node_id in emptied:
+        return "empty, and to leave room for a larger one"
     grace_s = idle_s if environment.idle_s is None else environment.idle_s
     if now - node.idle_since >= grace_s * 1000:
         return f"idle for {grace_s:g} s"
