@@ -19,7 +19,7 @@ def explain_order(world: World, job: Job, now: int) -> list[str]:
     queue = world.queues.get(job.spec.queue)
     if queue is None:
         return []
-    policy = world.policies.get(queue.policy) if queue.policy else None
+    policy = world.policy_of(queue)
     sentences = explain_queues_ahead(world, queue)
     if policy is not None:
         sentences += explain_shares_ahead(world, job, policy, now)

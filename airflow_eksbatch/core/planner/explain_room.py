@@ -396,7 +396,7 @@ def explain_way(world: World, line: ClassLine, queue: JobQueue, now: int) -> lis
 
 def explain_reservation(world: World, job: Job, queue: JobQueue, now: int) -> list[str]:
     """computeReservation leaves too little for it, or what it leaves is kept for one that has waited longer."""
-    policy = world.policies.get(queue.policy) if queue.policy else None
+    policy = world.policy_of(queue)
     headroom = headroom_of(world, queue, now)
     if policy is None or headroom is None:
         return []

@@ -55,7 +55,7 @@ class Turns:
     ) -> None:
         self._shares: dict[str, ShareLine] = {}
         self._portion = max(1, places // limits.TURNS_PER_BEAT_MAX)
-        policy = world.policies.get(queue.policy) if queue.policy else None
+        policy = world.policy_of(queue)
         self._is_fifo = policy is None
         for number, line in enumerate(lines):
             name = line.job_class.share if policy is not None else ""

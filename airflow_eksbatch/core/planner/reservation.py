@@ -58,7 +58,7 @@ class Headroom:
 
 def headroom_of(world: World, queue: JobQueue, now: int) -> Headroom | None:
     """What the queue may still take; None where nothing is held back."""
-    policy = world.policies.get(queue.policy) if queue.policy else None
+    policy = world.policy_of(queue)
     if policy is None or not policy.compute_reservation:
         return None
     use_m = sum(

@@ -458,8 +458,12 @@ class World:
     def decay_s(self, queue_name: str) -> int:
         """The decay window of a queue's shares, in seconds."""
         queue = self.queues.get(queue_name)
-        policy = self.policies.get(queue.policy) if queue and queue.policy else None
-        return policy.decay_s if policy else limits.SHARE_DECAY_S_MIN
+        policy = self.policy_of(queue) if queue is not None else None
+        return policy.decay_s if policy is not None else limits.SHARE_DECAY_S_MIN
+
+    def policy_of(self, queue: JobQueue) -> SchedulingPolicy | None:
+        """None for first in, first out."""
+        return self.policies.get(queue.policy) if queue.policy else None
 
     def status_of(self, job: Job) -> JobStatus:
         """Status of a job as a whole, as DescribeJobs tells it."""
