@@ -57,6 +57,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """The service of this machine's home directory, which may come back at another URL."""
     deployment: str = ""
     """Name of the Airflow that asks, where several with the same DAGs use one service."""
+    conn_id: str = ""
+    """The connection that led here."""
+    dashboard_url: str = ""
+    """Where people see the dashboard, if not in Airflow."""
 
     @property
     def place(self) -> str:

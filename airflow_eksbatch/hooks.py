@@ -11,8 +11,9 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
+import msgspec
 from airflow.sdk import BaseHook
 
 from airflow_eksbatch.endpoint import (
@@ -62,9 +63,10 @@ class EKSBatchHook(BaseHook):
 
     :param conn_id: connection of type ``eksbatch``: host (a full URL, or a name with port and
         http/https as schema), access key id as login, secret access key as password, and as
-        extras ``region``, ``verify``, and ``deployment``, the name of this Airflow, if another
-        one with the same DAGs uses the same service: they would end each other's jobs. (A new
-        name is a new Airflow: give it while no job runs.) Where a connection names no host, and
+        extras ``region``, ``verify``, ``dashboard_url`` if people see the service's dashboard
+        elsewhere than in Airflow, and ``deployment``, the name of this Airflow, if another one
+        with the same DAGs uses the same service: they would end each other's jobs. (A new name
+        is a new Airflow: give it while no job runs.) Where a connection names no host, and
         where there is no ``eksbatch_default``, the embedded service of this machine is found or
         started; any other connection must be there. One that was started so ends after an hour
         without jobs, instances and callers; ``eksbatch local`` stays.
@@ -89,7 +91,7 @@ class EKSBatchHook(BaseHook):
             found = self._without_connection(error)
         except Exception as error:
             raise self._unreadable(error) from error
-        return found or self._embedded()
+        return self._named(found or self._embedded())
 
     async def aendpoint(self) -> Endpoint:
         """The same, for the triggerer's event loop."""
@@ -103,7 +105,32 @@ class EKSBatchHook(BaseHook):
             found = self._without_connection(error)
         except Exception as error:
             raise self._unreadable(error) from error
-        return found or await asyncio.to_thread(self._embedded)
+        return self._named(found or await asyncio.to_thread(self._embedded))
+
+    async def running_endpoint(self) -> Endpoint:
+        """For pages that everybody may ask for who may log in to Airflow: only connections of our type, and nothing is started."""
+        import asyncio
+
+        from airflow.sdk.exceptions import AirflowNotFoundException
+
+        found = None
+        try:
+            connection = await self.aget_connection(self.conn_id)
+        except AirflowNotFoundException as error:
+            self._without_connection(error)
+        except Exception as error:
+            raise self._unreadable(error) from error
+        else:
+            if connection.conn_type != self.conn_type:
+                raise ServiceNotNamed(
+                    f"connection {self.conn_id} is of the type {connection.conn_type}; "
+                    f"give it the type {self.conn_type}"
+                )
+            found = endpoint_from_connection(connection)
+        return self._named(found or await asyncio.to_thread(find_embedded))
+
+    def _named(self, endpoint: Endpoint) -> Endpoint:
+        return msgspec.structs.replace(endpoint, conn_id=self.conn_id)
 
     def _configured(self, connection: Any) -> Endpoint | None:
         found = endpoint_from_connection(connection)
@@ -175,6 +202,7 @@ def endpoint_from_connection(connection: Any) -> Endpoint | None:
         secret_access_key=connection.password or None,
         region=extra.get("region") or extra.get("region_name") or DEFAULT_REGION,
         deployment=str(extra.get("deployment") or ""),
+        dashboard_url=str(extra.get("dashboard_url") or "").rstrip("/"),
         verify=verify
         if isinstance(verify, bool)
         else str(verify).lower() not in ("false", "0", "no"),
@@ -204,6 +232,18 @@ def find_or_start_embedded() -> Endpoint:
     home = default_home(os.environ).absolute()
     with _one_starter:  # a thousand tasks of a triggerer ask at once
         return _running_embedded(home) or _start_embedded(home)
+
+
+def find_embedded() -> Endpoint:
+    """The same, if it runs."""
+    if url := os.environ.get("EKSBATCH_URL"):
+        return Endpoint(url=url.rstrip("/"))
+    if found := _running_embedded(default_home(os.environ)):
+        return found
+    raise ServiceAway(
+        "no service is running on this machine: the next task starts it, or `eksbatch local`. To see "
+        f"another one, give it as host of the connection {DEFAULT_CONN_ID}"
+    )
 
 
 def _running_embedded(home: Path) -> Endpoint | None:
@@ -385,7 +425,9 @@ def _with_query(path: str, params: dict[str, Any] | None) -> str:
     return f"{path}?{urlencode(params)}" if params else path
 
 
-def job_url(endpoint_url: str, job_id: str) -> str:
-    """Where a person reads about a job."""
-    parts = urlsplit(endpoint_url)
-    return f"{parts.scheme}://{parts.netloc}{parts.path}/v1/eksbatch/jobs/{quote(job_id, safe=':')}"
+def job_url(endpoint: Endpoint, job_id: str) -> str:
+    """Where a person reads about a job: relative to Airflow's own address, unless the dashboard is elsewhere."""
+    root = (
+        endpoint.dashboard_url or f"eksbatch/{quote(endpoint.conn_id or DEFAULT_CONN_ID, safe='')}"
+    )
+    return f"{root}/job/{quote(job_id, safe=':')}"

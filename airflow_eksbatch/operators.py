@@ -359,7 +359,7 @@ class EKSBatchOperator(BaseOperator):
         note = {"job_id": job_id, "max_tries": ti.max_tries, "try_number": ti.try_number}
         _store(context).set(STATE_KEY, note)
         self._endpoint = self._endpoint or EKSBatchHook(self.conn_id).endpoint()
-        self.job_url = job_url(self._endpoint.url, job_id)
+        self.job_url = job_url(self._endpoint, job_id)
 
     def _defer_to_trigger(self, context: Context, job_id: str) -> NoReturn:
         from airflow_eksbatch.triggers import EKSBatchJobTrigger

@@ -218,7 +218,7 @@ async def url_of(feed: JobFeed, job_id: str) -> str:
         service: Any = await feed.service()
     except ServiceAway:
         return ""
-    return job_url(service.endpoint.url, job_id)
+    return job_url(service.endpoint, job_id)
 
 
 async def _hear_the_end(feed: JobFeed, waiter: Waiter, say: Callable[[str], Any]) -> JobNews:

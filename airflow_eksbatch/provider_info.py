@@ -23,6 +23,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [_modules("triggers")],
         "connection-types": [_connection_type()],
         "extra-links": ["airflow_eksbatch.links.EKSBatchJobLink"],
+        # The plugin is found by its own entry point.
     }
 
 
@@ -56,6 +57,16 @@ def _connection_type() -> dict[str, Any]:
             "verify": {
                 "label": "Verify TLS certificate",
                 "schema": {"type": ["boolean", "null"], "default": True},
+            },
+            "deployment": {
+                "label": "Deployment",
+                "description": "Name of this Airflow, if another one with the same DAGs uses the same service",
+                "schema": {"type": ["string", "null"]},
+            },
+            "dashboard_url": {
+                "label": "Dashboard URL",
+                "description": "Where people see the dashboard (default: in Airflow, menu entry EKS Batch)",
+                "schema": {"type": ["string", "null"]},
             },
         },
     }

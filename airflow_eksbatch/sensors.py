@@ -47,7 +47,7 @@ class EKSBatchJobSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:  # noqa: RET503  defer() never returns
         from airflow_eksbatch.hooks import EKSBatchHook, job_url
 
-        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint().url, self._id)
+        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint(), self._id)
         if not self.deferrable:
             return super().execute(context)
         from datetime import timedelta

@@ -156,9 +156,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         job_id = await submit(feed, submission, self.submit_within_s, self.log.info)
         url = await url_of(feed, job_id)
         queue = submission.request["jobQueue"]
-        self.log.info(
-            "Submitted job %s to job queue %s; why it waits: %s/explain", job_id, queue, url
-        )
+        self.log.info("Submitted job %s to job queue %s", job_id, queue)
         # While it waits is when people want the button, so not only at the end.
         await self._push_xcom(JOB_LINK.xcom_key, url)
         return job_id

@@ -40,6 +40,7 @@ from airflow_eksbatch.api.auth import (
     names_loopback,
     unknown_key,
 )
+from airflow_eksbatch.api.dashboard import view_of
 from airflow_eksbatch.api.port import ApiSettings, Call, Desk, Operation
 from airflow_eksbatch.api.wire.model import check_text, operations, request_check
 from airflow_eksbatch.core.model import limits
@@ -245,6 +246,10 @@ class Api:
     async def costs(self, request: Request, body: bytes, access_key: str) -> Response:
         return json_response(await extension.read_costs(self._desk, request.query_params))
 
+    async def view(self, request: Request, body: bytes, access_key: str) -> Response:
+        name, asked = request.path_params["name"], dict(request.query_params)
+        return json_response(await view_of(self._desk, name, asked))
+
     async def cloud(self, request: Request, body: bytes, access_key: str) -> Response:
         return json_response(await self._desk.control_cloud(decode(body)))
 
@@ -288,6 +293,7 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route(f"{root}/jobs/{{job_id}}/explain", on(api.explain, for_people=True)),
         Route(f"{root}/summary", on(api.summary)),
         Route(f"{root}/costs", on(api.costs)),
+        Route(f"{root}/views/{{name}}", on(api.view)),
         Route(f"{root}/cloud", on(api.cloud), methods=["POST"]),
         Route("/v1/tags/{arn:path}", on(api.tags), methods=["GET", "POST", "DELETE"]),
     ]

@@ -6,7 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from airflow_eksbatch.api.extension import explain_job, get_job, read_costs, read_output
+from airflow_eksbatch.api.extension import (
+    explain_job,
+    get_job,
+    not_found,
+    read_costs,
+    read_output,
+)
 from airflow_eksbatch.api.job_reads import ended_jobs, find_jobs, live_jobs, views_of
 from airflow_eksbatch.api.port import Desk, now_ms
 from airflow_eksbatch.api.wire.names import name_of
@@ -123,6 +129,21 @@ VIEWS: dict[str, View] = {
     "job": job,
     "costs": costs,
 }
+
+
+async def view_of(desk: Desk, name: str, asked: Asked) -> Any:
+    """The rows of a view for whoever makes pages of them elsewhere; raises Rejected for what there is not."""
+    if name not in VIEWS:
+        raise not_found(f"View {name}")
+    if "status" in asked and asked["status"] not in {*JobStatus}:
+        raise Rejected(f"status must be one of {', '.join(JobStatus)}, not {asked['status']!r}.")
+    if name == "job" and "job_id" not in asked:
+        raise Rejected("View job needs a job_id.")
+    await desk.settled()
+    rows = await VIEWS[name](desk, asked)
+    if rows is None:
+        raise not_found(f"Job {asked['job_id']}")
+    return rows
 
 
 def fetch_from(desk: Desk) -> Fetch:

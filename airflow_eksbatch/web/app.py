@@ -18,7 +18,16 @@ from airflow_eksbatch.web import pages
 
 Fetch = Callable[..., Awaitable[Any]]
 """fetch("summary" | "queues" | "nodes" | "classes" | "jobs" | "job" | "costs", queue=, status=, job_id=, by=, since=):
-rows, or None for what does not exist."""
+rows, or None for what does not exist; raises Trouble."""
+
+
+class Trouble(Exception):
+    """Why there are no rows: a sentence for the reader of the page."""
+
+    def __init__(self, sentence: str, status: int = 503) -> None:
+        super().__init__(sentence)
+        self.status = status
+
 
 TEMPLATES = Environment(
     loader=PackageLoader("airflow_eksbatch.web"),
@@ -79,6 +88,10 @@ def make_web_app(fetch: Fetch) -> Starlette:
     async def nowhere(request: Request, error: Exception) -> HTMLResponse:
         return missing(f"There is no page {request.url.path}.")
 
+    async def trouble(request: Request, error: Exception) -> HTMLResponse:
+        assert isinstance(error, Trouble)
+        return missing(str(error), error.status)
+
     return Starlette(
         routes=[
             Route("/", overview),
@@ -89,7 +102,7 @@ def make_web_app(fetch: Fetch) -> Starlette:
             Route("/job/{job_id}", job),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
         ],
-        exception_handlers={404: nowhere},
+        exception_handlers={404: nowhere, Trouble: trouble},
     )
 
 
@@ -103,5 +116,5 @@ def page(name: str, now: int, view: Mapping[str, Any], status: int = 200) -> HTM
     return HTMLResponse(template.render(page=name, now=now, **view), status_code=status)
 
 
-def missing(sentence: str) -> HTMLResponse:
-    return page("missing", now_ms(), {"sentence": sentence}, status=404)
+def missing(sentence: str, status: int = 404) -> HTMLResponse:
+    return page("missing", now_ms(), {"sentence": sentence}, status=status)

@@ -149,7 +149,10 @@ class AirflowRest:
         answer = self._http.get("/auth/token")
         if answer.status_code >= 400:
             raise Refused(f"no token: HTTP {answer.status_code}: {answer.text[:500]}")
-        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        self.use_token(answer.json()["access_token"])
+
+    def use_token(self, token: str) -> None:
+        self._http.headers["Authorization"] = f"Bearer {token}"
 
 
 def _run_path(dag_id: str, run_id: str) -> str:

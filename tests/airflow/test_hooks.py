@@ -26,6 +26,7 @@ from airflow_eksbatch.hooks import (
     ServiceNotNamed,
     ServiceRefused,
     find_or_start_embedded,
+    job_url,
 )
 from tests.airflow.contract_service import ContractService
 
@@ -81,9 +82,9 @@ def ask(request: pytest.FixtureRequest, connections: Connections) -> Ask:
 def test_the_embedded_service_is_used_where_nothing_else_is_said(
     ask: Ask, connections: Connections
 ) -> None:
-    assert ask("eksbatch_default") == EMBEDDED
+    assert ask("eksbatch_default").place == "embedded"
     connections.put("mine", host="")
-    assert ask("mine") == EMBEDDED
+    assert ask("mine").place == "embedded"
 
 
 def test_a_misspelt_connection_is_named_and_no_job_runs_here_instead(
@@ -103,7 +104,7 @@ def test_a_connection_that_cannot_be_read_any_more_does_not_become_the_embedded_
     with pytest.raises(ServiceNotNamed, match="was there before"):
         ask("eksbatch_default")
     connections.put("eksbatch_default", "")
-    assert ask("eksbatch_default") == EMBEDDED
+    assert ask("eksbatch_default").place == "embedded"
 
 
 def test_whatever_else_goes_wrong_with_connections_is_worth_asking_again(
@@ -125,6 +126,15 @@ def test_calls_tell_which_airflow_asks(connections: Connections) -> None:
             assert headers["x-eksbatch-deployment"] == FOR_PEOPLE
 
     asyncio.run(scenario())
+
+
+def test_people_are_sent_to_the_dashboard_in_airflow_unless_there_is_another(
+    ask: Ask, connections: Connections
+) -> None:
+    connections.put("prod", "https://batch.internal")
+    assert job_url(ask("prod"), "j:7") == "eksbatch/prod/job/j:7"
+    connections.put("prod", "https://batch.internal", dashboard_url="https://batch.example/ui/")
+    assert job_url(ask("prod"), "j:7") == "https://batch.example/ui/job/j:7"
 
 
 @pytest.mark.parametrize(

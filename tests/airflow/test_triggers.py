@@ -125,7 +125,7 @@ def test_a_task_is_submitted_awaited_and_ended_in_the_triggerer(
         assert isinstance(event, TaskSuccessEvent)
         result = {"job_id": job, "status": "SUCCEEDED", "exit_code": 0, "attempts": 1}
         assert supervisor.xcoms == {
-            "_link_EKSBatchJobLink": f"{service.url}/v1/eksbatch/jobs/{job}",
+            "_link_EKSBatchJobLink": f"eksbatch/eksbatch_default/job/{job}",
             "return_value": result,
         }
         assert service.bodies("submitjob")[0]["shareIdentifier"] == "backfill"

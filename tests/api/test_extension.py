@@ -165,3 +165,24 @@ def test_totals_count_what_was_done(service: RunningService, run: Run) -> None:
     assert after["jobs"]["SUCCEEDED"] > before["jobs"]["SUCCEEDED"]
     assert after["jobs"]["FAILED"] > before["jobs"]["FAILED"]
     assert after["attempts"] >= before["attempts"] + 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "says"),
+    [
+        ("nothing", 404, "View nothing does not exist"),
+        ("jobs?status=LOST", 400, "status must be one of SUBMITTED"),
+        ("job", 400, "needs a job_id"),
+        ("job?job_id=none", 404, "Job none does not exist"),
+        ("costs?by=mood&name=x", 400, "not by mood"),
+    ],
+)
+def test_views_for_pages_that_are_made_elsewhere(
+    raw: Raw, asked: str, status: int, says: str
+) -> None:
+    """Airflow's API server makes them of the same rows."""
+    for name in ("summary", "queues", "nodes", "classes", "jobs", "costs?by=dag"):
+        assert raw("GET", f"/v1/eksbatch/views/{name}").status == 200, name
+    reply = raw("GET", f"/v1/eksbatch/views/{asked}")
+    assert reply.status == status
+    assert says in reply.message

@@ -1,0 +1,222 @@
+"""The dashboard in Airflow's own API server, asked over HTTP: who may see it, and that a service which wants keys is asked with the connection's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from tests.airflow.processes import wait_for
+from tests.airflow.rig import Airflow
+from tests.api.asking import Raw
+from tests.service.running import RunningService, a_definition, submit
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """One that wants signatures, and shows no dashboard itself."""
+    running = RunningService(
+        tmp_path_factory.mktemp("service"), "--auth", "sigv4", "--dashboard", "off"
+    )
+    try:
+        yield running.start()
+    finally:
+        running.end()
+
+
+@pytest.fixture(scope="module")
+def key(service: RunningService) -> dict[str, str]:
+    command = [sys.executable, "-m", "airflow_eksbatch.cli", "keys", "create", "--json"]
+    made = subprocess.run([*command, "--home", str(service.home)], capture_output=True, check=True)
+    return json.loads(made.stdout)
+
+
+USERS = {"ann": "ann's secret", "bob": "bob's secret", "eve": "eve's secret"}
+RULES = '''
+from airflow.api_fastapi.auth.managers.models.resource_details import AccessView, DagAccessEntity
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+class Rules(SimpleAuthManager):
+    """Nobody sees the logs of one DAG, and one user does not see what the cluster does."""
+
+    def is_authorized_dag(self, *, access_entity=None, details=None, **rest):
+        about = (access_entity, details and details.id)
+        if about == (DagAccessEntity.TASK_LOGS, "payroll"):
+            return False
+        return super().is_authorized_dag(access_entity=access_entity, details=details, **rest)
+
+    def is_authorized_view(self, *, access_view, user):
+        if (access_view, user.get_id()) == (AccessView.CLUSTER_ACTIVITY, "eve"):
+            return False
+        return super().is_authorized_view(access_view=access_view, user=user)
+'''
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    tmp_path_factory: pytest.TempPathFactory, service: RunningService, key: dict[str, str]
+) -> Iterator[Airflow]:
+    """Its API server alone, with users, and with connections to the service and to something else."""
+    home = tmp_path_factory.mktemp("airflow")
+    (home / "dags").mkdir()
+    (home / "passwords.json").write_text(json.dumps(USERS))
+    (home / "rules_of_tests.py").write_text(RULES)
+    env = {
+        "EKSBATCH_HOME": str(home / "nothing-here"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer,eve:viewer",
+        "AIRFLOW__CORE__AUTH_MANAGER": "rules_of_tests.Rules",
+        "PYTHONPATH": str(home),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+    }
+    with Airflow(home, home / "dags", env, only=("api-server",)) as running:
+        running.rest.use_token(token_of(running, "ann"))
+        ours = {"conn_type": "eksbatch", "host": service.url}
+        keys = {"login": key["accessKeyId"], "password": key["secretAccessKey"]}
+        for name, fields in (
+            ("team", {**ours, **keys}),
+            ("wrong", {**ours, **keys, "password": "wrong"}),
+            ("shop", {"conn_type": "http", "host": service.url}),
+        ):
+            running.rest.call("POST", "connections", {"connection_id": name, **fields})
+        yield running
+
+
+def token_of(airflow: Airflow, user: str) -> str:
+    login = {"username": user, "password": USERS[user]}
+    return str(httpx.post(f"{airflow.url}/auth/token", json=login).json()["access_token"])
+
+
+@pytest.fixture
+def browser(airflow: Airflow) -> Iterator[httpx.Client]:
+    """Logged in as somebody who may only look, by the cookie that Airflow's login sets."""
+    cookies = {"_token": token_of(airflow, "bob")}
+    with httpx.Client(base_url=airflow.url, cookies=cookies) as client:
+        client.headers["accept"] = "text/html"
+        yield client
+
+
+@pytest.fixture(scope="module")
+def batch(service: RunningService, key: dict[str, str]) -> Any:
+    return service.batch(key["accessKeyId"], key["secretAccessKey"])
+
+
+@pytest.fixture(scope="module")
+def job(batch: Any) -> str:
+    """One that has ended, and has said something that is no page."""
+    made = submit(batch, a_definition(batch, "sh", "-c", "echo '<b>hello</b>'"))
+
+    def is_over() -> bool:
+        return batch.describe_jobs(jobs=[made])["jobs"][0]["status"] == "SUCCEEDED"
+
+    wait_for("the job to end", is_over, within_s=60)
+    return made
+
+
+def see(browser: httpx.Client, path: str, status: int = 200) -> str:
+    reply = browser.get(path)
+    assert reply.status_code == status, reply.text
+    return reply.text
+
+
+def test_airflow_lists_the_plugin_and_its_entry_in_the_menu(airflow: Airflow) -> None:
+    [plugin] = [p for p in airflow.rest.pages("plugins", "plugins") if p["name"] == "eksbatch"]
+    [view] = plugin["external_views"]
+    assert (view["destination"], view["url_route"], view["href"]) == (
+        "nav",
+        "eksbatch",
+        "eksbatch/",
+    )
+    [app] = plugin["fastapi_apps"]
+    assert app["url_prefix"] == "/eksbatch"
+    assert airflow.rest.call("GET", "plugins/importErrors")["import_errors"] == []
+
+
+def test_who_is_not_logged_in_sees_nothing_and_a_browser_is_led_to_the_login(
+    airflow: Airflow, job: str
+) -> None:
+    paths = [f"/eksbatch/team/{rest}" for rest in ("", "nodes", f"job/{job}", "static/style.css")]
+    paths.append(f"/eksbatch/team/v1/eksbatch/jobs/{job}/log")
+    for path in ("/eksbatch/", *paths):
+        assert httpx.get(airflow.url + path).status_code == 401, path
+        wrong = {"authorization": "Bearer wrong", "accept": "text/html"}
+        assert httpx.get(airflow.url + path, headers=wrong).status_code == 403, path
+        page = httpx.get(f"{airflow.url}{path}?a=b", headers={"accept": "text/html"})
+        assert page.status_code == 307
+        login = f"/api/v2/auth/login?next={quote(f'{path}?a=b', safe='')}"
+        assert page.headers["location"] == login
+        assert httpx.get(airflow.url + login).status_code == 307
+
+
+def test_pages_are_read_from_the_service_with_the_keys_of_the_connection(
+    browser: httpx.Client, job: str
+) -> None:
+    assert "default" in see(browser, "/eksbatch/team/")
+    for page in ("nodes", "plan", "cost", "cost?by=dag&days=7", "queue/default"):
+        see(browser, f"/eksbatch/team/{page}")
+    page = see(browser, f"/eksbatch/team/job/{job}")
+    assert "SUCCEEDED" in page
+    assert "&lt;b&gt;hello" in page
+    assert "body" in see(browser, "/eksbatch/team/static/style.css")
+    log = browser.get(f"/eksbatch/team/v1/eksbatch/jobs/{job}/log")
+    assert (log.text, log.headers["x-content-type-options"]) == ("<b>hello</b>\n", "nosniff")
+    assert log.headers["content-type"].startswith("text/plain")
+
+
+def test_paths_without_a_page(browser: httpx.Client, job: str) -> None:
+    for path, leads_to in (
+        ("/eksbatch/", "/eksbatch/eksbatch_default/"),
+        ("/eksbatch/team", "/eksbatch/team/"),
+    ):
+        assert browser.get(path).headers["location"] == leads_to
+    assert "does not exist" in see(browser, "/eksbatch/team/job/none", 404)
+    assert "There is no page" in see(browser, "/eksbatch/team/none", 404)
+    see(browser, "/eksbatch/team/v1/eksbatch/jobs/none/log", 404)
+    assert browser.post(f"/eksbatch/team/job/{job}").status_code == 405
+
+
+def test_what_is_wrong_with_a_connection_is_said(browser: httpx.Client) -> None:
+    for name, says in (
+        ("nobody", "connection nobody does not exist"),
+        ("shop", "is of the type http"),
+        ("wrong", "InvalidSignatureException"),
+        ("eksbatch_default", "no service is running on this machine"),
+    ):
+        assert says in see(browser, f"/eksbatch/{name}/", 503), name
+
+
+def test_a_job_is_shown_to_those_who_may_see_the_logs_of_its_dag(
+    browser: httpx.Client, batch: Any
+) -> None:
+    pages: dict[str, tuple[str, str]] = {}
+    for dag in ("sales", "payroll"):
+        told = {"x-eksbatch-airflow": quote(json.dumps({"dag_id": dag}), safe="")}
+        batch.meta.events.register(
+            "before-call.batch.SubmitJob",
+            lambda params, told=told, **_: params["headers"].update(told),
+            unique_id="dag",
+        )
+        made = submit(batch, a_definition(batch, "true"))
+        batch.meta.events.unregister("before-call.batch.SubmitJob", unique_id="dag")
+        pages[dag] = (f"/eksbatch/team/job/{made}", f"/eksbatch/team/v1/eksbatch/jobs/{made}/log")
+    for page in pages["sales"]:
+        see(browser, page)
+    for page in pages["payroll"]:
+        assert "see the logs of DAG payroll" in see(browser, page, 403)
+
+
+def test_who_may_not_see_what_the_cluster_does_sees_none_of_it(airflow: Airflow) -> None:
+    cookies = {"_token": token_of(airflow, "eve")}
+    reply = httpx.get(f"{airflow.url}/eksbatch/team/", cookies=cookies)
+    assert reply.status_code == 403
+
+
+def test_the_service_itself_shows_nothing_unsigned(service: RunningService) -> None:
+    for path in ("/", "/v1/eksbatch/views/jobs"):
+        assert Raw(service.url)("GET", path).status == 403
