@@ -20,7 +20,6 @@ from typing import Any
 import botocore.session
 import psutil
 import pytest
-from botocore import UNSIGNED
 from botocore.config import Config
 
 from tests.airflow.processes import Child, stop_all, wait_for
@@ -53,11 +52,14 @@ class Embedded:
         return psutil.Process((self._announced() or {})["pid"])
 
     def job(self, job_id: str) -> dict[str, Any]:
+        told = self._announced() or {}
         client = botocore.session.Session().create_client(
             "batch",
             region_name="us-east-1",
-            endpoint_url=(self._announced() or {})["url"],
-            config=Config(signature_version=UNSIGNED, retries={"mode": "standard"}),
+            endpoint_url=told["url"],
+            aws_access_key_id=told["access_key"],
+            aws_secret_access_key=told["secret_key"],
+            config=Config(retries={"mode": "standard"}),
         )
         return client.describe_jobs(jobs=[job_id])["jobs"][0]
 
@@ -195,6 +197,26 @@ def test_failures_say_why_and_retry_only_where_that_helps(
         assert "(exit code 3)" in log
     assert "nowhere" in airflow.rest.task_log("failing", run, "refused")
     assert service.wait_for_status(late, "FAILED")["statusReason"].startswith("execution_timeout")
+
+
+def test_callbacks_of_tasks_that_start_in_the_triggerer_know_their_run_and_what_went_wrong(
+    airflow: Airflow,
+) -> None:
+    run = started(airflow, "callbacks")
+    assert airflow.wait_for_run("callbacks", run) == "failed"
+    said = {
+        name: wait_for(
+            f"the callback {name}",
+            lambda name=name: (found := airflow.home / name).exists() and found.read_text(),
+            within_s=WAIT_S,
+        )
+        for name in ("good.success", "bad.retry", "bad.failure")
+    }
+    assert said.pop("good.success") == f"{run}: None"
+    for told in said.values():
+        assert str(told).startswith(f"{run}: job ")
+        assert "FAILED (exit code 3)" in str(told)
+    assert airflow.rest.xcom("callbacks", run, "good", "_link_EKSBatchJobLink")
 
 
 def test_marking_a_task_failed_ends_its_job_and_clearing_it_starts_another(

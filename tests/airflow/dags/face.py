@@ -1,6 +1,8 @@
 """DAGs of test_in_airflow.py: each way in which a task can start, wait and end."""
 
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, task
@@ -46,6 +48,28 @@ with a_dag("failing"):
     EKSBatchOperator(task_id="refused", command=["true"], job_queue="nowhere", **again, **SMALL)
     EKSBatchOperator(
         task_id="late", command=FOREVER, execution_timeout=timedelta(seconds=5), **SMALL
+    )
+
+
+def told(kind: str) -> Any:
+    """A callback that writes down what it knows."""
+
+    def tell(context: Any) -> None:
+        place = Path(os.environ["AIRFLOW_HOME"]) / f"{context['ti'].task_id}.{kind}"
+        place.write_text(f"{context['dag_run'].run_id}: {context.get('exception')}")
+
+    return tell
+
+
+with a_dag("callbacks"):
+    EKSBatchOperator(task_id="good", command=["true"], on_success_callback=told("success"), **SMALL)
+    EKSBatchOperator(
+        task_id="bad",
+        command="exit 3",
+        on_retry_callback=told("retry"),
+        on_failure_callback=told("failure"),
+        **again,
+        **SMALL,
     )
 
 with DAG(
