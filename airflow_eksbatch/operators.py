@@ -67,6 +67,11 @@ class EKSBatchOperator(BaseOperator):
     environments. Airflow does not count tasks that wait in the triggerer there either; a pool
     does if it includes deferred tasks.
 
+    Whoever ends or clears the task ends its job, also while the service is away for some seconds.
+    Where nobody is left to ask for it (marked failed while no triggerer lives, a worker lost and
+    no retries left, a longer outage), the job runs on until its ``timeout``, or until the next try
+    of the task is submitted.
+
     :param command: what to run: a list of words, or a string for ``sh -c``. Without it the image
         or the job definition decides.
     :param arguments: arguments of the command, or of the image's own one.
