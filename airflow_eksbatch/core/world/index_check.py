@@ -194,6 +194,11 @@ def check_lines(world: World) -> None:
     compare("the count of the line", kept, {**counts})
     for job_class, ids in standing.items():
         require(len(ids) == len(set(ids)), f"a job stands twice in the line of {job_class}")
+    strangers = (world.lines.on_demand_only | world.lines.turned_away) - world.jobs.keys()
+    require(not strangers, f"{strangers} are said to be of other classes, and are not here")
+    waiting = {j for r in world.trials.refusals.values() if r.times for j in r.jobs}
+    lost = world.lines.turned_away - waiting
+    require(not lost, f"{lost} were turned away, and nobody knows when they are tried again")
 
 
 def check_jobs_by_name(world: World) -> None:
