@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from airflow_eksbatch.hooks import (
     find_or_start_embedded,
     job_url,
 )
+from airflow_eksbatch.terminal import Client
 from tests.airflow.contract_service import ContractService
 
 EMBEDDED = Endpoint(url="http://here:1", embedded=True)
@@ -186,16 +188,32 @@ def test_a_home_below_ones_own_is_the_same_for_all_who_look_there(home: Path) ->
     assert default_home({}) == home.parent / ".local" / "share" / "eksbatch"
 
 
-def test_a_running_service_is_found_with_the_key_that_it_wants(home: Path) -> None:
+def ask_by_hook() -> None:
+    async def ask() -> None:
+        client = AsyncBatchClient(find_or_start_embedded())
+        await client.call("describejobs", {"jobs": []})
+        await client.close()
+
+    asyncio.run(ask())
+
+
+def ask_by_command() -> None:
+    assert [*Client(Namespace(endpoint_url=None)).pages("describejobs", "jobs", {"jobs": []})] == []
+
+
+@pytest.mark.parametrize("ask_it", [ask_by_hook, ask_by_command])
+def test_a_running_service_is_found_with_the_key_that_it_wants(
+    home: Path, monkeypatch: pytest.MonkeyPatch, ask_it: Callable[[], None]
+) -> None:
+    """Also by a shell that has keys of another service."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "SOMEBODY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "else")
+
     async def scenario() -> None:
         async with ContractService() as service:
             keys = {"access_key": "EKSBLOCAL", "secret_key": "secret"}
             (home / "service.json").write_text(json.dumps({"url": service.url, "pid": 1, **keys}))
-            found = await asyncio.to_thread(find_or_start_embedded)
-            assert (found.url, found.embedded) == (service.url, True)
-            client = AsyncBatchClient(found)
-            await client.call("describejobs", {"jobs": []})
-            await client.close()
+            await asyncio.to_thread(ask_it)
             (_, _, headers), *_ = service.requests
             assert "Credential=EKSBLOCAL/" in headers["Authorization"]
 
