@@ -27,7 +27,7 @@ from airflow_eksbatch.terminal import (
 )
 
 OK, NO, WRONG = 0, 1, 2
-LOCAL = {"port": 0}
+LOCAL = {"port": 0, "auth": "sigv4"}
 """Where `eksbatch local` differs from `serve` when nothing is said."""
 LIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 STATUSES = (*LIVE, "SUCCEEDED", "FAILED")
@@ -89,8 +89,9 @@ def local(given: argparse.Namespace) -> int:
 
 def keys(given: argparse.Namespace) -> int:
     """Access keys, in the database itself: they are needed before the service answers."""
-    import secrets
     import time
+
+    from airflow_eksbatch.api.auth import new_key
 
     with _store(given) as store:
         _check_schema(store.prepare())
@@ -113,10 +114,7 @@ def keys(given: argparse.Namespace) -> int:
             if not store.delete_key(given.access_key):
                 raise NotThere(f"There is no key {given.access_key}.")
             return show(given, {"deleted": given.access_key}, lambda: print("deleted"))
-        access_key = "EKSB" + "".join(
-            secrets.choice("ABCDEFGHJKLMNPQRSTUVWXYZ234567") for _ in range(16)
-        )
-        secret = secrets.token_urlsafe(30)
+        access_key, secret = new_key()
         store.put_key(access_key, secret, given.note, time.time_ns() // 1_000_000)
     made = {"accessKeyId": access_key, "secretAccessKey": secret}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -104,6 +105,12 @@ def credential_of(headers: Mapping[str, str]) -> Credential:
     credential = parse_credential(header)
     check_date(headers.get("x-amz-date", ""), credential)
     return credential
+
+
+def new_key() -> tuple[str, str]:
+    """An access key id and its secret; neither has a character that a shell or a URL would want quoted."""
+    letters = "ABCDEFGHJKLMNPQRSTUVWXYZ234567"
+    return "EKSB" + "".join(secrets.choice(letters) for _ in range(16)), secrets.token_urlsafe(30)
 
 
 def unknown_key(credential: Credential) -> Rejected:

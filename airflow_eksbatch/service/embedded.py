@@ -11,6 +11,7 @@ import time
 import uuid
 from pathlib import Path
 
+from airflow_eksbatch.api.auth import new_key
 from airflow_eksbatch.core.engine.facts import (
     ComputeEnvironmentPut,
     Fact,
@@ -20,13 +21,16 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareWeight
-from airflow_eksbatch.endpoint import ANNOUNCEMENT, announced, answers
+from airflow_eksbatch.endpoint import ANNOUNCEMENT, announced, answers, default_home
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.process import Process
 from airflow_eksbatch.service.settings import Settings
+from airflow_eksbatch.store.port import Store
 
 START_S = 30.0
 LOOK_EVERY_S = 2.0
+OWN_KEY = "made by eksbatch local, for service.json"
+"""Note of a key."""
 QUEUE = "default"
 POLICY = "fair"
 # The lower, the more: a run of today gets ten vCPUs for every one of a backfill, and neither gets none.
@@ -47,7 +51,7 @@ class Home:
 
     def try_lock(self) -> bool:
         """Become the one service of this directory; the lock ends with the process, however that ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,17 +59,26 @@ class Home:
             os.close(lock)
             return False
         self._lock = lock
+        self._keep_private()
         return True
 
-    def unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _keep_private(self) -> None:
+        """What an earlier release left for all to read. A directory that somebody else named may have other uses."""
+        if self.path == default_home({}):
+            self.path.chmod(0o700)
+        for name in ("eksbatch.db", "eksbatch.db-wal", "eksbatch.db-shm"):
+            with contextlib.suppress(OSError):
+                (self.path / name).chmod(0o600)
 
-    def announce(self, url: str) -> None:
-        """Tell clients where we are; whole or not at all."""
+    def announce(self, url: str, key: tuple[str, str] | None) -> None:
+        """Tell those who may read it where we are, and with which access key and secret to ask; whole or not at all."""
+        told: dict[str, object] = {"url": url, "pid": os.getpid()}
+        if key is not None:
+            told["access_key"], told["secret_key"] = key
         new = self._announcement.with_suffix(".new")
-        new.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
+        new.unlink(missing_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(json.dumps(told) + "\n")
         new.replace(self._announcement)
 
     def withdraw(self) -> None:
@@ -98,6 +111,17 @@ class Home:
                 raise TimeoutError(f"{self.path / 'lock'} is held, and nobody answers")
             time.sleep(0.1)
         return None
+
+
+def own_key(store: Store) -> tuple[str, str]:
+    """The access key and secret of those who find this service by its home; made at the first start."""
+    secrets = store.keys()
+    for key in store.list_keys():
+        if key.note == OWN_KEY:
+            return key.access_key, secrets[key.access_key]
+    made = new_key()
+    store.put_key(*made, OWN_KEY, time.time_ns() // 1_000_000)
+    return made
 
 
 async def set_up(desk: ServiceDesk, settings: Settings) -> None:

@@ -135,8 +135,9 @@ SETTINGS: tuple[Setting, ...] = (
     _setting(
         WHERE,
         "auth",
-        "sigv4: requests are signed with keys of `eksbatch keys`; open: anybody who "
-        "can connect may do anything; auto: open on loopback, else sigv4.",
+        "sigv4: requests are signed with keys of `eksbatch keys`, or with that of service.json, which `eksbatch local` "
+        "makes for itself; open: anybody who can connect may do anything, such as run programs in your name; auto: open "
+        "on loopback, else sigv4.",
         "auto",
         "open",
         "sigv4",

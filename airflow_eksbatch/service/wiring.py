@@ -309,7 +309,9 @@ def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int
             from airflow_eksbatch.cluster.local import NOTICE
 
             process.parts.telemetry.log.info(NOTICE)
-        home.announce(process.parts.desk.settings.base_url)
+        is_open = process.parts.desk.settings.auth == "open"
+        key = None if is_open else await process.parts.store.ask(embedded.own_key)
+        home.announce(process.parts.desk.settings.base_url, key)
         print(process.parts.desk.settings.base_url, flush=True)
         if leave_after_minutes is not None:
             background.add(

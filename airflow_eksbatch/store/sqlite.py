@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
@@ -21,6 +23,14 @@ def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore
     engine = create_engine(url)
     if path is not None:
         _make_room_for(path)
+
+    @event.listens_for(engine, "do_connect")
+    def create(*_: object) -> None:
+        """Keys lie in it: a new one is for its owner only, and what SQLite puts beside it has its mode."""
+        if path is not None:
+            # An existing one is not opened here: closing it again would take away the locks of other connections.
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, record: object) -> None:
@@ -45,7 +55,7 @@ def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore
 
 def _make_room_for(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
             f"The directory of the database file {path} cannot be made ({error.strerror}): check its permissions, or name "

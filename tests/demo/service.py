@@ -19,6 +19,8 @@ READY_WITHIN_S = 60.0
 # cores are not asked to run more processes at once than they can.
 SETTINGS = {
     "EKSBATCH_PORT": "0",
+    # Airflow finds it by its URL alone, and whoever keeps it running asks it as they like.
+    "EKSBATCH_AUTH": "open",
     "EKSBATCH_IDLE_S": "5",
     "EKSBATCH_LAUNCH_DELAY_S": "2",
     "EKSBATCH_ON_DEMAND_VCPUS": "4",

@@ -27,6 +27,8 @@ class RunningService:
 
     program: tuple[str, ...] = ("-m", "airflow_eksbatch.cli")
     """What Python runs."""
+    is_open = True
+    """Whether `eksbatch local` lets in who does not sign, as tests mostly do not."""
 
     def __init__(self, home: Path, *options: str, command: str = "local") -> None:
         self.home = home
@@ -66,6 +68,8 @@ class RunningService:
         self._is_up = False
         environ = {name: value for name, value in os.environ.items() if "EKSBATCH" not in name}
         command = [sys.executable, *self.program, self.command]
+        if self.command == "local" and self.is_open and "--auth" not in self.options:
+            command += ["--auth", "open"]
         self.process = subprocess.Popen(
             [*command, "--home", str(self.home), "--log-format", "json", *self.options],
             stdout=subprocess.PIPE,

@@ -254,7 +254,7 @@ def test_a_wrong_key_is_refused_and_a_created_one_is_not(make_service: MakeServi
             service.batch(access_key, secret).describe_job_queues()
         assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
     listed = json.loads(cli("keys", "list", "--json", "--home", str(service.home)).stdout)
-    assert [row["accessKeyId"] for row in listed] == [key["accessKeyId"]]
+    assert key["accessKeyId"] in [row["accessKeyId"] for row in listed]
     asked = cli("queues", "--endpoint-url", service.url)
     assert "eksbatch keys create" in one_sentence(asked)
     signed = cli(
