@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def test_the_changelog_says_which_schema_a_release_has() -> None:
     )
     assert said, "docker/operating.md sends people there before an upgrade"
     assert int(said[0]) == len(STEPS)
+
+
+def test_the_map_shows_the_rooms_that_the_linter_keeps_apart() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    rooms, inside = (one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
+    shown = (ROOT / "airflow_eksbatch" / "README.md").read_text().split("```")[1].strip()
+    lines = [line.partition("      ")[0] for line in shown.splitlines()]
+    assert lines == [*rooms[:-1], f"{rooms[-1]}:  {' > '.join(inside)}"]
 
 
 def test_every_yaml_block_can_be_read() -> None:
