@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -377,6 +378,7 @@ def test_keys_are_made_listed_and_deleted(tmp_path: Path) -> None:
 
     began = int(time.time() * 1000)
     made = keys("create", "--note", "for tests")
+    assert stat.S_IMODE((tmp_path / "eksbatch.db").stat().st_mode) == 0o600
     assert made.returncode == 0
     told = dict(line.split("=", 1) for line in made.stdout.splitlines())
     assert set(told) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, "to be evaluated by a shell"

@@ -26,6 +26,16 @@ def an_older_database(file: Path, leader: str = "", until: int = 0) -> int:
     return older
 
 
+def set_version(file: Path, number: int) -> None:
+    """As another release would have left it."""
+    engine = _engine(file)
+    with engine.begin() as connection:
+        mine = schema.meta.c.key == "schema_version"
+        body = msgspec.msgpack.encode(number)
+        connection.execute(schema.meta.update().where(mine).values(body=body))
+    engine.dispose()
+
+
 def end_lease(file: Path) -> None:
     """Its leader has died, and was waited for."""
     engine = _engine(file)

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 
 from airflow_eksbatch.store import migrations
 from tests.service.conftest import MakeService
-from tests.service.older import an_older_database, end_lease, schema_version
+from tests.service.older import an_older_database, end_lease, schema_version, set_version
 from tests.service.running import RunningService, a_definition, pod_pids, submit
 
 QUICK = ("--launch-delay-s", "0.1", "--idle-s", "5")
@@ -298,6 +298,25 @@ def test_a_standby_leaves_an_older_schema_to_whoever_leads(
     service.wait_until_ready()
     assert schema_version(file) == older + 1
     assert service.stop() == 0
+
+
+def test_a_standby_that_a_newer_release_has_overtaken_ends_and_lets_the_lease_go(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """1 this one stands by 2 the leader is replaced by a newer release 3 which dies 4 this one cannot follow."""
+    file, newer = tmp_path / "newer.db", len(migrations.STEPS) + 1
+    an_older_database(file, "http://127.0.0.1:9#other", (int(time.time()) + 3_600) * 1000)
+    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
+    service.start_beside()
+    set_version(file, newer)
+    end_lease(file)
+    assert service.ended() == 2
+    assert "start the newer release" in service.text
+    assert "Traceback" not in service.text
+    assert schema_version(file) == newer
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        (until,) = connection.execute("SELECT until FROM eksbatch_leases").fetchone()
+    assert until <= time.time() * 1000
 
 
 def test_a_bad_setting_a_taken_port_and_a_dead_service_are_one_sentence_each(
