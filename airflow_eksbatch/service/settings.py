@@ -199,8 +199,8 @@ SETTINGS: tuple[Setting, ...] = (
     _setting(
         WHAT,
         "launches_per_s",
-        "Instances asked of EC2 in a second, after the first five: more only where AWS has raised the account's "
-        "rate of RunInstances.",
+        "Requests for instances, of up to ten equal ones each, in a second, after the first five: more only where AWS has "
+        "raised the account's rate of RunInstances.",
         least=0.1,
     ),
     _setting(
