@@ -210,6 +210,7 @@ class Door:
         chunks, status, headers = run_wsgi_app(self._moto, environ, buffered=True)
         response = Response(b"".join(chunks), status=status, headers=list(headers))
         if action == "RunInstances" and response.status_code == 200:
+            give_profile(form, response.get_data(as_text=True))
             self.tokens[form["ClientToken"]] = (fingerprint(form), response.data, 200)
         if action == "DescribeInstances" and not self.ends_instances:
             response.data = response.data.replace(b"<name>terminated<", b"<name>shutting-down<")
@@ -251,6 +252,17 @@ def say(environ: dict[str, Any], form: Form) -> None:
     """Ask moto this instead."""
     body = urlencode(form).encode()
     environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+
+
+def give_profile(form: Form, answer: str) -> None:
+    """moto gives the instance profile to the first instance of a request only."""
+    backend = ec2_backends[DEFAULT_ACCOUNT_ID][REGION]
+    name, arn = (form.get(f"IamInstanceProfile.{key}") for key in ("Name", "Arn"))
+    if name or arn:
+        for instance_id in re.findall(r"<instanceId>(i-[0-9a-f]+)</instanceId>", answer)[1:]:
+            backend.associate_iam_instance_profile(
+                instance_id, iam_instance_profile_name=name, iam_instance_profile_arn=arn
+            )
 
 
 def without_ended(form: Form) -> Form:
