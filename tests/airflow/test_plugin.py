@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -59,23 +61,13 @@ class Rules(SimpleAuthManager):
 
 
 @pytest.fixture(scope="module")
-def airflow(
-    tmp_path_factory: pytest.TempPathFactory, service: RunningService, key: dict[str, str]
-) -> Iterator[Airflow]:
+def airflow(service: RunningService, key: dict[str, str]) -> Iterator[Airflow]:
     """Its API server alone, with users, and with connections to the service and to something else."""
-    home = tmp_path_factory.mktemp("airflow")
-    (home / "dags").mkdir()
-    (home / "passwords.json").write_text(json.dumps(USERS))
-    (home / "rules_of_tests.py").write_text(RULES)
-    env = {
-        "EKSBATCH_HOME": str(home / "nothing-here"),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer,eve:viewer",
-        "AIRFLOW__CORE__AUTH_MANAGER": "rules_of_tests.Rules",
-        "PYTHONPATH": str(home),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-    }
-    with Airflow(home, home / "dags", env, only=("api-server",)) as running:
+    # Not in pytest's own directory: another pytest would shut the database's user out of it.
+    with (
+        tempfile.TemporaryDirectory(prefix="plugin-", ignore_cleanup_errors=True) as home,
+        an_api_server(Path(home)) as running,
+    ):
         running.rest.use_token(token_of(running, "ann"))
         ours = {"conn_type": "eksbatch", "host": service.url}
         keys = {"login": key["accessKeyId"], "password": key["secretAccessKey"]}
@@ -86,6 +78,21 @@ def airflow(
         ):
             running.rest.call("POST", "connections", {"connection_id": name, **fields})
         yield running
+
+
+def an_api_server(home: Path) -> Airflow:
+    (home / "dags").mkdir()
+    (home / "passwords.json").write_text(json.dumps(USERS))
+    (home / "rules_of_tests.py").write_text(RULES)
+    env = {
+        "EKSBATCH_HOME": str(home / "nothing-here"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer,eve:viewer",
+        "AIRFLOW__CORE__AUTH_MANAGER": "rules_of_tests.Rules",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "PYTHONPATH": str(home),
+    }
+    return Airflow(home, home / "dags", env, only=("api-server",))
 
 
 def token_of(airflow: Airflow, user: str) -> str:
