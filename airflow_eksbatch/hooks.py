@@ -55,6 +55,8 @@ CALL_TIMEOUT_S = 30
 
 # Connections that named a service when this process last read them.
 _naming: set[str] = set()
+# Those it was told not to have; said once.
+_missing: set[str] = set()
 
 
 class EKSBatchHook(BaseHook):
@@ -148,6 +150,9 @@ class EKSBatchHook(BaseHook):
                 f"connection {self.conn_id} does not exist or cannot be read: create it with the "
                 f"type {self.conn_type}, or name another as conn_id"
             ) from error
+        if self.conn_id not in _missing:
+            _missing.add(self.conn_id)
+            self.log.info("There is no connection %s: the embedded service is used", self.conn_id)
 
     def _unreadable(self, error: Exception) -> ServiceNotNamed:
         return ServiceNotNamed(f"connection {self.conn_id} cannot be read: {error}")
