@@ -7,6 +7,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from airflow_eksbatch.store.port import Store
@@ -22,7 +23,7 @@ class StoreThread:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._numbers = itertools.count()
-        self._waiting: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = (
+        self._waiting: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = (
             queue.PriorityQueue()
         )
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -39,55 +40,22 @@ class StoreThread:
     async def close(self) -> None:
         """Answer what was asked, close the store, end the thread."""
         await self._call(_END, lambda store: store.close())
-        self._waiting.put((_END, next(self._numbers), _stop))
+        self._waiting.put((_END, next(self._numbers), None))
         await asyncio.to_thread(self._thread.join)
 
     async def _call(self, rank: int, act: Callable[[Store], T]) -> T:
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[T] = loop.create_future()
+        told: Future[T] = Future()
+        told.set_running_or_notify_cancel()  # Whoever does not wait any more cannot take it back
 
         def run() -> None:
             try:
-                result = act(self._store)
+                told.set_result(act(self._store))
             except Exception as error:  # Raised again where the caller waits
-                _give(loop, _fail, reply, error)
-            else:
-                _give(loop, _settle, reply, result)
+                told.set_exception(error)
 
         self._waiting.put((rank, next(self._numbers), run))
-        return await reply
+        return await asyncio.wrap_future(told)
 
     def _run(self) -> None:
-        try:
-            while True:
-                self._waiting.get()[2]()
-        except _Stopped:
-            return
-
-
-class _Stopped(Exception):
-    """The thread's own end."""
-
-
-def _stop() -> None:
-    raise _Stopped
-
-
-def _give(
-    loop: asyncio.AbstractEventLoop,
-    give: Callable[..., None],
-    reply: object,
-    what: object,
-) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(give, reply, what)
-
-
-def _settle(reply: asyncio.Future[T], result: T) -> None:
-    if not reply.done():
-        reply.set_result(result)
-
-
-def _fail(reply: asyncio.Future[T], error: Exception) -> None:
-    if not reply.done():
-        reply.set_exception(error)
+        while (act := self._waiting.get()[2]) is not None:
+            act()

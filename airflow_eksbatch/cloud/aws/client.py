@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import boto3
@@ -182,28 +182,17 @@ class Aws:
 
 async def _in_daemon_thread(ask: Callable[[], Any]) -> Any:
     """Threads of an executor are waited for when Python exits; a long wait for notices must not hold it up."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def tell(answer: Any, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(answer)
+    told: Future[Any] = Future()
+    told.set_running_or_notify_cancel()  # Whoever does not wait any more cannot take it back
 
     def run() -> None:
-        answer, error = None, None
         try:
-            answer = ask()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # The loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, answer, error)
+            told.set_result(ask())
+        except BaseException as error:
+            told.set_exception(error)
 
     threading.Thread(target=run, name="aws", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(told)
 
 
 def _is_unsaid(code: str) -> bool:
