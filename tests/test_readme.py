@@ -128,6 +128,15 @@ def test_links_into_a_page_lead_to_one_of_its_headings(path: Path) -> None:
         assert anchor in slugs, f"{path.name} links to {target}#{anchor}"
 
 
+def test_every_promise_names_tests_that_are_there() -> None:
+    page = (ROOT / "README.md").read_text().partition("\n## Promises")[2]
+    rows = re.findall(r"^\| (?!promise)(.+) \| (`.+`) \|$", page, re.MULTILINE)
+    assert len(rows) == page.count("\n| ") - 1, "a promise without a test"
+    for promise, kept_by in rows:
+        for name in re.findall(r"`([^`]+)`", kept_by):
+            assert name == "make demo" or (ROOT / name).exists(), f"{promise}: {name}"
+
+
 def test_help_lists_every_target() -> None:
     said = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
