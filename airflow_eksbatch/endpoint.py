@@ -91,6 +91,15 @@ def announced(announcement: Path) -> Endpoint | None:
         return None
 
 
+def named(url: str, environ: Mapping[str, str]) -> Endpoint:
+    """The service at that URL; if it is the embedded one, with the key that it has told its owner."""
+    url = url.rstrip("/")
+    own = announced(default_home(environ) / ANNOUNCEMENT)
+    if own is not None and own.url == url.replace("//localhost:", "//127.0.0.1:"):
+        return msgspec.structs.replace(own, url=url, embedded=False)
+    return Endpoint(url=url)
+
+
 def answers(url: str, path: str = "/readyz") -> bool:
     """Whether a service is ready there; with /healthz, whether one is there at all."""
     try:

@@ -27,6 +27,7 @@ from airflow_eksbatch.endpoint import (
     announced,
     answers,
     default_home,
+    named,
     raise_for_answer,
     signed_headers,
 )
@@ -201,10 +202,11 @@ def endpoint_from_connection(connection: Any) -> Endpoint | None:
     if not url:
         return None
     verify = extra.get("verify", True)
+    own = Endpoint(url=url) if connection.login else named(url, os.environ)
     return Endpoint(
         url=url.rstrip("/"),
-        access_key_id=connection.login or None,
-        secret_access_key=connection.password or None,
+        access_key_id=connection.login or own.access_key_id,
+        secret_access_key=connection.password or own.secret_access_key,
         region=extra.get("region") or extra.get("region_name") or DEFAULT_REGION,
         deployment=str(extra.get("deployment") or ""),
         dashboard_url=str(extra.get("dashboard_url") or "").rstrip("/"),
@@ -233,7 +235,7 @@ _begun: list[subprocess.Popen[bytes]] = []
 def find_or_start_embedded() -> Endpoint:
     """The service this machine uses when nothing else is said."""
     if url := os.environ.get("EKSBATCH_URL"):
-        return Endpoint(url=url.rstrip("/"))
+        return named(url, os.environ)
     home = default_home(os.environ).absolute()
     with _one_starter:  # a thousand tasks of a triggerer ask at once
         return _running_embedded(home) or _start_embedded(home)
@@ -242,7 +244,7 @@ def find_or_start_embedded() -> Endpoint:
 def find_embedded() -> Endpoint:
     """The same, if it runs."""
     if url := os.environ.get("EKSBATCH_URL"):
-        return Endpoint(url=url.rstrip("/"))
+        return named(url, os.environ)
     if found := _running_embedded(default_home(os.environ)):
         return found
     raise ServiceAway(

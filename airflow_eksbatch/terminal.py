@@ -18,6 +18,7 @@ from airflow_eksbatch.endpoint import (
     Endpoint,
     announced,
     default_home,
+    named,
     signed_headers,
 )
 from airflow_eksbatch.service.settings import Settings
@@ -44,8 +45,8 @@ class Client:
     TIMEOUT_S = 60
 
     def __init__(self, given: argparse.Namespace) -> None:
-        named = given.endpoint_url or os.environ.get("EKSBATCH_URL")
-        self.endpoint = _with_key(Endpoint(url=named.rstrip("/")) if named else _embedded())
+        url = given.endpoint_url or os.environ.get("EKSBATCH_URL")
+        self.endpoint = _with_key(named(url, os.environ) if url else _embedded())
         self.url = self.endpoint.url
 
     def get(self, path: str) -> Json:

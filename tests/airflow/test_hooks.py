@@ -188,6 +188,27 @@ def test_a_home_below_ones_own_is_the_same_for_all_who_look_there(home: Path) ->
     assert default_home({}) == home.parent / ".local" / "share" / "eksbatch"
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8642", "http://localhost:8642/"])
+def test_who_names_the_embedded_service_by_its_url_has_its_key(
+    home: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """And nobody else has."""
+    told = {"url": "http://127.0.0.1:8642", "access_key": "EKSBLOCAL", "secret_key": "secret"}
+    (home / "service.json").write_text(json.dumps(told))
+    connections = Connections()
+    connections.put("there", url)
+    connections.put("elsewhere", "http://127.0.0.1:9999")
+    monkeypatch.setenv("EKSBATCH_URL", url)
+    by_connection = hooks.endpoint_from_connection(connections.get("there"))
+    assert by_connection is not None
+    by_command = Client(Namespace(endpoint_url=url)).endpoint
+    for found in (find_or_start_embedded(), by_connection, by_command):
+        assert (found.url, found.access_key_id) == (url.rstrip("/"), "EKSBLOCAL")
+    other = hooks.endpoint_from_connection(connections.get("elsewhere"))
+    assert other is not None
+    assert other.access_key_id is None
+
+
 def ask_by_hook() -> None:
     async def ask() -> None:
         client = AsyncBatchClient(find_or_start_embedded())
