@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -17,7 +17,9 @@ from airflow_eksbatch.core.engine.effects import (
     DeletePod,
     Effect,
     ForgetPod,
+    Key,
     LaunchNode,
+    PodEffect,
     TerminateNode,
     TerminateStray,
 )
@@ -53,9 +55,6 @@ class PerformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Far more than there can be between a refusal and the commit that takes note of it."""
 
 
-Key = tuple[type[Effect], str]
-
-
 class _Lane:
     """What is to be done in order: for one pod, for one environment, and of its nodes launches and ends apart."""
 
@@ -69,7 +68,7 @@ class _Lane:
 
     def enter(self, effect: Effect) -> None:
         """Put an effect in line, once. An end makes a beginning pointless that was not carried out yet."""
-        key = _key(effect)
+        key = effect.key
         if key in self.under_way and not isinstance(effect, CheckEnvironment):
             return
         match effect:
@@ -84,9 +83,9 @@ class _Lane:
     def begin(self, batch_max: int) -> list[Effect]:
         """The first effect, with those behind it that go into the same call."""
         first = next(iter(self.waiting.values()))
-        alike = _MERGED.get(type(first))
+        kind = _LANES[type(first)]
         for key in list(self.waiting):
-            if self.under_way and (alike is None or _MERGED.get(key[0]) != alike):
+            if self.under_way and (kind not in _MERGED or _LANES[key[0]] != kind):
                 break
             if len(self.under_way) == batch_max:
                 break
@@ -106,12 +105,18 @@ class _Lane:
         self.failures = 0
 
 
-# Effects of one kind of call go together.
-_MERGED: dict[type[Effect], str] = {
-    LaunchNode: "launch",
-    TerminateNode: "terminate",
-    TerminateStray: "terminate",
+_LANES: dict[type[Effect], str] = {
+    CreatePod: "pod",
+    DeletePod: "pod",
+    ForgetPod: "pod",
+    LaunchNode: "launches",
+    TerminateNode: "ends",
+    TerminateStray: "ends",
+    CheckEnvironment: "environment",
+    DeleteEnvironment: "environment",
 }
+# What goes into one call together.
+_MERGED = ("launches", "ends")
 
 
 class _Pool:
@@ -122,9 +127,6 @@ class _Pool:
     def __init__(self) -> None:
         self.ready: deque[str] = deque()
         self.under_way = 0
-
-
-Act = Callable[[Sequence[Effect]], Awaitable[Iterable[Fact | None]]]
 
 
 class Performer:
@@ -174,7 +176,7 @@ class Performer:
     def start(self, effects: Iterable[Effect]) -> None:
         """Take these effects in; returns at once."""
         for effect in effects:
-            refusal = self._refusals.get(_key(effect))
+            refusal = self._refusals.get(effect.key)
             if refusal is not None:
                 self._tell([refusal])
                 continue
@@ -237,7 +239,7 @@ class Performer:
         try:
             if not self.may_act():
                 raise ClusterDown("This service may not lead any more.")
-            facts = await self._act_for(batch[0])(batch)
+            facts = await self._act(batch)
         except (ClusterDown, CloudDown) as down:
             lane.fail()
             self._telemetry.effect_failed(batch[0], str(down), lane.failures)
@@ -265,20 +267,8 @@ class Performer:
             if len(self._refusals) > self._settings.refusals_kept:
                 del self._refusals[next(iter(self._refusals))]
 
-    def _act_for(self, effect: Effect) -> Act:
-        match effect:
-            case CreatePod() | DeletePod() | ForgetPod():
-                return self._on_pod
-            case LaunchNode():
-                return self._launch
-            case TerminateNode() | TerminateStray():
-                return self._terminate
-            case CheckEnvironment() | DeleteEnvironment():
-                return self._on_environment
-            case _:
-                raise AssertionError(f"nobody performs {type(effect).__name__}")
-
-    async def _on_pod(self, batch: Sequence[Effect]) -> Iterable[Fact | None]:
+    async def _act(self, batch: Sequence[Effect]) -> Iterable[Fact | None]:
+        """One call for all of them."""
         match batch[0]:
             case CreatePod() as effect:
                 return [await self._cluster.create_pod(effect)]
@@ -286,23 +276,18 @@ class Performer:
                 return [await self._cluster.delete_pod(effect)]
             case ForgetPod() as effect:
                 await self._cluster.forget_pod(effect)
-        return []
-
-    async def _launch(self, batch: Sequence[Effect]) -> Iterable[Fact]:
-        return await self._cloud.launch([e for e in batch if isinstance(e, LaunchNode)])
-
-    async def _terminate(self, batch: Sequence[Effect]) -> Iterable[Fact]:
-        return await self._cloud.terminate(
-            [e for e in batch if isinstance(e, TerminateNode | TerminateStray)]
-        )
-
-    async def _on_environment(self, batch: Sequence[Effect]) -> Iterable[Fact]:
-        match batch[0]:
-            case DeleteEnvironment(name=name):
-                await self._cloud.delete_environment(name)
-            case CheckEnvironment(name=name):
+            case LaunchNode():
+                return await self._cloud.launch([e for e in batch if isinstance(e, LaunchNode)])
+            case TerminateNode() | TerminateStray():
+                ends = [e for e in batch if isinstance(e, TerminateNode | TerminateStray)]
+                return await self._cloud.terminate(ends)
+            case CheckEnvironment(compute_environment=name):
                 environment = self._find_environment(name)
                 return [] if environment is None else await self._check(environment)
+            case DeleteEnvironment(compute_environment=name):
+                await self._cloud.delete_environment(name)
+            case effect:
+                raise AssertionError(f"nobody performs {type(effect).__name__}")
         return []
 
     async def _check(self, environment: ComputeEnvironment) -> list[Fact]:
@@ -333,46 +318,19 @@ class Performer:
 
 
 def _lane_of(effect: Effect) -> str:
-    match effect:
-        case CreatePod(pod=pod) | DeletePod(pod=pod) | ForgetPod(pod=pod):
-            return f"pod {pod}"
-        case LaunchNode(compute_environment=name):
-            return _launches_of(name)
-        case TerminateNode(compute_environment=name) | TerminateStray(compute_environment=name):
-            return f"ends {name}"
-        case CheckEnvironment(name=name) | DeleteEnvironment(name=name):
-            return f"environment {name}"
-        case _:
-            raise AssertionError(f"nobody performs {type(effect).__name__}")
+    is_alone = isinstance(effect, PodEffect)
+    return f"{_LANES[type(effect)]} {effect.name if is_alone else effect.compute_environment}"
 
 
 def _pool_of(key: str, lane: _Lane) -> str:
     """By what comes first. What the cloud is asked goes lane by lane, and there are few of these."""
-    match next(iter(lane.waiting.values()), None):
-        case CreatePod(compute_environment=name) | DeletePod(compute_environment=name):
-            return f"pods {name}"
-        case ForgetPod(compute_environment=name):
-            # A kubelet that does not answer is waited for.
-            return f"outputs {name}"
-        case _:
-            return key
+    first = next(iter(lane.waiting.values()), None)
+    if not isinstance(first, PodEffect):
+        return key
+    # A kubelet that does not answer is waited for.
+    kind = "outputs" if isinstance(first, ForgetPod) else "pods"
+    return f"{kind} {first.compute_environment}"
 
 
 def _launches_of(environment: str) -> str:
     return f"launches {environment}"
-
-
-def _key(effect: Effect) -> Key:
-    """What makes two effects the same one."""
-    match effect:
-        case CreatePod(pod=name) | DeletePod(pod=name) | ForgetPod(pod=name):
-            pass
-        case LaunchNode(node_id=name) | TerminateNode(node_id=name):
-            pass
-        case TerminateStray(instance_id=name):
-            pass
-        case CheckEnvironment(name=name) | DeleteEnvironment(name=name):
-            pass
-        case _:
-            raise AssertionError(f"nobody performs {type(effect).__name__}")
-    return type(effect), name

@@ -88,7 +88,7 @@ class Simulator:
         self._life = 0
         self._beat_at: int | None = None
         self._lanes: dict[str, int] = {}
-        self._refusals: dict[tuple[type[effects.Effect], str], facts.Fact] = {}
+        self._refusals: dict[effects.Key, facts.Fact] = {}
         self._is_looking = False
 
     # ---- what callers do
@@ -264,7 +264,8 @@ class Simulator:
         life, now = self._life, self.timeline.now
         for effect in wanted:
             there_ms, back_ms = (self.chance.ms(*self.settings.call_s) // 2 for _ in range(2))
-            lane = _lane_of(effect)
+            is_ordered = isinstance(effect, effects.PodEffect | effects.NodeEffect)
+            lane = effect.name if is_ordered else ""
             at = self._lanes[lane] = max(self._lanes.get(lane, 0), now + there_ms)
             self.timeline.after(at - now, lambda e=effect, ms=back_ms: self._act(life, e, ms))
 
@@ -272,7 +273,7 @@ class Simulator:
         """A call that is under way when its caller dies never arrives, or its answer does not."""
         if life != self._life:
             return
-        key = (type(effect), _lane_of(effect))
+        key = effect.key
         answers = [self._refusals[key]] if key in self._refusals else self._answers_of(effect)
         for answer in answers:
             if isinstance(answer, facts.PodRefused | facts.LaunchRefused):
@@ -293,7 +294,7 @@ class Simulator:
                 answer = self.cloud.terminate(effect)
             case effects.TerminateStray():
                 answer = self.cloud.terminate_stray(effect)
-            case effects.CheckEnvironment(name=name):
+            case effects.CheckEnvironment(compute_environment=name):
                 return [
                     facts.OfferingsListed(
                         compute_environment=name, offerings=tuple(self.offerings.get(name, ()))
@@ -316,16 +317,6 @@ class Simulator:
             return
         for name in sorted(self.world.compute_environments):
             self._hear([*self.cluster.look(name), *self.cloud.look(name)])
-
-
-def _lane_of(effect: effects.Effect) -> str:
-    match effect:
-        case effects.CreatePod(pod=pod) | effects.DeletePod(pod=pod) | effects.ForgetPod(pod=pod):
-            return pod
-        case effects.LaunchNode(node_id=node_id) | effects.TerminateNode(node_id=node_id):
-            return node_id
-        case _:
-            return ""
 
 
 def _ms(seconds: float) -> int:

@@ -329,7 +329,7 @@ def test_a_restart_looks_into_all_and_goes_on_from_there() -> None:
     stage.world.trials.check_at.clear()
     stage.world.deadlines.clear()
     effects = derive_effects(stage.world, stage.now, stage.settings)
-    assert CheckEnvironment(name="ce") in effects
+    assert CheckEnvironment(compute_environment="ce") in effects
     found_wanting(stage)
     stage.wait(limits.INVALID_S_MAX)
     assert [effect.name for effect in stage.of(CheckEnvironment)] == ["ce"]

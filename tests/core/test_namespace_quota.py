@@ -174,7 +174,7 @@ def test_jobs_of_a_namespace_that_is_gone_wait_and_its_environment_is_checked() 
     refuse_for_good(stage, "a")
     assert stage.status("a") == "RUNNABLE"
     for rest_s in (10, 20, 40):
-        assert stage.of(CheckEnvironment) == [CheckEnvironment(name="ce")]
+        assert stage.of(CheckEnvironment) == [CheckEnvironment(compute_environment="ce")]
         check(stage, "INVALID")
         stage.submit(f"b{rest_s}")
         assert stage.of(CreatePod) == stage.of(LaunchNode) == []

@@ -164,7 +164,7 @@ def test_what_was_answered_is_there_after_a_new_start(tmp_path: Path) -> None:
         await heart.loop.beating.wait()
         assert heart.loop.world is not None
         assert len(heart.loop.world.jobs) == 20
-        assert CheckEnvironment(name="ce") in heart.effects
+        assert CheckEnvironment(compute_environment="ce") in heart.effects
 
     run(first, tmp_path / "db")
     run(second, tmp_path / "db", fresh=False)

@@ -359,7 +359,7 @@ def test_a_compute_environment_is_checked_and_its_offerings_are_told() -> None:
     environment = ComputeEnvironment(name="ce", arn="", uuid="")
 
     async def scenario(bench: Bench) -> None:
-        await bench.perform(CheckEnvironment(name="ce"))
+        await bench.perform(CheckEnvironment(compute_environment="ce"))
         offerings, checked = bench.facts
         assert isinstance(offerings, OfferingsListed)
         assert offerings.offerings == (OFFERING,)
@@ -373,7 +373,7 @@ def test_an_environment_that_asks_for_what_does_not_exist_is_invalid_and_says_wh
     environment = ComputeEnvironment(name="ce", arn="", uuid="", instance_types=("x9",))
 
     async def scenario(bench: Bench) -> None:
-        await bench.perform(CheckEnvironment(name="ce"))
+        await bench.perform(CheckEnvironment(compute_environment="ce"))
         assert bench.facts == [
             EnvironmentChecked(
                 name="ce", status="INVALID", status_reason="CLIENT_ERROR - there is no x9"

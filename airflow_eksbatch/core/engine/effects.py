@@ -7,16 +7,44 @@ import msgspec
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId, Offering
 
+Key = tuple[type["Effect"], str]
+
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """Anything to be done."""
 
+    compute_environment: str
 
-class CreatePod(Effect, frozen=True, kw_only=True):
+    @property
+    def name(self) -> str:
+        """What it is done to: a pod, a node, an instance, or the compute environment itself."""
+        return self.compute_environment
+
+    @property
+    def key(self) -> Key:
+        """What makes two effects the same one."""
+        return type(self), self.name
+
+
+class PodEffect(Effect, frozen=True, kw_only=True):
+    pod: PodName
+
+    @property
+    def name(self) -> str:
+        return self.pod
+
+
+class NodeEffect(Effect, frozen=True, kw_only=True):
+    node_id: NodeId
+
+    @property
+    def name(self) -> str:
+        return self.node_id
+
+
+class CreatePod(PodEffect, frozen=True, kw_only=True):
     """Create the pod straight on its node; 'already there' is success."""
 
-    pod: PodName
-    compute_environment: str
     node_id: NodeId
     node_name: str
     namespace: str
@@ -28,36 +56,27 @@ class CreatePod(Effect, frozen=True, kw_only=True):
     grace_s: int
 
 
-class DeletePod(Effect, frozen=True, kw_only=True):
+class DeletePod(PodEffect, frozen=True, kw_only=True):
     """SIGTERM, after the grace SIGKILL; its end comes back as PodEnded. 'Not there' comes back so too."""
 
-    pod: PodName
-    compute_environment: str
     grace_s: int
 
 
-class ForgetPod(Effect, frozen=True, kw_only=True):
+class ForgetPod(PodEffect, frozen=True, kw_only=True):
     """The attempt's end is remembered: keep its output, drop the pod."""
 
-    pod: PodName
-    compute_environment: str
 
-
-class LaunchNode(Effect, frozen=True, kw_only=True):
+class LaunchNode(NodeEffect, frozen=True, kw_only=True):
     """Buy one instance; the node id is the idempotency token and becomes its label and tag."""
 
-    node_id: NodeId
-    compute_environment: str
     offering: Offering
     together: tuple[NodeId, ...] = ()
     """Nodes, it among them, whose instances one request may make: the same ones each time it is asked for."""
 
 
-class TerminateNode(Effect, frozen=True, kw_only=True):
+class TerminateNode(NodeEffect, frozen=True, kw_only=True):
     """End the instance; 'not there' comes back as InstanceGone."""
 
-    node_id: NodeId
-    compute_environment: str
     instance_id: str | None
     node_name: str | None
 
@@ -66,16 +85,15 @@ class TerminateStray(Effect, frozen=True, kw_only=True):
     """End an instance that carries our tags but that nobody remembers asking for."""
 
     instance_id: str
-    compute_environment: str
+
+    @property
+    def name(self) -> str:
+        return self.instance_id
 
 
 class CheckEnvironment(Effect, frozen=True, kw_only=True):
     """Validate a new or changed compute environment and list its offerings."""
 
-    name: str
-
 
 class DeleteEnvironment(Effect, frozen=True, kw_only=True):
     """End what is left of a compute environment in its cloud, also instances that were never known here."""
-
-    name: str

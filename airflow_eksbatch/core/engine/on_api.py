@@ -315,7 +315,7 @@ def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) ->
         status = "CREATING" if before is None else "UPDATING"
         environment = msgspec.structs.replace(environment, status=status)
         world.trials.invalid_times.pop(environment.name, None)
-        turn.effects.append(effects.CheckEnvironment(name=environment.name))
+        turn.effects.append(effects.CheckEnvironment(compute_environment=environment.name))
     world.put_compute_environment(environment)
     world.measured.forget_environment(environment.name)
     if fact.replaces_nodes and environment.managed:
@@ -387,7 +387,7 @@ def finish_deletions(turn: Turn) -> None:
             nodes = []
         if not nodes:
             world.delete("compute_environment", environment.name)
-            turn.effects.append(effects.DeleteEnvironment(name=environment.name))
+            turn.effects.append(effects.DeleteEnvironment(compute_environment=environment.name))
 
 
 # ---- scheduling policies and job definitions

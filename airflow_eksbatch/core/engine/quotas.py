@@ -17,7 +17,7 @@ def rest_namespace(turn: Turn, environment: str, reason: str, *, unusable: bool 
     if full is not None and (full.unusable or not unusable):
         return
     if unusable:
-        turn.effects.append(CheckEnvironment(name=environment))
+        turn.effects.append(CheckEnvironment(compute_environment=environment))
     times = turn.world.full_times[environment] + 1
     turn.world.full_times[environment] = times
     rest_s = limits.doubled(limits.QUOTA_REST_S, times, limits.QUOTA_REST_S_MAX)

@@ -208,7 +208,7 @@ def try_environment(turn: Turn, name: str) -> None:
         return
     del turn.world.trials.check_at[name]
     if environment is not None and environment.status == "INVALID":
-        turn.effects.append(CheckEnvironment(name=name))
+        turn.effects.append(CheckEnvironment(compute_environment=name))
 
 
 def none_joined(environment: ComputeEnvironment) -> bool:

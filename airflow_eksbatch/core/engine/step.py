@@ -146,7 +146,7 @@ def derive_effects(world: World, now: int, settings: StepSettings) -> list[effec
     """After a load: everything that was asked of the outside and may not have been done."""
     turn = Turn(world=world, now=now, settings=settings)
     for environment in world.compute_environments.values():
-        turn.effects.append(effects.CheckEnvironment(name=environment.name))
+        turn.effects.append(effects.CheckEnvironment(compute_environment=environment.name))
     for node in list(world.nodes.values()):
         if node.status is NodeStatus.REQUESTED:
             on_time.ask_launch(turn, node)
