@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
-from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
-from airflow_eksbatch.core.model.job_definition import JobDefinition
-from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.resources import FREE, Cost
-from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.books import Account
-from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.world.changes import NOUNS, Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.core.world.world import World
 
 KINDS: dict[str, type[msgspec.Struct]] = {
     "job": Job,
     "attempt": Attempt,
     "node": Node,
-    "job_queue": JobQueue,
-    "compute_environment": ComputeEnvironment,
-    "scheduling_policy": SchedulingPolicy,
-    "job_definition": JobDefinition,
-    "share_usage": ShareUsage,
-}
+} | NOUNS
+KIND_OF = {noun: kind for kind, noun in KINDS.items()}
 Key = tuple[str, str]
+T = TypeVar("T", bound=msgspec.Struct)
 encode = msgspec.msgpack.Encoder().encode
 
 
@@ -127,33 +121,13 @@ class Ledger:
         row = self.live.get(("job", job_id)) or self.past.get(("job", job_id))
         return msgspec.msgpack.decode(row, type=Job) if row else None
 
-    def live_attempts(self) -> list[Attempt]:
-        rows = [row for key, row in self.live.items() if key[0] == "attempt"]
-        return [msgspec.msgpack.decode(row, type=Attempt) for row in rows]
-
-    def live_nodes(self) -> list[Node]:
-        rows = [row for key, row in self.live.items() if key[0] == "node"]
-        return [msgspec.msgpack.decode(row, type=Node) for row in rows]
-
-    def nodes(self) -> list[Node]:
-        """All nodes there ever were."""
-        rows = {**self.past, **self.live}
+    def found(self, kind: type[T], *, live: bool = False) -> list[T]:
+        """All of a kind there ever were, or those alive."""
+        rows = self.live if live else self.past | self.live
+        word = KIND_OF[kind]
         return [
-            msgspec.msgpack.decode(row, type=Node) for key, row in rows.items() if key[0] == "node"
+            msgspec.msgpack.decode(row, type=kind) for key, row in rows.items() if key[0] == word
         ]
-
-    def jobs(self) -> list[Job]:
-        """All jobs there ever were."""
-        rows = {**self.past, **self.live}
-        return [
-            msgspec.msgpack.decode(row, type=Job) for key, row in rows.items() if key[0] == "job"
-        ]
-
-    def attempts(self) -> list[Attempt]:
-        """All attempts there ever were."""
-        rows = {**self.past, **self.live}
-        found = [row for key, row in rows.items() if key[0] == "attempt"]
-        return [msgspec.msgpack.decode(row, type=Attempt) for row in found]
 
 
 def rows_of(changes: Changes) -> Iterable[tuple[str, str, msgspec.Struct]]:
@@ -164,16 +138,7 @@ def rows_of(changes: Changes) -> Iterable[tuple[str, str, msgspec.Struct]]:
         yield "attempt", attempt.pod_name, attempt
     for node in changes.nodes:
         yield "node", node.node_id, node
-    for queue in changes.queues:
-        yield "job_queue", queue.name, queue
-    for environment in changes.compute_environments:
-        yield "compute_environment", environment.name, environment
-    for policy in changes.policies:
-        yield "scheduling_policy", policy.name, policy
-    for definition in changes.definitions:
-        yield "job_definition", definition.key, definition
-    for usage in changes.usages:
-        yield "share_usage", usage.name, usage
+    yield from changes.nouns()
 
 
 def everything(world: World) -> Changes:

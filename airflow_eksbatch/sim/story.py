@@ -10,7 +10,7 @@ import msgspec
 
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.model import ranges
-from airflow_eksbatch.core.model.job import Job, JobEvent, JobStatus
+from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.sim.ledger import Ledger
 from airflow_eksbatch.sim.simulator import Simulator
@@ -129,9 +129,9 @@ def jobs_table(ledger: Ledger) -> list[str]:
         JobStatus.SUCCEEDED,
         JobStatus.FAILED,
     )
-    placed = Counter((a.job_id, a.status) for a in ledger.live_attempts())
+    placed = Counter((a.job_id, a.status) for a in ledger.found(Attempt, live=True))
     rows: list[Sequence[object]] = []
-    for job in sorted(ledger.jobs(), key=lambda job: job.spec.seq):
+    for job in sorted(ledger.found(Job), key=lambda job: job.spec.seq):
         counts = settled(job)
         for status in (JobStatus.STARTING, JobStatus.RUNNING):
             counts[status] = placed[job.job_id, status]
@@ -155,7 +155,7 @@ def nodes_table(ledger: Ledger) -> list[str]:
     shown = (NodeStatus.REQUESTED, NodeStatus.LAUNCHED, NodeStatus.READY, NodeStatus.TERMINATING)
     counts: dict[str, Counter[NodeStatus]] = {}
     vcpus = Counter[str]()
-    for node in ledger.live_nodes():
+    for node in ledger.found(Node, live=True):
         counts.setdefault(node.compute_environment, Counter())[node.status] += 1
         vcpus[node.compute_environment] += node.offering.vcpus
     rows = [

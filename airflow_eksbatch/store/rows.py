@@ -8,26 +8,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import force_setattr
 
-from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobSpec, JobStatus, Tries
-from airflow_eksbatch.core.model.job_definition import JobDefinition
-from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.ranges import EMPTY, ONE, Ranges
 from airflow_eksbatch.core.model.resources import NO_BILL, Bill
-from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.books import Entry
+from airflow_eksbatch.core.world.changes import NOUNS
 
 Row = dict[str, Any]
-
-# What operators set up: few, small, read whole at start.
-NOUNS: dict[str, type[msgspec.Struct]] = {
-    "job_queue": JobQueue,
-    "compute_environment": ComputeEnvironment,
-    "scheduling_policy": SchedulingPolicy,
-    "job_definition": JobDefinition,
-    "share_usage": ShareUsage,
-}
 
 
 class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -61,9 +49,9 @@ STATE_FIELDS = JobState.__struct_fields__
 _encode = msgspec.msgpack.Encoder().encode
 _decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
 _decode_state = msgspec.msgpack.Decoder(JobState).decode
-_decode_attempt = msgspec.msgpack.Decoder(Attempt).decode
-_decode_node = msgspec.msgpack.Decoder(Node).decode
-_decode_event = msgspec.msgpack.Decoder(JobEvent).decode
+attempt_from = msgspec.msgpack.Decoder(Attempt).decode
+node_from = msgspec.msgpack.Decoder(Node).decode
+event_from = msgspec.msgpack.Decoder(JobEvent).decode
 
 
 def state_row(job: Job) -> Row:
@@ -159,10 +147,6 @@ def attempt_row(attempt: Attempt) -> Row:
     }
 
 
-def attempt_from(body: bytes) -> Attempt:
-    return _decode_attempt(body)
-
-
 def node_row(node: Node) -> Row:
     return {
         "node_id": node.node_id,
@@ -172,16 +156,8 @@ def node_row(node: Node) -> Row:
     }
 
 
-def node_from(body: bytes) -> Node:
-    return _decode_node(body)
-
-
 def event_row(event: JobEvent) -> Row:
     return {"seq": event.seq, "time": event.time, "job_id": event.job_id, "body": _encode(event)}
-
-
-def event_from(body: bytes) -> JobEvent:
-    return _decode_event(body)
 
 
 def cost_row(entry: Entry) -> Row:

@@ -6,6 +6,8 @@ a column of its own, so a change of state writes only the small state.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -21,6 +23,12 @@ from sqlalchemy import (
 
 VERSION = 4
 metadata = MetaData()
+
+
+def _index_where(condition: str, name: str, *columns: Column[Any]) -> None:
+    """An index of the rows of which this is so."""
+    Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
 
 meta = Table(
     "eksbatch_meta",
@@ -48,32 +56,11 @@ jobs = Table(
     Column("nano_usd", BigInteger, nullable=False, server_default=text("0")),
 )
 # Start-up reads the live ones; lists read one queue, newest first.
-Index(
-    "eksbatch_jobs_live",
-    jobs.c.seq,
-    sqlite_where=text("stopped_at IS NULL"),
-    postgresql_where=text("stopped_at IS NULL"),
-)
+_index_where("stopped_at IS NULL", "eksbatch_jobs_live", jobs.c.seq)
 Index("eksbatch_jobs_queue", jobs.c.queue, jobs.c.seq)
-Index(
-    "eksbatch_jobs_token",
-    jobs.c.token,
-    sqlite_where=text("token IS NOT NULL"),
-    postgresql_where=text("token IS NOT NULL"),
-)
-Index(
-    "eksbatch_jobs_task",
-    jobs.c.task_key,
-    jobs.c.seq,
-    sqlite_where=text("task_key IS NOT NULL"),
-    postgresql_where=text("task_key IS NOT NULL"),
-)
-Index(
-    "eksbatch_jobs_stopped",
-    jobs.c.stopped_at,
-    sqlite_where=text("stopped_at IS NOT NULL"),
-    postgresql_where=text("stopped_at IS NOT NULL"),
-)
+_index_where("token IS NOT NULL", "eksbatch_jobs_token", jobs.c.token)
+_index_where("task_key IS NOT NULL", "eksbatch_jobs_task", jobs.c.task_key, jobs.c.seq)
+_index_where("stopped_at IS NOT NULL", "eksbatch_jobs_stopped", jobs.c.stopped_at)
 
 attempts = Table(
     "eksbatch_attempts",
@@ -84,12 +71,7 @@ attempts = Table(
     Column("live", Boolean, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
-Index(
-    "eksbatch_attempts_live",
-    attempts.c.job_id,
-    sqlite_where=text("live"),
-    postgresql_where=text("live"),
-)
+_index_where("live", "eksbatch_attempts_live", attempts.c.job_id)
 
 nodes = Table(
     "eksbatch_nodes",
@@ -99,12 +81,7 @@ nodes = Table(
     Column("ended_at", BigInteger),
     Column("body", LargeBinary, nullable=False),
 )
-Index(
-    "eksbatch_nodes_live",
-    nodes.c.node_id,
-    sqlite_where=text("ended_at IS NULL"),
-    postgresql_where=text("ended_at IS NULL"),
-)
+_index_where("ended_at IS NULL", "eksbatch_nodes_live", nodes.c.node_id)
 
 nouns = Table(
     "eksbatch_nouns",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import starmap
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.world.books import Entry
-from airflow_eksbatch.core.world.changes import Changes, Counters, Snapshot, Totals
+from airflow_eksbatch.core.world.changes import NOUNS, Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.store import costs, rows, schema
 from airflow_eksbatch.store.migrations import STEPS, migrate, version_of
 from airflow_eksbatch.store.port import (
@@ -154,7 +155,7 @@ class SqlStore:
         with self._transaction() as connection:
             if self._snapshot is not None:
                 connection.execute(text(self._snapshot))
-            nouns: dict[str, list[Any]] = {kind: [] for kind in rows.NOUNS}
+            nouns: dict[str, list[Any]] = {kind: [] for kind in NOUNS}
             for kind, body in connection.execute(select(schema.nouns.c.kind, schema.nouns.c.body)):
                 nouns[kind].append(rows.noun_from(kind, body))
             meta = dict(
@@ -187,7 +188,7 @@ class SqlStore:
                 connection.execute(_UPDATE_JOB, [rows.state_row(job) for job in changes.jobs])
             self._put(connection, schema.attempts, map(rows.attempt_row, changes.attempts))
             self._put(connection, schema.nodes, map(rows.node_row, changes.nodes))
-            self._put(connection, schema.nouns, _noun_rows(changes))
+            self._put(connection, schema.nouns, starmap(rows.noun_row, changes.nouns()))
             self._put(connection, schema.events, map(rows.event_row, changes.events))
             if changes.costs:
                 connection.execute(self._add_costs, list(map(rows.cost_row, changes.costs)))
@@ -420,19 +421,6 @@ def _is_of_a_value(error: Exception) -> bool:
     """By SQL's classes of errors, where the driver tells them: 22 is data, 54 a limit of the server (what an index takes)."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
     return isinstance(error, DataError) or state[:2] in ("22", "54")
-
-
-def _noun_rows(changes: Changes) -> Iterator[rows.Row]:
-    for queue in changes.queues:
-        yield rows.noun_row("job_queue", queue.name, queue)
-    for environment in changes.compute_environments:
-        yield rows.noun_row("compute_environment", environment.name, environment)
-    for policy in changes.policies:
-        yield rows.noun_row("scheduling_policy", policy.name, policy)
-    for definition in changes.definitions:
-        yield rows.noun_row("job_definition", definition.key, definition)
-    for usage in changes.usages:
-        yield rows.noun_row("share_usage", usage.name, usage)
 
 
 def _upsert(insert: Insert, table: Table) -> Any:

@@ -20,6 +20,7 @@ from airflow_eksbatch.core.model.job import (
     TRANSITIONS,
     Attempt,
     DependencyType,
+    Job,
     JobEvent,
     JobId,
     JobSpec,
@@ -27,7 +28,7 @@ from airflow_eksbatch.core.model.job import (
     PodName,
     pod_name,
 )
-from airflow_eksbatch.core.model.node import Offering
+from airflow_eksbatch.core.model.node import Node, Offering
 from airflow_eksbatch.core.model.resources import NOTHING, Cost
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.core.world.books import Use
@@ -274,7 +275,7 @@ class Auditor:
     def check_books(self) -> None:
         """What the service counted is what happened."""
         charged: Counter[Index] = Counter()
-        for attempt in self.simulator.ledger.attempts():
+        for attempt in self.simulator.ledger.found(Attempt):
             charged[attempt.job_id, attempt.index] += attempt.charged
         for (job, index), number in charged.items():
             most = self.specs[job].retry.attempts
@@ -302,18 +303,18 @@ class Auditor:
             paid[name] = paid.get(name, zero).plus(cost)
             used[use] = used.get(use, zero).plus(cost)
         meant: dict[str, Cost] = {}
-        for node in ledger.nodes():
+        for node in ledger.found(Node):
             if node.launched_at is not None:
                 assert node.paid_until is not None, f"{node.node_id} was never paid"
                 name, lived_ms = node.compute_environment, node.paid_until - node.launched_at
                 meant[name] = meant.get(name, zero).plus(price_of(node.offering, lived_ms))
         assert paid == meant, f"the accounts have {paid}, instances cost {meant}"
-        attempts = ledger.attempts()
+        attempts = ledger.found(Attempt)
         by_attempts = Cost()
         for attempt in attempts:
             by_attempts = by_attempts.plus(attempt.cost)
         by_jobs = Cost()
-        for job in ledger.jobs():
+        for job in ledger.found(Job):
             by_jobs = by_jobs.plus(job.bill.total)
         assert used.get(Use.JOBS, zero) == by_attempts == by_jobs, "jobs paid something else"
         idle = used.get(Use.IDLE, zero)

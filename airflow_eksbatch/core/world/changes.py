@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -11,6 +13,15 @@ from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.books import Entry
+
+# What operators set up, and what shares have used: few, small, read whole at start.
+NOUNS: dict[str, type[msgspec.Struct]] = {
+    "job_queue": JobQueue,
+    "compute_environment": ComputeEnvironment,
+    "scheduling_policy": SchedulingPolicy,
+    "job_definition": JobDefinition,
+    "share_usage": ShareUsage,
+}
 
 
 class Totals(msgspec.Struct, kw_only=True):
@@ -67,6 +78,19 @@ class Changes(msgspec.Struct, kw_only=True):
     """Added to what is kept, not put in its place: the one thing here that must not be written twice."""
     totals: Totals | None = None
     counters: Counters | None = None
+
+    def nouns(self) -> Iterator[tuple[str, str, msgspec.Struct]]:
+        """(kind, name, noun) of each that is kept by its kind and name."""
+        for queue in self.queues:
+            yield "job_queue", queue.name, queue
+        for environment in self.compute_environments:
+            yield "compute_environment", environment.name, environment
+        for policy in self.policies:
+            yield "scheduling_policy", policy.name, policy
+        for definition in self.definitions:
+            yield "job_definition", definition.key, definition
+        for usage in self.usages:
+            yield "share_usage", usage.name, usage
 
     @property
     def is_empty(self) -> bool:
