@@ -29,6 +29,7 @@ class ContractService:
         self.refusal = ""
         self.busy = 0
         self.fifo = False
+        self.first_status = "SUBMITTED"
         self.why = ["It waits."]
         self.explained: list[str] = []
         self.most_explained_at_once = 0
@@ -148,7 +149,7 @@ class ContractService:
         token = unquote(headers.get("x-eksbatch-token", str(uuid.uuid4())))
         job_id = self._by_token.setdefault(token, str(uuid.uuid4()))
         size = body.get("arrayProperties")
-        job = {"jobId": job_id, "jobName": body["jobName"], "status": "SUBMITTED"}
+        job = {"jobId": job_id, "jobName": body["jobName"], "status": self.first_status}
         self.jobs.setdefault(job_id, {**job, **({"arrayProperties": size} if size else {})})
         return {"jobId": job_id, "jobName": body["jobName"]}
 
