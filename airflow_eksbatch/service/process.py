@@ -21,11 +21,11 @@ from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease, LeaseLost, seen_by_peer
 from airflow_eksbatch.service.loop import Loop
-from airflow_eksbatch.service.performer import Performer
+from airflow_eksbatch.service.performer import Backoff, Performer
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.service.watchers import Watchers
-from airflow_eksbatch.store.port import Fenced, Store, StoreError
+from airflow_eksbatch.store.port import Fenced, NewerSchema, Store, StoreError
 
 EXIT_OK, EXIT_USAGE, EXIT_FENCED, EXIT_BUG = 0, 2, 3, 70
 # Time for the last beat and for effects under way; what is not done then is derived again at the next start.
@@ -97,15 +97,16 @@ class Process:
     async def _serve(self, serving: asyncio.Task[None], on_ready: OnReady) -> int:
         parts, stopped = self.parts, asyncio.create_task(self._stop.wait(), name="stop")
         parts.loop.trouble = STANDBY
-        leading = asyncio.create_task(parts.lease.acquire(), name="lease")
+        leading = asyncio.create_task(self._lead(), name="lease")
         await asyncio.wait({leading, stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
         if not leading.done():
             leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+            if parts.lease.is_sure():
+                await parts.lease.release()
             return EXIT_OK
-        leading.result()
-        parts.loop.trouble = "loading"
         try:
-            await self._bring_forward()
+            leading.result()
         except (Fenced, LeaseLost) as error:
             return _exit_code(error, parts.telemetry)
         tasks = await self._open(on_ready)
@@ -117,17 +118,30 @@ class Process:
             for task in tasks:
                 task.cancel()
 
-    async def _bring_forward(self) -> None:
-        """Not before it leads: an older release that leads, or that stands by when this one cannot begin, goes on."""
-        lease = self.parts.lease
-        try:
-            async with lease.hold():
-                await self.parts.store.ask(lambda store: store.open())
-        except (Fenced, LeaseLost):
-            raise
-        except StoreError:
-            await lease.release()
-            raise
+    async def _lead(self) -> None:
+        """Wait for the lease, then bring the schema forward: not before, so that an older release that leads goes on.
+
+        A database that has just moved to another machine is away for moments, which is no reason to end. Raises NewerSchema,
+        having let the lease go: an older release cannot follow, but others can.
+        """
+        parts, backoff, failures = self.parts, Backoff(first_s=0.1, most_s=2.0), 0
+        await parts.lease.acquire()
+        parts.loop.trouble = "loading"
+        while True:
+            try:
+                async with parts.lease.hold():
+                    await parts.store.ask(lambda store: store.open())
+                return
+            except Fenced:
+                raise
+            except NewerSchema:
+                await parts.lease.release()
+                raise
+            except StoreError as error:
+                failures += 1
+                parts.loop.trouble = f"the database cannot be brought forward: {error}"
+                parts.telemetry.store_failed("open", str(error))
+                await asyncio.sleep(backoff.after(failures))
 
     async def _open(self, on_ready: OnReady) -> list[asyncio.Task[None]]:
         """Start what beats; the first task is the loop itself."""

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection, inspect, select
 
 from airflow_eksbatch.store import schema
-from airflow_eksbatch.store.port import StoreError
+from airflow_eksbatch.store.port import NewerSchema
 
 FIRST = """
 CREATE TABLE eksbatch_meta (key TEXT NOT NULL PRIMARY KEY, body {bytes} NOT NULL);
@@ -122,10 +122,10 @@ def version_of(connection: Connection) -> int:
 
 
 def migrate(connection: Connection) -> int:
-    """Bring the database forward; how many steps that took. Raises StoreError for a newer one."""
+    """Bring the database forward; how many steps that took. Raises NewerSchema."""
     version = version_of(connection)
     if version > len(STEPS):
-        raise StoreError(
+        raise NewerSchema(
             f"The database has schema version {version}, this release knows up to {len(STEPS)}: "
             "start the newer release that wrote it, or restore a backup."
         )

@@ -21,6 +21,10 @@ class Fenced(StoreError):
     """Another service took the lease: this one may not write any more."""
 
 
+class NewerSchema(StoreError):
+    """A newer release has brought the schema forward: this one cannot use it, however long it waits."""
+
+
 class Unstorable(StoreError):
     """Nothing is wrong with the store: it does not take one of these values."""
 
@@ -68,7 +72,7 @@ class Store(Protocol):
     """All calls block and belong on one thread; `commit` is all or nothing."""
 
     def open(self) -> None:
-        """Connect, and bring the schema forward; raises StoreError (newer schema, corrupt file, no access), and Fenced
+        """Connect, and bring the schema forward; raises StoreError (corrupt file, no access), NewerSchema, and Fenced
         where another has taken the lease that this one had.
         """
         ...

@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from airflow_eksbatch.store import migrations
+from tests.airflow.processes import wait_for
 from tests.service.conftest import MakeService
 from tests.service.older import an_older_database, end_lease, schema_version, set_version
 from tests.service.running import RunningService, a_definition, pod_pids, submit
@@ -166,9 +167,14 @@ def test_a_standby_serves_the_api_and_goes_on_alone_when_the_leader_is_killed(
     )
     policy = batch.create_scheduling_policy(name="p")["arn"]
     assert batch.list_tags_for_resource(resourceArn=policy)["tags"] == {}
+    # With a lease so short, one that is late with renewing it is not sure for a moment.
     for replica, leads in ((leader, "1.0"), (standby, "0.0")):
-        lines = replica.get("/metrics").splitlines()
-        assert {"eksbatch_ready 1.0", f"eksbatch_leader {leads}"} <= set(lines)
+        told = {"eksbatch_ready 1.0", f"eksbatch_leader {leads}"}
+        wait_for(
+            f"{replica.url} to say so",
+            lambda replica=replica, told=told: told <= set(replica.get("/metrics").splitlines()),
+            within_s=30,
+        )
     cluster = "arn:aws:eks:us-east-1:123456789012:cluster/c"
     batch.create_compute_environment(
         computeEnvironmentName="ce",
@@ -295,6 +301,28 @@ def test_a_standby_leaves_an_older_schema_to_whoever_leads(
     service.start_beside()
     assert schema_version(file) == older
     end_lease(file)
+    service.wait_until_ready()
+    assert schema_version(file) == older + 1
+    assert service.stop() == 0
+
+
+def test_a_new_leader_waits_for_a_database_that_is_in_trouble_just_then(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """1 an older release leads and dies 2 the database takes the lease and no schema 3 it does again."""
+    file = tmp_path / "older.db"
+    older = an_older_database(file, "http://127.0.0.1:9#older", (int(time.time()) + 3_600) * 1000)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute(
+            "CREATE TRIGGER trouble BEFORE DELETE ON eksbatch_meta BEGIN SELECT RAISE(ABORT, 'not now'); END"
+        )
+    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
+    service.start_beside()
+    end_lease(file)
+    wait_for("its trouble", lambda: "not now" in service.text, within_s=60)
+    assert schema_version(file) == older
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TRIGGER trouble")
     service.wait_until_ready()
     assert schema_version(file) == older + 1
     assert service.stop() == 0
