@@ -95,7 +95,8 @@ class Ec2Cloud:
         self._launches = Launches(
             aws,
             Pace(self._settings.launch_burst, self._settings.launches_per_s),
-            self._settings.refused_s,
+            refused_s=self._settings.refused_s,
+            shown_s=self._settings.shown_s,
             launched=self._note,
             tell=self._tell,
         )
@@ -140,7 +141,8 @@ class Ec2Cloud:
             self._know(instance_id, effect.node_id, effect.compute_environment)
         facts: list[Fact] = []
         if unnamed:
-            found = {seen.node_id: seen for seen in await list_by_node(self._aws, unnamed)}
+            seen_of_them = await list_by_node(self._aws, unnamed)
+            found = {seen.node_id: seen for seen in seen_of_them if seen.node_id in set(unnamed)}
             node_ids.update((seen.instance_id, node_id) for node_id, seen in found.items())
             self._known.update(
                 (seen.instance_id, Known(node_id=node_id, uuid=seen.uuid))

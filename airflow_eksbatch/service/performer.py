@@ -81,14 +81,16 @@ class _Lane:
         self.waiting[key] = effect
 
     def begin(self, batch_max: int) -> list[Effect]:
-        """The first effect, with those behind it that go into the same call."""
+        """The first effect, with those behind it that go into the same call; what goes together is not cut."""
         first = next(iter(self.waiting.values()))
-        kind = _LANES[type(first)]
-        for key in list(self.waiting):
+        kind, lot = _LANES[type(first)], ()
+        for key, effect in list(self.waiting.items()):
             if self.under_way and (kind not in _MERGED or _LANES[key[0]] != kind):
                 break
-            if len(self.under_way) == batch_max:
+            together = effect.together if isinstance(effect, LaunchNode) else ()
+            if len(self.under_way) >= batch_max and not (together and together == lot):
                 break
+            lot = together
             self.under_way[key] = self.waiting.pop(key)
         return list(self.under_way.values())
 
@@ -303,16 +305,22 @@ class Performer:
                 trouble = str(error)
             else:
                 return [
-                    OfferingsListed(compute_environment=name, offerings=offerings),
+                    OfferingsListed(
+                        compute_environment=name, offerings=offerings, made_from=environment
+                    ),
                     EnvironmentChecked(
                         name=name,
                         status="VALID",
                         status_reason="ComputeEnvironment Healthy",
+                        made_from=environment,
                     ),
                 ]
         return [
             EnvironmentChecked(
-                name=name, status="INVALID", status_reason=f"CLIENT_ERROR - {trouble}"
+                name=name,
+                status="INVALID",
+                status_reason=f"CLIENT_ERROR - {trouble}",
+                made_from=environment,
             )
         ]
 

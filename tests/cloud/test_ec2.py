@@ -188,17 +188,40 @@ async def test_a_lot_that_is_asked_for_again_buys_nothing(
 async def test_what_ec2_does_not_make_of_a_lot_is_to_be_asked_for_alone(
     account: Account, door: Door
 ) -> None:
-    """That asks for the reason, too."""
+    """That asks for the reason, too. It is told when the batch is done: until then they are being asked for together."""
     cloud, offerings = await opened(account)
     lot = together(offerings[0])
     door.room = lambda form: 2
-    facts = await cloud.launch(lot)
+    async with watching(cloud) as watch:
+        facts = await cloud.launch(lot)
+        await watch.until(InstanceLaunched, lambda f: f.node_id == lot[1].node_id)
+        assert not any(isinstance(fact, LaunchAlone) for fact in watch.facts)
     assert list(ids_of(facts)) == [lot[0].node_id, lot[1].node_id]
     assert facts[2:] == [LaunchAlone(node_id=lot[2].node_id)]
     door.room = lambda form: 0
     (refused,) = await cloud.launch([msgspec.structs.replace(lot[2], together=())])
     assert isinstance(refused, LaunchRefused)
     assert refused.code == "InsufficientInstanceCapacity"
+
+
+@asynchronous
+async def test_what_ec2_does_not_show_of_a_lot_it_has_not_made(
+    account: Account, door: Door
+) -> None:
+    """
+    1. Two of three are made; the service dies before it has noted any answer, and EC2 has forgotten the token.
+    2. The next one may not ask for the three again.
+    """
+    cloud, offerings = await opened(account)
+    lot = together(offerings[0])
+    door.room = lambda form: 2
+    made = ids_of(await cloud.launch(lot))
+    door.tokens.clear()
+    revived, _ = await opened(account)
+    facts = await revived.launch(lot[1:])
+    assert facts[1:] == [LaunchAlone(node_id=lot[2].node_id)]
+    assert ids_of(facts) == {lot[1].node_id: made[lot[1].node_id]}
+    assert len(account.instances()) == 2
 
 
 @asynchronous

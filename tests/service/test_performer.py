@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
+
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.effects import (
@@ -150,7 +152,9 @@ class Outside:
 class Bench:
     """A performer between an outside and a list of facts."""
 
-    def __init__(self, environment: ComputeEnvironment | None = None) -> None:
+    def __init__(
+        self, environment: ComputeEnvironment | None = None, *, batch_max: int = 200
+    ) -> None:
         self.outside = Outside()
         self.facts: list[Fact] = []
         self.performer = Performer(
@@ -159,7 +163,9 @@ class Bench:
             tell=self.facts.extend,
             find_environment=lambda name: environment,
             telemetry=Telemetry(),
-            settings=PerformerSettings(at_once=4, backoff=Backoff(first_s=0.001)),
+            settings=PerformerSettings(
+                at_once=4, batch_max=batch_max, backoff=Backoff(first_s=0.001)
+            ),
         )
 
     async def perform(self, *effects: Effect) -> list[str]:
@@ -170,7 +176,7 @@ class Bench:
 
 def run(scenario: Callable[[Bench], Awaitable[None]], **how: ComputeEnvironment) -> None:
     async def bounded() -> None:
-        bench = Bench(**how)
+        bench = Bench(how.get("environment"))
         async with asyncio.timeout(10):
             await scenario(bench)
         await bench.performer.close()
@@ -261,6 +267,22 @@ def test_launches_of_an_environment_go_in_one_call() -> None:
             launch("a"), launch("b"), terminate("c"), terminate("d"), launch("e")
         )
         assert asked == ["launch a b e", "terminate c d"]
+
+    run(scenario)
+
+
+def test_launches_that_are_asked_for_together_are_not_cut() -> None:
+    """A cloud that sees half of a lot would have to guess what became of the other half."""
+
+    async def scenario(_: Bench) -> None:
+        bench = Bench(batch_max=2)
+        lots = [("a",), ("b", "c", "d"), ("e", "f")]
+        effects = [
+            msgspec.structs.replace(launch(node), together=tuple(NodeId(n) for n in lot))
+            for lot in lots
+            for node in lot
+        ]
+        assert await bench.perform(*effects) == ["launch a b c d", "launch e f"]
 
     run(scenario)
 
@@ -365,6 +387,7 @@ def test_a_compute_environment_is_checked_and_its_offerings_are_told() -> None:
         assert offerings.offerings == (OFFERING,)
         assert isinstance(checked, EnvironmentChecked)
         assert checked.status == "VALID"
+        assert offerings.made_from == checked.made_from == environment
 
     run(scenario, environment=environment)
 
@@ -376,7 +399,10 @@ def test_an_environment_that_asks_for_what_does_not_exist_is_invalid_and_says_wh
         await bench.perform(CheckEnvironment(compute_environment="ce"))
         assert bench.facts == [
             EnvironmentChecked(
-                name="ce", status="INVALID", status_reason="CLIENT_ERROR - there is no x9"
+                name="ce",
+                status="INVALID",
+                status_reason="CLIENT_ERROR - there is no x9",
+                made_from=environment,
             )
         ]
 

@@ -26,6 +26,7 @@ from airflow_eksbatch.cloud.aws.refusals import (
     never_was,
 )
 from airflow_eksbatch.cloud.aws.sightings import Seen
+from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone
@@ -42,8 +43,9 @@ class Launches:
         self,
         aws: Aws,
         pace: Pace,
-        refused_s: float,
         *,
+        refused_s: float,
+        shown_s: float,
         launched: Callable[[LaunchNode, str], Fact],
         tell: Callable[[list[Fact]], None],
     ) -> None:
@@ -53,6 +55,7 @@ class Launches:
         self._aws = aws
         self._pace = pace
         self._turn = asyncio.Lock()
+        self._shown_s = shown_s
         self._just_refused = JustRefused(refused_s)
         self._doubts = Doubts()
         self._launched = launched
@@ -71,7 +74,10 @@ class Launches:
             kept.pop(environment, None)
 
     async def make(self, effects: Sequence[LaunchNode], there: Mapping[NodeId, Seen]) -> list[Fact]:
-        """Each answer is told as it comes: all may take a minute at EC2's pace. `there`: what was found of them."""
+        """Each answer is told as it comes: all may take a minute at EC2's pace.
+
+        `there`: what was found of them, and of others that were made with them.
+        """
         facts: list[Fact] = []
         lots: defaultdict[tuple[NodeId, ...], list[LaunchNode]] = defaultdict(list)
         for effect in effects:
@@ -83,9 +89,10 @@ class Launches:
             else:
                 facts.append(self._launched(effect, seen.instance_id))
         self._tell(facts)
+        made_at = {seen.together: seen.launched_at for seen in there.values()}
         answers = await asyncio.gather(
             *(self._make_alone(effect) for effect in lots.pop((), ())),
-            *(self._make_lot(lot) for lot in lots.values()),
+            *(self._make_lot(lot, made_at.get(together)) for together, lot in lots.items()),
             return_exceptions=True,
         )
         for answer in answers:
@@ -94,22 +101,23 @@ class Launches:
             facts += answer
         return facts
 
-    async def _make_lot(self, lot: list[LaunchNode]) -> list[Fact]:
-        """All that were asked for together, also those that nobody wants any more: another request could make them twice."""
+    async def _make_lot(self, lot: list[LaunchNode], made_at: int | None) -> list[Fact]:
+        """All that were asked for together, also those that nobody wants any more: another request could make them twice.
+
+        `made_at`: when EC2 made those of them that it shows; the others it has not made, unless it may yet show them.
+        """
+        if made_at is not None and now_ms() - made_at >= self._shown_s * 1000:
+            return [LaunchAlone(node_id=effect.node_id) for effect in lot]
         try:
             made = await self._request(lot[0])
         except AwsRefusal as error:
             if self._judge(lot[0], error) is not Meaning.QUOTA:
                 return self._answered([self._refused(effect, error) for effect in lot])
             made = {}  # What is left of it may do for some
-        return self._answered(
-            [
-                self._launched(effect, made[effect.node_id])
-                if effect.node_id in made
-                else LaunchAlone(node_id=effect.node_id)
-                for effect in lot
-            ]
-        )
+        launched = [self._launched(e, made[e.node_id]) for e in lot if e.node_id in made]
+        # Not told before the batch is done: until then they are being asked for together.
+        alone = [LaunchAlone(node_id=e.node_id) for e in lot if e.node_id not in made]
+        return [*self._answered(launched), *alone]
 
     async def _make_alone(self, effect: LaunchNode) -> list[Fact]:
         try:
@@ -144,7 +152,7 @@ class Launches:
                 told = await self._run(effect, instance_request(blueprint, effect, subnet))
             except AwsRefusal as error:
                 if error.code == TOKEN_USED:
-                    # Launched before, of another blueprint, and its tag cannot be seen yet.
+                    # Launched before, of another blueprint, and it cannot be seen yet.
                     raise CloudDown(f"{effect.node_id}: {error.message}") from error
                 if error.code != NO_ADDRESSES:
                     raise

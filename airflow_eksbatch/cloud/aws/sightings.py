@@ -105,10 +105,8 @@ async def list_by(aws: Aws, filter_name: str, values: Sequence[str]) -> list[See
 
 
 async def list_by_node(aws: Aws, node_ids: Sequence[NodeId]) -> list[Seen]:
-    """Ended ones before live ones, the oldest last: so it is the one that counts for its node."""
-    found = await list_by(aws, f"tag:{labels.NODE_UID}", [f"*{node_id}*" for node_id in node_ids])
-    wanted = set(node_ids)
-    seen = (one for one in found if one.node_id in wanted)  # Not those that were made with them
+    """Also those that were made with them. Ended ones before live ones, the oldest last: so that one counts for its node."""
+    seen = await list_by(aws, f"tag:{labels.NODE_UID}", [f"*{node_id}*" for node_id in node_ids])
     return sorted(seen, key=lambda s: (not s.has_ended, -s.launched_at, s.instance_id))
 
 
