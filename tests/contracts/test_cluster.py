@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import pytest
 
 from airflow_eksbatch.cluster import local, process
-from airflow_eksbatch.cluster.containers import BadPod, expand, read_containers
+from airflow_eksbatch.cluster.containers import expand, read_containers
 from airflow_eksbatch.cluster.local import LocalCluster, inherited_environ
-from airflow_eksbatch.cluster.port import Cluster, ClusterDown
+from airflow_eksbatch.cluster.port import BadPod, Cluster, ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
 from airflow_eksbatch.core.engine.facts import (
     Fact,
@@ -76,7 +76,7 @@ class Watch:
                 self.facts += facts
                 self._news.notify_all()
 
-    async def until(self, kind: type[T], pod: str | None = None) -> T:
+    async def until(self, kind: type[T], pod: str | None = None, *, within_s: float = WAIT_S) -> T:
         """The first fact of that kind (about that pod)."""
 
         def found() -> T | None:
@@ -85,7 +85,7 @@ class Watch:
                     return fact
             return None
 
-        async with asyncio.timeout(WAIT_S), self._news:
+        async with asyncio.timeout(within_s), self._news:
             await self._news.wait_for(found)
         fact = found()
         assert fact is not None

@@ -28,7 +28,7 @@ from airflow_eksbatch.core.engine.facts import (
 )
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.job import PodName
-from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.model.retry import POD_DELETED, TIMED_OUT, Cause
 from tests.contracts.test_cluster import BUSYBOX, WAIT_S, Watch, asynchronous
 from tests.kubernetes.bed import (
     MANAGED,
@@ -93,8 +93,10 @@ def keep_golden(plane: ControlPlane, name: str) -> None:
 def held(plane: ControlPlane, name: str) -> Iterator[None]:
     """The pod stays to be looked at when it has been deleted."""
     plane.admin.patch(path_of(name), {"metadata": {"finalizers": ["eksbatch.test/held"]}})
-    yield
-    plane.admin.patch(path_of(name), {"metadata": {"finalizers": []}})
+    try:
+        yield
+    finally:
+        plane.admin.patch(path_of(name), {"metadata": {"finalizers": []}})
 
 
 def shell(script: str, **more: Any) -> Json:
@@ -252,13 +254,13 @@ OTHERS: dict[str, tuple[Callable[[ControlPlane, str], object], Cause, str]] = {
     "deleted": (
         lambda plane, pod: plane.admin.delete(path_of(pod)),
         Cause.PLATFORM,
-        conditions.DELETED,
+        POD_DELETED,
     ),
     "drained": (evict, Cause.PLATFORM, "Pod was disrupted: EvictionByEvictionAPI: "),
     "deadline": (
         lambda plane, pod: plane.admin.patch(path_of(pod), {"spec": {"activeDeadlineSeconds": 1}}),
         Cause.TIMEOUT,
-        conditions.TIMED_OUT,
+        TIMED_OUT,
     ),
 }
 
@@ -392,8 +394,8 @@ async def test_a_log_outlives_its_node_and_a_killed_machine_is_lost(
                 # The machine is gone, and so says its cloud: the node object goes.
                 plane.admin.delete("/api/v1/nodes/mortal")
                 assert (await watch.until(NodeLost)).node_id == "mortal"
-                # Kubernetes takes a minute to collect what was on it.
-                end = (await watch.until(PodEnded, "node-lost-0-1")).end
+                # Kubernetes waits for 40 s and looks every 20 s for what was on it.
+                end = (await watch.until(PodEnded, "node-lost-0-1", within_s=180)).end
                 keep_golden(plane, "node-lost-0-1")
             assert end.cause is Cause.PLATFORM
             assert end.status_reason.startswith("Host EC2 (instance ")
