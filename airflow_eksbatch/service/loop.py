@@ -343,5 +343,5 @@ def _enriched(fact: JobSubmitted, kept: Kept) -> JobSubmitted:
             d.job_id: kept.ends[d.job_id] for d in spec.depends_on if d.job_id in kept.ends
         },
         earlier_job=kept.earlier.get(spec.token) if spec.token else None,
-        newest_instance=newest.spec.task_instance if newest else "",
+        newest=newest.spec if newest else None,
     )

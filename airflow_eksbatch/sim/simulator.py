@@ -295,12 +295,18 @@ class Simulator:
             case effects.TerminateStray():
                 answer = self.cloud.terminate_stray(effect)
             case effects.CheckEnvironment(compute_environment=name):
+                there = self.world.compute_environments.get(name) if self.world else None
                 return [
                     facts.OfferingsListed(
-                        compute_environment=name, offerings=tuple(self.offerings.get(name, ()))
+                        compute_environment=name,
+                        offerings=tuple(self.offerings.get(name, ())),
+                        made_from=there,
                     ),
                     facts.EnvironmentChecked(
-                        name=name, status="VALID", status_reason="ComputeEnvironment Healthy"
+                        name=name,
+                        status="VALID",
+                        status_reason="ComputeEnvironment Healthy",
+                        made_from=there,
                     ),
                 ]
             case _:

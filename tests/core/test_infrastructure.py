@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import msgspec
+import pytest
+
 from airflow_eksbatch.core.engine.effects import CheckEnvironment
-from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, EnvironmentChecked, NodeClosed
+from airflow_eksbatch.core.engine.facts import (
+    ComputeEnvironmentPut,
+    EnvironmentChecked,
+    NodeClosed,
+    OfferingsListed,
+    TagsChanged,
+)
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import OUTDATED, NodeId, NodeStatus
+from airflow_eksbatch.core.world.world import World
 from tests.build import a_node, a_world, an_environment
 from tests.core.stage import Stage
 
@@ -42,3 +55,74 @@ def test_an_update_of_infrastructure_leaves_nodes_of_others_alone() -> None:
         ComputeEnvironmentPut(compute_environment=changed, create=False, replaces_nodes=True)
     )
     assert stage.world.nodes[NodeId("n1")].is_open
+
+
+def checked(
+    environment: ComputeEnvironment, status: Literal["VALID", "INVALID"] = "VALID"
+) -> EnvironmentChecked:
+    """As whoever looks tells it, with what was looked at."""
+    return EnvironmentChecked(
+        name=environment.name, status=status, status_reason="as found", made_from=environment
+    )
+
+
+def update(stage: Stage, *, replaces_nodes: bool = False, **changes: object) -> ComputeEnvironment:
+    """As the API updates: what is there, changed. Answers what is there then."""
+    there = stage.world.compute_environments["ce"]
+    changed = msgspec.structs.replace(there, **changes)
+    put = ComputeEnvironmentPut(
+        compute_environment=changed, create=False, seen=there, replaces_nodes=replaces_nodes
+    )
+    stage.give(put)
+    return stage.world.compute_environments["ce"]
+
+
+@pytest.mark.parametrize("found", ["VALID", "INVALID"])
+def test_a_check_from_before_an_update_says_nothing_of_what_is_there_after_it(
+    found: Literal["VALID", "INVALID"],
+) -> None:
+    """Also if nothing of it changed but the wish for the newest image."""
+    stage = Stage(a_world())
+    before = stage.world.compute_environments["ce"]
+    after = update(stage, replaces_nodes=True)
+    assert len(stage.of(CheckEnvironment)) == 1
+    sold = stage.world.offerings["ce"]
+    listed = OfferingsListed(compute_environment="ce", offerings=sold[:1], made_from=before)
+    stage.submit("a")
+    stage.step(listed, checked(before, found))
+    assert stage.world.compute_environments["ce"].status == "UPDATING"
+    assert stage.world.nodes == {}, "it would be of the old kind"
+    assert stage.world.offerings["ce"] == sold
+    stage.step(msgspec.structs.replace(listed, made_from=after), checked(after))
+    assert stage.world.offerings["ce"] == sold[:1]
+    assert len(stage.world.nodes) == 1
+
+
+def test_a_check_of_a_new_environment_does_not_count_after_it_was_changed() -> None:
+    stage = Stage(World())
+    stage.give(ComputeEnvironmentPut(compute_environment=an_environment(), create=True))
+    first = stage.world.compute_environments["ce"]
+    second = update(stage, instance_types=("c5",))
+    stage.step(checked(first))
+    assert stage.world.compute_environments["ce"].status == "UPDATING"
+    stage.step(checked(second))
+    assert stage.world.compute_environments["ce"].status == "VALID"
+
+
+def test_a_check_counts_though_its_environment_was_resized_or_tagged_meanwhile() -> None:
+    """None of this asks for a check of its own, so there would be no other."""
+    stage = Stage(a_world())
+    before = stage.world.compute_environments["ce"]
+    update(stage, max_vcpus=8, min_vcpus=0, idle_s=5.0, wire=b'{"a": 1}')
+    stage.give(TagsChanged(kind="compute-environment", name="ce", added={"team": "a"}))
+    stage.step(checked(before, "INVALID"))
+    assert stage.world.compute_environments["ce"].status == "INVALID"
+
+
+def test_a_check_of_one_that_was_deleted_says_nothing_of_another_by_its_name() -> None:
+    stage = Stage(a_world())
+    before = stage.world.compute_environments["ce"]
+    other = msgspec.structs.replace(before, uuid="other", status="CREATING")
+    stage.world.put_compute_environment(other)
+    stage.step(checked(before))
+    assert stage.world.compute_environments["ce"].status == "CREATING"

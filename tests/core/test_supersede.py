@@ -22,7 +22,7 @@ def tried(number: int) -> dict[str, Any]:
     return {"task_key": TASK, "try_number": number, "token": f"{TASK}|{number}"}
 
 
-def made(number: int, instance: str) -> dict[str, object]:
+def made(number: int, instance: str) -> dict[str, Any]:
     """A try as clients submit it that name the task instance."""
     return {**tried(number), "token": f"i:{instance}", "task_instance": instance}
 
@@ -105,11 +105,31 @@ def test_a_later_try_goes_on_waiting_after_a_crash() -> None:
 def test_an_earlier_instance_that_comes_after_the_end_of_a_later_one_is_refused() -> None:
     """The store knows of that one; a run that was deleted and made again has younger instances."""
     stage = a_stage()
-    early, late = a_spec("early", task_instance="1", **tried(1)), "2"
-    with pytest.raises(Rejected, match="overtaken by a later one"):
-        stage.give(JobSubmitted(spec=early, newest_instance=late))
-    made_again = a_spec("again", task_instance="3", **tried(1))
-    stage.give(JobSubmitted(spec=made_again, newest_instance=late))
+    late = a_spec("late", **made(2, "019a-2"))
+    for number in (1, 2):
+        early = a_spec("early", **made(number, "019a-1"))
+        with pytest.raises(Rejected, match="overtaken by a later one"):
+            stage.give(JobSubmitted(spec=early, newest=late))
+    made_again = a_spec("again", **made(1, "019a-3"))
+    stage.give(JobSubmitted(spec=made_again, newest=late))
+    assert stage.status("again") == "STARTING"
+
+
+def test_a_later_try_runs_after_the_end_of_an_earlier_one_whatever_the_clocks_said_of_their_ids() -> (
+    None
+):
+    """Two schedulers whose clocks differ by more than a short retry delay."""
+    stage = a_stage()
+    first = a_spec("first", **made(1, "019a-2"))
+    stage.give(JobSubmitted(spec=a_spec("second", **made(2, "019a-1")), newest=first))
+    assert stage.status("second") == "STARTING"
+
+
+def test_a_try_that_names_its_instance_is_not_measured_by_one_that_did_not() -> None:
+    """The run may have been deleted and made again while Airflow got a new release of this provider."""
+    stage = a_stage()
+    earlier = a_spec("earlier", **tried(2))
+    stage.give(JobSubmitted(spec=a_spec("again", **made(1, "019a-1")), newest=earlier))
     assert stage.status("again") == "STARTING"
 
 

@@ -195,6 +195,10 @@ def test_a_try_whose_successor_has_ended_is_found_to_be_too_late(tmp_path: Path)
         assert "overtaken by a later one" in late.message
         made_again = a_spec("again", token="c", try_number=1, **task, task_instance="3")
         assert await heart.submit_all([made_again]) == ["id-again"]
+        stop = JobStopped(job_id=JobId("id-again"), reason="enough", terminate=True)
+        await heart.inbox.offer(stop)
+        by_a_slow_clock = a_spec("next", token="d", try_number=2, **older)
+        assert await heart.submit_all([by_a_slow_clock]) == ["id-next"]
 
     run(scenario, tmp_path / "db")
 

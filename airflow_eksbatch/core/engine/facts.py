@@ -31,8 +31,8 @@ class JobSubmitted(Fact, frozen=True, kw_only=True):
     """Dependencies that left the world: job id -> succeeded. Looked up by the loop in the same beat."""
     earlier_job: JobId | None = None
     """The job an earlier submit with this token made, if it left the world. Looked up likewise."""
-    newest_instance: str = ""
-    """The `task_instance` of the newest job of its Airflow task, if that left the world. Looked up likewise."""
+    newest: JobSpec | None = None
+    """The newest job of its Airflow task, if that left the world. Looked up likewise."""
 
 
 class JobStopped(Fact, frozen=True, kw_only=True):
@@ -208,6 +208,8 @@ class OfferingsListed(Fact, frozen=True, kw_only=True):
 
     compute_environment: str
     offerings: tuple[Offering, ...]
+    made_from: ComputeEnvironment | None = None
+    """As in EnvironmentChecked."""
 
 
 class InstanceLaunched(Fact, frozen=True, kw_only=True):
@@ -280,3 +282,5 @@ class EnvironmentChecked(Fact, frozen=True, kw_only=True):
     name: str
     status: Literal["VALID", "INVALID"]
     status_reason: str
+    made_from: ComputeEnvironment | None = None
+    """What was looked at: of one that was updated since it says nothing. None takes it for what is there."""

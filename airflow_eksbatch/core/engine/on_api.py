@@ -167,7 +167,7 @@ def supersede(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
     """
     spec, older = fact.spec, job_of_task(turn, fact.spec)
     if older is None:
-        if "" < spec.task_instance < fact.newest_instance:
+        if is_overtaken(spec, fact.newest):
             raise Rejected(
                 f"Try {spec.try_number} of this Airflow task was overtaken by a later one, whose job has ended already."
             )
@@ -192,6 +192,13 @@ def supersede(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
 def overtakes(new: JobSpec, old: JobSpec) -> bool:
     """A later try does, and a younger instance: tries of a run that was deleted and made again begin anew."""
     return new.try_number > old.try_number or "" < old.task_instance < new.task_instance
+
+
+def is_overtaken(spec: JobSpec, newest: JobSpec | None) -> bool:
+    """By a job that has ended. Without both instances the run may be one that was deleted and made again."""
+    if newest is None or not spec.task_instance or not newest.task_instance:
+        return False
+    return overtakes(newest, spec) and not overtakes(spec, newest)
 
 
 def on_job_stopped(turn: Turn, fact: facts.JobStopped) -> None:
@@ -311,9 +318,11 @@ def on_compute_environment_put(turn: Turn, fact: facts.ComputeEnvironmentPut) ->
     if not fact.create and (before is None or before.status == "DELETING"):
         raise Rejected(f"Compute environment {environment.name} does not exist.")
     check_seen(f"Compute environment {environment.name}", fact.seen, before)
+    version = 0 if before is None else before.version
+    environment = msgspec.structs.replace(environment, version=version)
     if before is None or fact.replaces_nodes or needs_check(before, environment):
         status = "CREATING" if before is None else "UPDATING"
-        environment = msgspec.structs.replace(environment, status=status)
+        environment = msgspec.structs.replace(environment, status=status, version=version + 1)
         world.trials.invalid_times.pop(environment.name, None)
         turn.effects.append(effects.CheckEnvironment(compute_environment=environment.name))
     world.put_compute_environment(environment)
@@ -359,8 +368,11 @@ def on_compute_environment_deleted(turn: Turn, name: str) -> None:
 
 
 def on_environment_checked(turn: Turn, fact: facts.EnvironmentChecked) -> None:
+    """Counts if nothing was updated since it began: every update has asked for a check of its own."""
     environment = turn.world.compute_environments.get(fact.name)
     if environment is None or environment.status == "DELETING":
+        return
+    if not environment.is_still(fact.made_from):
         return
     checked = (fact.status, fact.status_reason)
     if checked != (environment.status, environment.status_reason):

@@ -28,6 +28,9 @@ from airflow_eksbatch.core.model.retry import Cause
 def on_offerings_listed(turn: Turn, fact: facts.OfferingsListed) -> None:
     """Kept in memory only: it is read anew at every start."""
     name = fact.compute_environment
+    environment = turn.world.compute_environments.get(name)
+    if environment is not None and not environment.is_still(fact.made_from):
+        return
     turn.world.offerings[name] = turn.world.measured.corrected(name, fact.offerings)
 
 

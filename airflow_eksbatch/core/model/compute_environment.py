@@ -49,7 +49,13 @@ class ComputeEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int = 0
     wire: bytes = b"{}"
     """What else the caller sent (JSON), told back as it was."""
+    version: int = 0
+    """Counts the updates that ask for a check."""
 
     @property
     def may_grow(self) -> bool:
         return self.managed and self.state == "ENABLED" and self.status == "VALID"
+
+    def is_still(self, seen: ComputeEnvironment | None) -> bool:
+        """Whether what was found out about `seen` holds for this one; None was told by nobody who says what he saw."""
+        return seen is None or (seen.uuid, seen.version) == (self.uuid, self.version)
