@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from importlib import import_module
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,6 +27,7 @@ from airflow_eksbatch.hooks import (
 from airflow_eksbatch.stream import ENDED, JobFeed, JobNews, Waiter, exit_code_of, feed_of
 from airflow_eksbatch.submission import Submission
 
+ASKING_NEEDS = ("aiohttp", "botocore.auth", "botocore.awsrequest", "botocore.credentials")
 LOG_S = 10  # for the last lines of a job's output, which must not hold its end back
 LONGEST_PAUSE_S = 30.0
 SUBMIT_ROUNDS = 4  # a definition to register, a share to drop, and one to spare
@@ -102,6 +105,10 @@ def feed_for(conn_id: str, note: Callable[[Endpoint], Any] = lambda _: None) -> 
 
     async def connect() -> AsyncBatchClient:
         endpoint = await EKSBatchHook(conn_id).aendpoint()
+        # Before the note: whoever acts on it may have interrupted this thread, and another thread
+        # cannot import what this one is in the middle of importing.
+        for module in ASKING_NEEDS:
+            import_module(module)
         note(endpoint)
         return AsyncBatchClient(endpoint)
 
@@ -345,7 +352,7 @@ def end_from_anywhere(endpoint: Endpoint, job: str | Submission, reason: str) ->
     """The same for a signal handler, also one that has interrupted an event loop of this thread.
 
     So in a thread of its own, and without asking Airflow for anything: whoever was interrupted may
-    hold the way there.
+    hold the way there, or the lock that all thread pools share.
     """
 
     async def connect() -> AsyncBatchClient:
@@ -358,7 +365,16 @@ def end_from_anywhere(endpoint: Endpoint, job: str | Submission, reason: str) ->
         finally:
             await feed.close()
 
-    return ThreadPoolExecutor(1).submit(asyncio.run, end()).result(2 * END_S)
+    ended: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(asyncio.run(end()))
+        except Exception as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="eksbatch-end", daemon=True).start()
+    return ended.result(2 * END_S)
 
 
 @contextlib.asynccontextmanager

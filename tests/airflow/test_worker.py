@@ -6,19 +6,24 @@ No worker runs here: what it does with an operator is done by the tests.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import TaskDeferralTimeout, TaskDeferred
+from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout, TaskDeferred
 
 from airflow_eksbatch import outcome
 from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
+from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.operators import STATE_KEY, EKSBatchOperator
 from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
 from tests.airflow.contract_service import ContractService
@@ -176,6 +181,46 @@ def test_a_worker_told_to_end_in_the_middle_of_the_submit_ends_the_job(there: El
     assert list(there.service.jobs) == [job]
 
 
+def test_what_is_asked_with_is_there_before_on_kill_may_ask() -> None:
+    """Another thread asks then, and would wait for ever for an import that SIGTERM fell into."""
+    program = """
+import asyncio, sys
+from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
+from airflow_eksbatch.outcome import feed_for
+
+async def aendpoint(_):
+    return Endpoint(url="http://127.0.0.1:1", access_key_id="A", secret_access_key="S")
+
+def on_kill_may_ask(endpoint):
+    global loaded
+    loaded = set(sys.modules)
+
+async def ask():
+    feed = feed_for("eksbatch_default", on_kill_may_ask)
+    service = await feed.service()
+    service._signed("POST", "http://127.0.0.1:1/v1/submitjob", b"{}", {})
+    service._session()
+    await feed.close()
+
+EKSBatchHook.aendpoint = aendpoint
+asyncio.run(ask())
+late = set(sys.modules) - loaded
+print([name for name in late if name.partition(".")[0] in ("aiohttp", "botocore", "yarl")])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_worker_interrupted_while_it_starts_a_thread_of_a_pool_ends_its_job(
+    there: Elsewhere,
+) -> None:
+    job = job_of(a_task(command=["run"]), a_context())
+    with concurrent.futures.thread._global_shutdown_lock:
+        assert outcome.end_from_anywhere(Endpoint(url=there.service.url), job, "") == job
+
+
 def test_a_worker_that_has_submitted_nothing_asks_nothing_when_it_is_told_to_end(
     there: Elsewhere,
 ) -> None:
@@ -205,6 +250,24 @@ def test_a_task_out_of_time_fails_also_while_the_service_is_away(
     with pytest.raises(TaskDeferralTimeout):
         a_task(command=["run"]).resume_execution("__fail__", OUT_OF_TIME, a_context())
     assert "the job may run on until its own timeout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [EKSBatchOperator, partial(EKSBatchJobSensor, job_id="1")])
+def test_the_button_of_a_task_whose_wait_failed_stays(
+    there: Elsewhere, make: Callable[..., Any]
+) -> None:
+    """Airflow asks for it at every end that a worker has a part in, and keeps the answer."""
+    shown = "eksbatch/eksbatch_default/job/1"
+
+    def xcom_pull(task_id: str, *, key: str, map_indexes: int) -> str | None:
+        here = (task_id, key, map_indexes) == ("month", "_link_EKSBatchJobLink", -1)
+        return shown if here else None
+
+    context = a_context(xcom_pull=xcom_pull)
+    task = a_task(make)
+    with pytest.raises((TaskDeferralTimeout, AirflowSensorTimeout)):
+        task.resume_execution("__fail__", OUT_OF_TIME, context)
+    assert JOB_LINK.get_link(task, ti_key=context["ti"]) == shown
 
 
 # ---- sensors
