@@ -7,19 +7,18 @@ import contextlib
 import os
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import msgspec
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from airflow_eksbatch.cloud.port import Cloud
 from airflow_eksbatch.cluster.port import Cluster
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.desk import ServiceDesk
+from airflow_eksbatch.service.front import Front, http_server
 from airflow_eksbatch.service.inbox import Inbox
-from airflow_eksbatch.service.lease import Lease, LeaseLost, seen_by_peer
+from airflow_eksbatch.service.lease import Lease, LeaseLost
 from airflow_eksbatch.service.loop import Loop
 from airflow_eksbatch.service.performer import Backoff, Performer
 from airflow_eksbatch.service.store_thread import StoreThread
@@ -63,7 +62,12 @@ class Process:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.front = Front(parts.app, parts.lease, lambda: parts.loop.trouble == STANDBY)
+        self.front = Front(
+            parts.app,
+            parts.lease.standby,
+            parts.lease.secret,
+            lambda: parts.loop.trouble == STANDBY,
+        )
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -82,7 +86,7 @@ class Process:
             raise
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
-        server = _server(self.front)
+        server = http_server(self.front)
         serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
         try:
             return await self._serve(serving, on_ready)
@@ -209,80 +213,6 @@ def _exit_code(error: BaseException | None, telemetry: Telemetry) -> int:
         return EXIT_FENCED
     telemetry.log.critical("stopped by a bug; start again, nothing is lost", exc_info=error)
     return EXIT_BUG
-
-
-class Front:
-    """The API, here or where the beat is; who asks or listens, and when somebody last did."""
-
-    OWN = frozenset({"/healthz", "/metrics"})
-    LOOKS = OWN | {"/readyz"}
-
-    def __init__(self, app: ASGIApp, lease: Lease, is_standby: Callable[[], bool]) -> None:
-        self._app = app
-        self._standby = lease.standby
-        self._secret = lease.secret
-        self._is_standby = is_standby
-        self.last_request_s = time.monotonic()
-        self.open_requests = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path")
-        forward = self._is_standby() and path not in self.OWN
-        app = self._standby if forward else self._app
-        if not forward:
-            scope = seen_by_peer(scope, self._secret)
-        if path in self.LOOKS:
-            await app(scope, receive, send)
-            return
-        self.open_requests += 1
-        try:
-            await app(scope, receive, send)
-        finally:
-            self.open_requests -= 1
-            self.last_request_s = time.monotonic()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process decides when to end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(app: ASGIApp) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            # Who asks is the one who connects; what else a proxy says of it anybody can say.
-            proxy_headers=False,
-            timeout_graceful_shutdown=2,
-            timeout_keep_alive=75,
-            backlog=4096,
-        )
-    )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises OSError when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
-def url_of(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run_process(make: Callable[[], tuple[Process, socket.socket, OnReady]]) -> int:

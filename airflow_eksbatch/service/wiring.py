@@ -19,19 +19,12 @@ from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.service import embedded
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.desk import CloudControl, ServiceDesk
+from airflow_eksbatch.service.front import listen, url_of
 from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
 from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
-from airflow_eksbatch.service.process import (
-    STANDBY,
-    OnReady,
-    Parts,
-    Process,
-    listen,
-    run_process,
-    url_of,
-)
+from airflow_eksbatch.service.process import STANDBY, OnReady, Parts, Process, run_process
 from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry, configure_logging

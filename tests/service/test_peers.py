@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from airflow_eksbatch.api.auth import is_local
-from airflow_eksbatch.service.lease import PEER, Standby, secret_of, seen_by_peer
+from airflow_eksbatch.service.front import PEER, Standby, secret_of, seen_by_peer
 
 OWNER = "http://leader:8642#what-only-the-database-knows"
 SECRET = secret_of(OWNER).encode()
