@@ -184,6 +184,18 @@ def test_an_array_that_no_kubelet_takes_buys_few_instances_and_holds_nobody_up()
     assert bought <= 16 + limits.TURNED_AWAY_RESTS_MAX
 
 
+def test_others_of_its_class_that_wait_behind_it_go_on_and_it_does_not() -> None:
+    stage = a_stage()
+    stage.submit("bad", size=50)
+    for number in range(10):
+        stage.submit(f"good{number}")
+    assert refuse(stage, "bad") == 12
+    placed = {attempt.job_id for attempt in stage.world.attempts.values()}
+    assert placed == {f"good{number}" for number in range(10)}
+    stage.wait(limits.TURNED_AWAY_S - 1)
+    assert pods_made(stage) == []
+
+
 def test_whoever_ends_meanwhile_is_forgotten() -> None:
     stage = a_stage()
     stage.submit("bad")

@@ -22,7 +22,7 @@ from airflow_eksbatch.core.world.where import (
     ZONE,
 )
 from tests.build import NOW, BuiltWorld, a_node, a_queue, a_world, an_environment, an_offering
-from tests.core.stage import Stage
+from tests.core.stage import Stage, loaded
 
 A = an_offering("m5.xlarge", zone="us-east-1a", price=0.1)
 B = an_offering("m5.xlarge", zone="us-east-1b", price=0.2)
@@ -176,6 +176,22 @@ def test_a_job_that_spot_took_so_often_runs_on_demand() -> None:
     assert stage.world.lines.on_demand_only == set()
 
 
+def test_one_that_was_lost_before_its_place_in_line_was_passed_does_not_come_back_to_it() -> None:
+    spot = (a_node(name, environment="spot", offering=SPOT) for name in ("s1", "s2"))
+    stage = Stage(on_both_markets().with_(*spot), idle_s=1e6)
+    stage.world.offerings.clear()
+    stage.submit("x", vcpus=4)
+    stage.submit("y", vcpus=4)
+    stage.run()
+    stage.submit("a", vcpus=4, tags={ON_DEMAND_AFTER: "1"})
+    stage.submit("b", vcpus=4)
+    stage.end("x")
+    stage.lose(stage.live("a").node_id)
+    assert stage.world.lines.on_demand_only == {"a"}
+    stage.end("y")
+    assert [attempt.job_id for attempt in stage.world.attempts.values()] == ["b"]
+
+
 def test_others_go_on_where_it_is_cheap() -> None:
     stage = Stage(on_both_markets())
     stage.submit("a", vcpus=4, tags={ON_DEMAND_AFTER: "1"})
@@ -251,6 +267,29 @@ def test_from_its_time_on_a_job_that_waits_is_bought_for_on_demand() -> None:
     stage.wait(1)
     assert asked(stage) == [A.pool]
     assert f"On-Demand, since {at} (eksbatch/on-demand-by)" in why(stage, "a")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_who_is_off_spot_is_not_placed_with_those_it_stood_in_line_with(restart: bool) -> None:
+    """The oldest of all, but what is free on Spot is for the others; and On-Demand it takes its own turn."""
+    spot, ours = a_node("s1", environment="spot", offering=SPOT), a_node("d1", offering=A)
+    stage = Stage(on_both_markets().with_(spot, ours), idle_s=1e6)
+    stage.world.offerings.clear()
+    stage.submit("x", vcpus=4, size=2)
+    stage.run()
+    stage.submit("weary", vcpus=2, size=2, tags={ON_DEMAND_BY: "2023-11-14T23:13:20Z"})
+    for name in "abcd":
+        stage.submit(name, vcpus=2)
+    if restart:
+        stage.now = NOW + 3_600_000
+        stage = loaded(stage)
+    stage.wait(3_600)
+    on_spot, on_demand = (0, 1) if stage.live("x", 0).node_id == "s1" else (1, 0)
+    stage.end("x", on_spot)
+    homes = {(a.job_id, a.node_id) for a in stage.world.attempts.values() if a.job_id != "x"}
+    assert homes == {("a", "s1"), ("b", "s1")}
+    stage.end("x", on_demand)
+    assert {stage.live("weary", index).node_id for index in (0, 1)} == {"d1"}
 
 
 def test_what_runs_on_spot_at_its_time_is_left_alone() -> None:

@@ -175,13 +175,10 @@ def check_nodes(world: World) -> None:
 
 
 def check_lines(world: World) -> None:
-    """Every line counts its runnable indices, and whoever has some stands in it."""
+    """Every line counts its runnable indices; whoever has some stands in it, and nobody of another class."""
     counts: Counter[object] = Counter()
-    everybody = len(world.jobs) + 1
-    standing = {
-        job_class: [job.job_id for job in line.first(everybody, world.jobs)]
-        for job_class, line in world.lines.items()
-    }
+    # `first` would drop those that left: a line that is looked at stays as it is.
+    standing = {job_class: line.standing() for job_class, line in world.lines.items()}
     for job in world.jobs.values():
         if job.runnable:
             job_class = world.class_of(job)
@@ -194,6 +191,11 @@ def check_lines(world: World) -> None:
     compare("the count of the line", kept, {**counts})
     for job_class, ids in standing.items():
         require(len(ids) == len(set(ids)), f"a job stands twice in the line of {job_class}")
+        for job in filter(None, map(world.jobs.get, ids)):
+            require(
+                world.class_of(job) == job_class,
+                f"job {job.job_id} stands in the line of {job_class} and is none of them",
+            )
     strangers = (world.lines.on_demand_only | world.lines.turned_away) - world.jobs.keys()
     require(not strangers, f"{strangers} are said to be of other classes, and are not here")
     waiting = {j for r in world.trials.refusals.values() if r.times for j in r.jobs}

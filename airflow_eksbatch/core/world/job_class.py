@@ -68,6 +68,13 @@ class ClassLine:
         else:
             insort(self._entries, entry, lo=self._start)
 
+    def remove(self, job: Job) -> None:
+        """It is of another class now. (Who only has nothing runnable is dropped on the way instead.)"""
+        if job.job_id in self._members:
+            self._members.discard(job.job_id)
+            entry = (job.spec.seq, job.job_id)
+            del self._entries[bisect_left(self._entries, entry, lo=self._start)]
+
     def head(self, jobs: Mapping[JobId, Job]) -> Job | None:
         """The oldest job with a runnable index; those that left are dropped on the way."""
         while self._start < len(self._entries):
@@ -154,6 +161,9 @@ class Lines(dict[JobClass, ClassLine]):
         if (job.job_id in alike) != joins:
             waiting = ranges.count(job.runnable)
             self.leave(job, waiting)
+            # Also where it has nothing runnable now: it would stand there again with what becomes runnable later.
+            if (line := self.get(self.class_of(job))) is not None:
+                line.remove(job)
             if joins:
                 alike.add(job.job_id)
             else:
