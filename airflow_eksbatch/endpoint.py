@@ -30,8 +30,18 @@ class ServiceNotNamed(ServiceAway):
     patience_s = PATIENCE_S
 
 
+WRONG_HOST = "AccessDeniedException"
+"""The service is open, and not under the name it was asked by: no key helps. All other codes of 403 are about keys."""
+
+
 class NotLetIn(ServiceAway):
     """The key is not known (any more), or a clock is wrong: another look at the connection may help."""
+
+    patience_s = PATIENCE_S
+
+
+class NotOurService(ServiceAway):
+    """Something answers that knows no such page: a proxy before the service, or the URL leads elsewhere."""
 
     patience_s = PATIENCE_S
 
@@ -138,9 +148,11 @@ def raise_for_answer(status: int, kind: str, text: str) -> None:
         message = body.get("message") or body.get("Message") or text
     except (ValueError, AttributeError):
         message = text[:500] or "no further explanation"
-    if kind and status == 403:
+    if kind and status == 403 and code != WRONG_HOST:
         raise NotLetIn(f"{code}: {message}")
     # Our service names every refusal; whatever else says no stands between us and it.
+    if not kind and status == 404:
+        raise NotOurService(f"{code}: {message} (does the URL lead to the service?)")
     if not kind or status == 429 or status >= 500:
         raise ServiceAway(f"{code}: {message}")
     raise ServiceRefused(code, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +21,7 @@ from airflow_eksbatch.hooks import (
     AsyncBatchClient,
     EKSBatchHook,
     Endpoint,
+    NotOurService,
     ServiceAway,
     ServiceRefused,
     job_url,
@@ -143,22 +145,30 @@ async def patiently(
     within_s: float,
     tell: Callable[[ServiceAway], Any] = lambda _: None,
 ) -> Answer:
-    """Ask a service that is away again, where it is by then, ever more rarely; tell the first time."""
+    """Ask a service that is away again, where it is by then, ever more rarely; tell the first time.
+
+    The patience with one kind of trouble begins with that trouble: what came before it had nothing to mend.
+    """
     began = time.monotonic()
-    pause_s, told = 0.5, False
+    pause_s, trouble, troubled_at = 0.5, None, began
     while True:
         try:
-            if told:
+            if trouble:
                 await feed.renewed_service()
             return await ask()
         except ServiceAway as error:
-            allowed_s = min(within_s, error.patience_s)
-            left_s = began + allowed_s - time.monotonic()
+            now = time.monotonic()
+            first = trouble is None
+            if trouble is not type(error):
+                trouble, troubled_at = type(error), now
+            until, allowed_s = min(
+                (began + within_s, within_s), (troubled_at + error.patience_s, error.patience_s)
+            )
+            left_s = until - now
             if left_s <= 0:
                 raise ServiceAway(f"gave up after {allowed_s:g} s: {error}") from error
-            if not told:
+            if first:
                 tell(error)
-                told = True
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
@@ -260,7 +270,7 @@ _explaining: WeakKeyDictionary[JobFeed, asyncio.Lock] = WeakKeyDictionary()
 
 async def _explain(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> None:
     """Say why a job is not running yet, and again when that has changed; of an array, how far it is."""
-    pause_s, said = EXPLAIN_AFTER_S, ""
+    pause_s, said, strange_at = EXPLAIN_AFTER_S, "", math.inf
     while True:
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, EXPLAIN_LONGEST_S)
@@ -269,14 +279,23 @@ async def _explain(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> Non
                 service: Any = await feed.service()
                 answer = json.loads(await service.get(f"jobs/{job_id}/explain"))
                 await asyncio.sleep(EXPLAIN_GAP_S)
-        except (ServiceRefused, ValueError, KeyError):
+            why = " ".join(answer["sentences"])[:EXPLAIN_CHARACTERS]
+            sentence = f"Job {job_id} is {answer['status']}: {why}"
+        except (ServiceRefused, ValueError, KeyError, TypeError):
             return  # it is no service of ours, or an older one
+        except NotOurService as error:
+            now = time.monotonic()
+            strange_at = min(strange_at, now)
+            if now - strange_at < error.patience_s:
+                continue
+            say(f"Why job {job_id} waits cannot be told: {error}")
+            return
         except (ServiceAway, TimeoutError):
             continue  # the stream tells of it
-        why = " ".join(answer["sentences"])[:EXPLAIN_CHARACTERS]
+        strange_at = math.inf
         if why != said:
             said = why
-            say(f"Job {job_id} is {answer['status']}: {why}")
+            say(sentence)
 
 
 async def _looked_into(feed: JobFeed, outcome: JobOutcome) -> JobOutcome:

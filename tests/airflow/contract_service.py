@@ -30,7 +30,8 @@ class ContractService:
         self.busy = 0
         self.fifo = False
         self.first_status = "SUBMITTED"
-        self.why = ["It waits."]
+        self.why: Any = ["It waits."]
+        self.strange = False  # whether a proxy answers for the page that explains
         self.explained: list[str] = []
         self.most_explained_at_once = 0
         self._explaining = 0
@@ -189,6 +190,8 @@ class ContractService:
             self._changed.notify_all()
         await asyncio.sleep(0.01)  # time enough for another one to come in between
         self._explaining -= 1
+        if self.strange:
+            return web.Response(status=404, text="page not found")
         return web.json_response({"status": self.jobs[job]["status"], "sentences": self.why})
 
     async def why_was_asked(self, count: int) -> None:

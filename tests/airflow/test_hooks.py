@@ -23,6 +23,7 @@ from airflow_eksbatch.hooks import (
     EKSBatchHook,
     Endpoint,
     NotLetIn,
+    NotOurService,
     ServiceAway,
     ServiceNotNamed,
     ServiceRefused,
@@ -150,7 +151,7 @@ def test_people_are_sent_to_the_dashboard_in_airflow_unless_there_is_another(
         (403, "InvalidSignatureException", NotLetIn),
         # What a proxy says before the service is there again, or behind it.
         (403, "", ServiceAway),
-        (404, "", ServiceAway),
+        (404, "", NotOurService),
         (502, "", ServiceAway),
     ],
 )
@@ -163,7 +164,8 @@ def test_only_what_the_service_itself_refuses_is_final(
 
 
 def test_a_key_that_is_not_taken_is_not_asked_with_for_an_hour() -> None:
-    assert NotLetIn.patience_s == ServiceNotNamed.patience_s == endpoints.PATIENCE_S
+    for what_a_person_mends in (NotLetIn, NotOurService, ServiceNotNamed):
+        assert what_a_person_mends.patience_s == endpoints.PATIENCE_S
     assert ServiceAway.patience_s == float("inf")
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from airflow_eksbatch import stream
+from airflow_eksbatch import outcome, stream
 from airflow_eksbatch.hooks import (
     AsyncBatchClient,
     Endpoint,
     NotLetIn,
+    NotOurService,
     ServiceAway,
     ServiceNotNamed,
 )
-from airflow_eksbatch.outcome import JobOutcome, follow, reading, submit
+from airflow_eksbatch.outcome import JobOutcome, follow, patiently, reading, submit
 from airflow_eksbatch.stream import JobFeed
 from airflow_eksbatch.submission import RunFacts, TaskKey, build_submission
 from tests.airflow.contract_service import ContractService
@@ -114,6 +116,59 @@ def test_what_a_person_has_to_mend_is_not_waited_for_as_long_as_a_service_that_i
             await feed.close()
 
     play(scenario)
+
+
+def test_patience_with_what_a_person_has_to_mend_begins_when_that_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(outcome, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(outcome, "LONGEST_PAUSE_S", 0.01)
+
+    async def asked_at(*moments: tuple[float, ServiceAway | None]) -> None:
+        nonlocal now
+        now, ahead = 0.0, iter(moments)
+
+        async def ask() -> None:
+            nonlocal now
+            now, error = next(ahead)
+            if error is not None:
+                raise error
+
+        await patiently(Connection("http://nowhere").feed(), ask, 3600)
+
+    async def scenario() -> None:
+        away, refused = ServiceAway("away"), NotLetIn("refused")
+        await asked_at((0, away), (600, refused), (800, away), (1000, refused), (1200, None))
+        with pytest.raises(ServiceAway, match="gave up after 300 s: refused"):
+            await asked_at((0, away), (600, refused), (900, refused))
+        with pytest.raises(ServiceAway, match="gave up after 3600 s: away"):
+            await asked_at((0, refused), (100, away), (3600, away))
+
+    play(scenario)
+
+
+def test_what_is_no_answer_of_the_service_explains_nothing_and_is_not_asked_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outcome, "EXPLAIN_AFTER_S", 0.01)
+    monkeypatch.setattr(NotOurService, "patience_s", 0.01)
+    said: list[str] = []
+
+    async def scenario() -> None:
+        async with ContractService() as service:
+            feed = Connection(service.url).feed()
+            service.jobs["j"] = {"status": "RUNNABLE"}
+            for service.why in (None, [1]):
+                await outcome._explain(feed, "j", said.append)
+            assert said == []
+            service.strange = True
+            await outcome._explain(feed, "j", said.append)
+            await feed.close()
+
+    play(scenario)
+    (sentence,) = said
+    assert sentence.startswith("Why job j waits cannot be told: HTTP 404: page not found")
 
 
 def test_a_url_that_was_changed_is_looked_at_while_tasks_wait(
