@@ -39,6 +39,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, 
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.node import NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED, INSTANCE_UNKNOWN
 
 # A full look heals lost news; it costs one pass over the instances.
 FULL_LOOK_S = 30.0
@@ -127,12 +128,12 @@ class EmbeddedCloud:
             if node_id is None:
                 continue
             if node_id in self._book.live:
-                endings.append(self._begin_end(node_id, "Instance was terminated"))
+                endings.append(self._begin_end(node_id, INSTANCE_TERMINATED))
             elif node_id in self._book.ended:
                 facts.append(self._book.ended[node_id].gone)
             else:
-                reason = "There is no such instance"
-                facts.append(InstanceGone(node_id=node_id, at=now_ms(), reason=reason))
+                gone = InstanceGone(node_id=node_id, at=now_ms(), reason=INSTANCE_UNKNOWN)
+                facts.append(gone)
         return facts + list(await asyncio.gather(*map(asyncio.shield, endings)))
 
     async def watch(self) -> AsyncIterator[list[Fact]]:

@@ -14,19 +14,15 @@ from pathlib import Path
 
 import msgspec
 
+from airflow_eksbatch.cluster.port import BadPod
 from airflow_eksbatch.core.model.limits import CONTAINER_REASON_LENGTH_MAX
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, exited
 
-CONTAINER_EXITED = "Essential container in task exited"
 # Names that a shell cannot export, or keeps for itself, are set by env(1) instead.
 _EXPORTABLE = re.compile(
     r"(?!(?:UID|EUID|PPID|GROUPS|OPTIND|BASHOPTS|SHELLOPTS)$)[A-Za-z_]\w*\Z", re.A
 )
 _REFERENCE = re.compile(r"\$\$|\$\(([^()]*)\)")
-
-
-class BadPod(Exception):
-    """The pod can never run here; the message says why."""
 
 
 class _Variable(msgspec.Struct):
@@ -189,14 +185,3 @@ def end_of(
         found = f"StartError: {programs[failed]!r} cannot be run on this machine"
         reason = found if programs[failed] else "StartError: the container has no command"
     return exited(codes[failed], reason[:CONTAINER_REASON_LENGTH_MAX], container)
-
-
-def exited(exit_code: int, reason: str = "Error", container: str = "") -> AttemptEnd:
-    """A container ended with this code; 128+n when signal n ended it."""
-    return AttemptEnd(
-        cause=Cause.EXITED,
-        exit_code=exit_code,
-        reason=reason,
-        status_reason=CONTAINER_EXITED,
-        container=container,
-    )

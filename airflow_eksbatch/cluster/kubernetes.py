@@ -14,13 +14,14 @@ from pathlib import Path
 
 from airflow_eksbatch.cluster.kube.access import find_trouble
 from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, Ways
-from airflow_eksbatch.cluster.kube.site import NOT_THERE, Site, now_ms
+from airflow_eksbatch.cluster.kube.site import Site, now_ms
 from airflow_eksbatch.cluster.outputs import OutputFiles, Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
 from airflow_eksbatch.core.engine.facts import Fact, PodEnded
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
+from airflow_eksbatch.core.model.retry import NOT_THERE
 
 
 class KubernetesCluster:

@@ -22,9 +22,9 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from airflow_eksbatch.cluster.containers import BadPod, Container, read_containers
+from airflow_eksbatch.cluster.containers import Container, read_containers
 from airflow_eksbatch.cluster.outputs import OutputFiles, Outputs, read_part
-from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.cluster.port import BadPod, ClusterDown
 from airflow_eksbatch.cluster.process import (
     NEW,
     OLD,
@@ -32,7 +32,6 @@ from airflow_eksbatch.cluster.process import (
     PodRecord,
     ProcessEnds,
     begin,
-    host_ended,
     is_script,
     signal_group,
 )
@@ -51,7 +50,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import NOT_THERE, AttemptEnd, host_ended
 
 NOTICE = (
     "Pods of the embedded cluster are processes of this machine: images are not used, CPU and "
@@ -168,8 +167,7 @@ class LocalCluster:
             await asyncio.wait([self._starting[effect.pod][1]])
         pod = self._pods.get(effect.pod)
         if pod is None:
-            end = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
-            return PodEnded(pod=effect.pod, at=now_ms(), end=end)
+            return PodEnded(pod=effect.pod, at=now_ms(), end=NOT_THERE)
         if pod.end is None:
             self._stop(pod, effect.grace_s)
         return pod.end
@@ -260,7 +258,7 @@ class LocalCluster:
                 self._kill(pod)
         for pod in pods:
             await pod.has_ended.wait()
-        reason = host_ended(instance_id).status_reason
+        reason = host_ended(instance_id)
         self._tell(NodeLost(node_id=node_id, at=now_ms(), reason=reason))
 
     def node_ids(self) -> frozenset[NodeId]:

@@ -11,6 +11,10 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
 
 
+class BadPod(Exception):
+    """The pod can never run here; the message says why."""
+
+
 class ClusterDown(Exception):
     """The cluster cannot be reached now: the performer tries again."""
 

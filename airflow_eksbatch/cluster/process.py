@@ -32,13 +32,12 @@ import msgspec
 from airflow_eksbatch.cluster.containers import (
     Container,
     end_of,
-    exited,
     read_codes,
     script_of,
 )
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, exited, host_ended
 
 SHELL = "/bin/sh"
 NEW, OLD = ".new-", ".old-"
@@ -63,12 +62,6 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_inits(self) -> bool:
         return "i0" in self.programs
-
-
-def host_ended(instance_id: str) -> AttemptEnd:
-    """The platform's doing, in the words that AWS users match on."""
-    reason = f"Host EC2 (instance {instance_id}) terminated."
-    return AttemptEnd(cause=Cause.PLATFORM, status_reason=reason)
 
 
 class PodDirectory:
@@ -123,7 +116,7 @@ class PodDirectory:
         """How it ended when the script could not say; `status` is the script's, if it was ours."""
         instance_id, sent = self.read("host"), self.read("signal")
         if instance_id:
-            return host_ended(instance_id)
+            return AttemptEnd(cause=Cause.PLATFORM, status_reason=host_ended(instance_id))
         if sent:
             return exited(128 + int(sent))
         if status is not None and os.WIFSIGNALED(status):

@@ -21,6 +21,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED, INSTANCE_UNKNOWN
 from airflow_eksbatch.sim.cluster import SimCluster
 from airflow_eksbatch.sim.faults import Chance
 from airflow_eksbatch.sim.timeline import Timeline
@@ -143,10 +144,10 @@ class SimCloud:
         instance = self.instances.get(effect.node_id)
         if instance is None:
             return InstanceGone(
-                node_id=effect.node_id, at=self._timeline.now, reason="There is no such instance"
+                node_id=effect.node_id, at=self._timeline.now, reason=INSTANCE_UNKNOWN
             )
         if instance.gone is None:
-            self._begin_end(instance, "Instance was terminated", self._chance.ms(1, 30))
+            self._begin_end(instance, INSTANCE_TERMINATED, self._chance.ms(1, 30))
         return instance.gone
 
     def terminate_stray(self, effect: TerminateStray) -> None:

@@ -23,7 +23,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import NOT_THERE, POD_DELETED, AttemptEnd, Cause, host_ended
 from airflow_eksbatch.sim.faults import Chance
 from airflow_eksbatch.sim.timeline import Timeline
 
@@ -124,8 +124,7 @@ class SimCluster:
         """Ended within its grace; a pod that is not there, or has ended, is told at once."""
         pod = self.pods.get(effect.pod)
         if pod is None:
-            end = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
-            return PodEnded(pod=effect.pod, at=self._timeline.now, end=end)
+            return PodEnded(pod=effect.pod, at=self._timeline.now, end=NOT_THERE)
         if pod.end is None:
             end = AttemptEnd(cause=Cause.EXITED, exit_code=SIGTERM_EXIT_CODE)
             after_ms = self._chance.ms(0, effect.grace_s) if pod.running_at is not None else 0
@@ -188,9 +187,7 @@ class SimCluster:
         for pod in [pod for pod in self.pods.values() if pod.node_id == node_id]:
             if pod.end is not None:
                 continue
-            end = AttemptEnd(
-                cause=Cause.PLATFORM, status_reason=f"Host EC2 (instance {node_id}) terminated."
-            )
+            end = AttemptEnd(cause=Cause.PLATFORM, status_reason=host_ended(node_id))
             self._end(pod, end)
             if self._chance.coin():
                 del self.pods[pod.name]
@@ -244,7 +241,7 @@ class SimCluster:
     def _vanish(self, pod: SimPod) -> None:
         """Somebody deleted it: the watch tells nothing but that it is gone, or not even that."""
         if pod.end is None and pod.node_id in self.nodes:
-            end = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod was deleted by somebody else")
+            end = AttemptEnd(cause=Cause.PLATFORM, status_reason=POD_DELETED)
             if self._chance.coin():
                 self._end(pod, end, by_kubelet=True)
             elif self.nodes[pod.node_id].silent_since is None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from airflow_eksbatch.cluster.containers import BadPod
 from airflow_eksbatch.cluster.kube.manifests import pod_from
+from airflow_eksbatch.cluster.port import BadPod
 from airflow_eksbatch.core.engine.effects import CreatePod
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.job import PodName

@@ -12,7 +12,6 @@ from airflow_eksbatch.core.engine.facts import (
     JobStopped,
     JobSubmitted,
 )
-from airflow_eksbatch.core.engine.lives import EXITED
 from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import (
@@ -30,6 +29,7 @@ from airflow_eksbatch.core.model.job import (
 )
 from airflow_eksbatch.core.model.node import Node, Offering
 from airflow_eksbatch.core.model.resources import NOTHING, Cost
+from airflow_eksbatch.core.model.retry import CONTAINER_EXITED
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.core.world.books import Use
 from airflow_eksbatch.sim.cloud import Instance
@@ -127,7 +127,7 @@ class Auditor:
         if pod.end is not None and pod.end.end.exit_code == SIGTERM_EXIT_CODE:
             where = f"{pod.name} was ended on purpose, and is {event.status}: {event.status_reason}"
             assert event.status is JobStatus.FAILED, where
-            assert event.status_reason not in (None, "", EXITED), where
+            assert event.status_reason not in (None, "", CONTAINER_EXITED), where
 
     def on_pod_created(self, pod: SimPod) -> None:
         job, index = self.index_of(pod)

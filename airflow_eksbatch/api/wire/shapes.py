@@ -24,6 +24,7 @@ from airflow_eksbatch.core.model.job import (
 )
 from airflow_eksbatch.core.model.resources import Bill, Cost
 from airflow_eksbatch.core.model.retry import (
+    DEPENDENCY_FAILED,
     AttemptEnd,
     Cause,
     EvaluateOnExit,
@@ -243,7 +244,7 @@ def status_reason(view: JobView, last: Attempt | None) -> str | None:
     if last is not None and last.end is not None:
         return last.end.status_reason
     if view.status is JobStatus.FAILED:
-        return view.job.stop_reason or "Dependent Job failed"
+        return view.job.stop_reason or DEPENDENCY_FAILED
     return None
 
 

@@ -31,6 +31,7 @@ from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone
 from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED
 
 # Throttled launches wait half a second, then twice as long each time: about a minute in all.
 PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
@@ -132,7 +133,7 @@ class Launches:
 
     def _refused(self, effect: LaunchNode, error: AwsRefusal) -> Fact:
         if error.code == TOKEN_ENDED:
-            return never_was(effect.node_id, "Instance was terminated")
+            return never_was(effect.node_id, INSTANCE_TERMINATED)
         return launch_refused(effect, self._judge(effect, error), error.code, error.message)
 
     def _judge(self, effect: LaunchNode, refusal: AwsRefusal) -> Meaning:

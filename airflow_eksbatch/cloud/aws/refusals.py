@@ -13,6 +13,7 @@ from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import InstanceGone, LaunchRefused
 from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED, INSTANCE_UNKNOWN
 
 
 class Meaning(enum.Enum):
@@ -242,9 +243,9 @@ def end_from(node_id: NodeId, told: Mapping[str, Any], now: int) -> InstanceGone
         at = min(now, int(began.timestamp() * 1000))
     reason = "Spot instance was reclaimed" if reclaimed else state.get("Message")
     return InstanceGone(
-        node_id=node_id, at=at, reason=reason or "Instance was terminated", reclaimed=reclaimed
+        node_id=node_id, at=at, reason=reason or INSTANCE_TERMINATED, reclaimed=reclaimed
     )
 
 
-def never_was(node_id: NodeId, reason: str = "There is no such instance") -> InstanceGone:
+def never_was(node_id: NodeId, reason: str = INSTANCE_UNKNOWN) -> InstanceGone:
     return InstanceGone(node_id=node_id, at=now_ms(), reason=reason)

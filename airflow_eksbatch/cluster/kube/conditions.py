@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import msgspec
 
-from airflow_eksbatch.cluster.containers import CONTAINER_EXITED, exited
 from airflow_eksbatch.cluster.kube.objects import ContainerStatus, Pod, Terminated, epoch_ms
 from airflow_eksbatch.core.engine.facts import Fact, PodEnded, PodRefused, PodRunning, PodSeen
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.limits import CONTAINER_REASON_LENGTH_MAX
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import (
+    CONTAINER_EXITED,
+    POD_DELETED,
+    TIMED_OUT,
+    AttemptEnd,
+    Cause,
+    exited,
+    host_ended,
+)
 
-DELETED = "Pod was deleted by somebody else"
-TIMED_OUT = "Job attempt duration exceeded timeout"
 # The kubelet turned the pod away; it never ran. Another node may take it.
 TURNED_AWAY = frozenset(
     {
@@ -141,7 +146,7 @@ def _end_by(pod: Pod, failed: Terminated | None, *, host: str, asked: bool) -> A
     if disruption is not None and not asked:
         return _platform(disruption, failed)
     if pod.metadata.deletion_timestamp is not None and not asked and _ended_by_deletion(pod):
-        return _platform(DELETED, failed)
+        return _platform(POD_DELETED, failed)
     if status.phase == "Succeeded":
         return AttemptEnd(cause=Cause.EXITED, exit_code=0, reason="Completed")
     if failed is None:
@@ -155,11 +160,7 @@ def end_of_vanished(pod: Pod, *, host: str, host_is_gone: bool) -> AttemptEnd:
     """It is not there any more and never said how it ended."""
     if host_is_gone:
         return _platform(host_ended(host), None)
-    return _platform(_disruption(pod, host) or DELETED, None)
-
-
-def host_ended(host: str) -> str:
-    return f"Host EC2 (instance {host}) terminated."
+    return _platform(_disruption(pod, host) or POD_DELETED, None)
 
 
 def trouble_of(pod: Pod) -> Trouble | None:

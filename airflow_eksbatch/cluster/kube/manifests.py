@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cluster.containers import BadPod
+from airflow_eksbatch.cluster.port import BadPod
 from airflow_eksbatch.core.engine.effects import CreatePod
 from airflow_eksbatch.core.model import labels
 

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from airflow_eksbatch.cluster.containers import BadPod
 from airflow_eksbatch.cluster.kube.connection import BRIEF, ApiError, Connection
 from airflow_eksbatch.cluster.kube.list_watch import ListWatch, Receiver
 from airflow_eksbatch.cluster.kube.live_logs import LiveLogs
@@ -22,13 +21,13 @@ from airflow_eksbatch.cluster.kube.node_book import NodeBook
 from airflow_eksbatch.cluster.kube.objects import DaemonSet, KubeNode, Pod
 from airflow_eksbatch.cluster.kube.pod_book import Hosts, PodBook, Seen
 from airflow_eksbatch.cluster.outputs import Outputs
-from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.cluster.port import BadPod, ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod
 from airflow_eksbatch.core.engine.facts import Fact, PodEnded, PodRefused
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import NOT_THERE
 
 T = TypeVar("T")
 # A full look heals lost news; it costs one pass over the pods in memory and no request.
@@ -53,7 +52,6 @@ NO_RIGHT = "cannot create resource"
 RIGHTS_S_MAX = 30.0
 # Others use up what there is for all; it comes back as they end.
 NO_ROOM = "exceeded quota"
-NOT_THERE = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
 
 
 def now_ms() -> int:

@@ -10,10 +10,15 @@ from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, Tries
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.ranges import Ranges
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause, Verdict, decide_retry
+from airflow_eksbatch.core.model.retry import (
+    CONTAINER_EXITED,
+    DEPENDENCY_FAILED,
+    AttemptEnd,
+    Cause,
+    Verdict,
+    decide_retry,
+)
 
-EXITED = "Essential container in task exited"
-DEPENDENCY_FAILED = "Dependent Job failed"
 CHILD_FAILED = "Array Child Job failed"
 
 
@@ -41,7 +46,7 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
     """An attempt is over: run the index again, or settle it."""
     job = turn.world.jobs[attempt.job_id]
     if not end.status_reason:
-        end = msgspec.structs.replace(end, status_reason=EXITED)
+        end = msgspec.structs.replace(end, status_reason=CONTAINER_EXITED)
     verdict = judge(attempt, end, job)
     attempt.end = end
     # A start and an end are read from two clocks; a life never ends before it began.
@@ -86,6 +91,7 @@ def run_again(turn: Turn, job: Job, attempt: Attempt, verdict: Verdict) -> None:
     job.tries[attempt.index] = Tries(placed=attempt.number, charged=charged, waited=waited)
     turn.world.totals.free_retries += not (verdict.charged or waits)
     watch_spot(turn, job)
+    job.runnable_again_at = turn.now
     turn.world.make_runnable(job, ((attempt.index, attempt.index + 1),))
     reason = attempt.end.status_reason if attempt.end else None
     turn.tell(job, JobStatus.RUNNABLE, index=attempt.index, reason=reason, attempt=attempt)
@@ -106,7 +112,10 @@ def release_ready(turn: Turn, job: Job) -> None:
     ready = dependencies.ready_indices(job)
     if not ready:
         return
-    job.runnable_at = job.runnable_at or turn.now
+    if job.runnable_at is None:
+        job.runnable_at = turn.now
+    else:
+        job.runnable_again_at = turn.now
     turn.world.make_runnable(job, ready)
     if not job.is_array:
         turn.tell(job, JobStatus.RUNNABLE)

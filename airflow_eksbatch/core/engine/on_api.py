@@ -8,7 +8,6 @@ import msgspec
 
 from airflow_eksbatch.core.engine import effects, facts
 from airflow_eksbatch.core.engine.lives import (
-    DEPENDENCY_FAILED,
     fail_pending,
     release_ready,
     settle,
@@ -24,7 +23,7 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revi
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import OUTDATED, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
-from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.model.retry import DEPENDENCY_FAILED, Cause
 from airflow_eksbatch.core.planner.reservation import active_shares
 from airflow_eksbatch.core.world import where
 

@@ -12,7 +12,7 @@ from airflow_eksbatch.core.engine.setbacks import (
     note_taken,
 )
 from airflow_eksbatch.core.engine.turn import Turn
-from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model import limits, retry
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
@@ -138,7 +138,7 @@ def on_pods_listed(turn: Turn, fact: facts.PodsListed) -> None:
     """Pods that were seen before the look began and are not in it are gone; unknown ones are strays."""
     for pod in sorted(fact.pods - turn.world.attempts.keys()):
         delete_stray(turn, pod, fact.compute_environment)
-    end = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod was deleted by somebody else")
+    end = AttemptEnd(cause=Cause.PLATFORM, status_reason=retry.POD_DELETED)
     for attempt in list(turn.world.attempts.values()):
         node = turn.world.nodes.get(attempt.node_id)
         if node is None or node.compute_environment != fact.compute_environment:
@@ -277,8 +277,7 @@ def give_up_node(turn: Turn, node: Node, at: int, reason: str) -> None:
 
 
 def host_ended(node: Node) -> str:
-    """In the words that users' retry rules look for."""
-    return f"Host EC2 (instance {node.instance_id or node.node_name or node.node_id}) terminated."
+    return retry.host_ended(node.instance_id or node.node_name or node.node_id)
 
 
 def delete_stray(turn: Turn, pod: PodName, environment: str) -> None:

@@ -19,13 +19,12 @@ from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobId, JobStatus, PodName
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId, NodeStatus
-from airflow_eksbatch.core.model.retry import Cause
+from airflow_eksbatch.core.model.retry import TIMED_OUT, Cause
 from airflow_eksbatch.core.world.fading import drop_faded, watch_usage
 from airflow_eksbatch.core.world.measured import kind_of
 
 # Nothing to look at: that it is time lets the planner, which comes next, buy again.
 BUYING = ("refusal", "gather")
-TIMED_OUT = "Job attempt duration exceeded timeout"
 
 
 def on_time(turn: Turn) -> None:

@@ -52,6 +52,32 @@ class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
         return self.cause is Cause.EXITED and self.exit_code == 0
 
 
+# How attempts and instances end, in the words that rules match on; most of them are AWS's.
+CONTAINER_EXITED = "Essential container in task exited"
+TIMED_OUT = "Job attempt duration exceeded timeout"
+DEPENDENCY_FAILED = "Dependent Job failed"
+POD_DELETED = "Pod was deleted by somebody else"
+NOT_THERE = AttemptEnd(cause=Cause.PLATFORM, status_reason="Pod is not there")
+INSTANCE_TERMINATED = "Instance was terminated"
+INSTANCE_UNKNOWN = "There is no such instance"
+
+
+def host_ended(host: str) -> str:
+    """Its machine ended under a pod; `host` is its name as people know it."""
+    return f"Host EC2 (instance {host}) terminated."
+
+
+def exited(exit_code: int, reason: str = "Error", container: str = "") -> AttemptEnd:
+    """A container ended with this code; 128+n when signal n ended it."""
+    return AttemptEnd(
+        cause=Cause.EXITED,
+        exit_code=exit_code,
+        reason=reason,
+        status_reason=CONTAINER_EXITED,
+        container=container,
+    )
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the index runs again, and whether the attempt that ended is counted against the user."""
 
