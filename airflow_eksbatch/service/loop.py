@@ -112,8 +112,9 @@ class Loop:
         self._clock = clock
         self._step_settings = step_settings
         self._settings = settings
-        self._again: deque[Letter] = deque()
-        """Of a beat that the store did not take because of one of them."""
+        self._again: deque[list[Letter]] = deque()
+        """Beats to come, of letters of one that the store did not take: none of them, then each alone."""
+        self._early: dict[str, list[object]] = {}
         self._settled = asyncio.Event()
         self._stopping = False
         self._wake_at: int | None = None
@@ -142,6 +143,13 @@ class Loop:
 
     async def run(self) -> None:
         """Load, then beat until `stop`. Raises Fenced, and whatever is a bug."""
+        try:
+            await self._run()
+        finally:
+            for letter in self._let_go():
+                letter.answer(unavailable("The service is stopping."))
+
+    async def _run(self) -> None:
         await self._load()
         backoff, failures = Backoff(first_s=0.1, most_s=2.0), 0
         while not (self._stopping and not self._inbox and not self._again):
@@ -183,37 +191,45 @@ class Loop:
         await self._inbox.wait(rest_s)
 
     async def _beat(self) -> None:
-        singly = [self._again.popleft()] if self._again else None
-        letters = singly or self._inbox.drain(self._settings.facts_max)
+        is_trial = bool(self._again)
+        letters = self._again.popleft() if is_trial else self._inbox.drain(self._settings.facts_max)
         try:
             await self._turn(letters)
-        except Unstorable as error:
-            self._find_culprit(letters, error)
-            raise
         except StoreError as error:
-            letters = [*letters, *self._again]
-            self._again.clear()
-            for letter in letters:
-                letter.answer(unavailable(f"The database cannot be written now: {error}"))
-            self._inbox.give_back(letters)
+            if not isinstance(error, Unstorable):
+                self._give_back(letters, error)
+            elif not is_trial:
+                self._again.extend([[], *([letter] for letter in letters)])
+            elif letters:
+                self._blame(letters[0], error)
+            else:  # It is the beat itself: all letters are innocent
+                self._give_back(letters, error)
             raise
         except BaseException:
             # Whoever waits to read is let go, and finds that there is no world.
             self.world = None
             self._settled.set()
-            for letter in [*letters, *self._again]:
+            for letter in [*letters, *self._let_go()]:
                 letter.answer(unavailable("The service failed at this and starts again."))
             raise
 
-    def _find_culprit(self, letters: list[Letter], error: Unstorable) -> None:
-        """Somebody asks for what the store does not take; the others must not pay for it, so each is tried by itself."""
-        if len(letters) == 1:
-            letters[0].answer(Rejected(f"This cannot be kept: {error}"))
-        elif not self._stopping:
-            self._again.extendleft(reversed(letters))
-        else:
-            for letter in letters:
-                letter.answer(unavailable(f"The database cannot be written now: {error}"))
+    def _blame(self, letter: Letter, error: Unstorable) -> None:
+        """The store took a beat without it. What nobody waits for is left out too, or no beat would ever be kept again."""
+        self._telemetry.unstorable(type(letter.fact).__name__, str(error))
+        letter.answer(Rejected(f"This cannot be kept: {error}"))
+
+    def _give_back(self, letters: list[Letter], error: StoreError) -> None:
+        """Callers are told to come again; what clusters and clouds have told comes first in the next beat."""
+        letters = [*letters, *self._let_go()]
+        for letter in letters:
+            letter.answer(unavailable(f"The database cannot be written now: {error}"))
+        self._inbox.give_back(letters)
+
+    def _let_go(self) -> list[Letter]:
+        """The letters that were to be tried again."""
+        letters = [letter for beat in self._again for letter in beat]
+        self._again.clear()
+        return letters
 
     async def _turn(self, letters: list[Letter]) -> None:
         """One beat, its lines in the only order that a crash cannot hurt."""
@@ -228,6 +244,7 @@ class Loop:
             world.check_indexes()
         if not outcome.changes.is_empty:
             await self._store.commit(lambda store: store.commit(outcome.changes))
+        self._early = world.joins.early()
         self._settled.set()
         committed = time.monotonic()
         self._wake_at = outcome.wake_at
@@ -319,6 +336,8 @@ class Loop:
         # What lives long is not looked through again and again by the garbage collector.
         gc.collect()
         gc.freeze()
+        # Clusters do not tell it again: their watches go on.
+        world.joins.recall(self._early)
         self._broadcast.start_at(world.counters.event_seq)
         self.start_effects(derive_effects(world, self._clock(), self._step_settings))
         self.world, self._wake_at = world, self._clock()

@@ -258,6 +258,10 @@ class Telemetry:
         self._failures.labels(f"store {what}").inc()
         self.log.error("the store failed", during=what, reason=reason)
 
+    def unstorable(self, fact: str, reason: str) -> None:
+        self._failures.labels("store value").inc()
+        self.log.error("a fact was left out: the store does not take it", fact=fact, reason=reason)
+
     def standing_by(self) -> None:
         self.log.info("another service beats on this database: standing by")
 

@@ -13,19 +13,26 @@ from airflow_eksbatch.core.engine.effects import CheckEnvironment, Effect
 from airflow_eksbatch.core.engine.facts import (
     ComputeEnvironmentPut,
     EnvironmentChecked,
+    Fact,
+    InstanceLaunched,
     JobStopped,
     JobSubmitted,
+    NodeReady,
     PolicyPut,
     QueuePut,
 )
+from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.engine.step import step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec
 from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import NodeId, NodeStatus
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.share import SchedulingPolicy
 from airflow_eksbatch.core.world.changes import Changes
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease
@@ -34,6 +41,7 @@ from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Fenced, Store, StoreError, Unstorable
 from airflow_eksbatch.store.sqlite import sqlite_store
+from tests.build import a_job, a_node, an_environment
 
 
 class Trouble:
@@ -45,6 +53,8 @@ class Trouble:
         self.unstorable = ""
         """Name of a job."""
         self.commits = 0
+        self.then: Callable[[], object] = lambda: None
+        """What comes of a commit that cannot be kept."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
@@ -53,6 +63,7 @@ class Trouble:
         if self.failures:
             raise self.failures.pop(0)
         if any(job.spec.name == self.unstorable for job in changes.jobs_added):
+            self.then()
             raise Unstorable("no index takes that")
         self.commits += 1
         self._store.commit(changes)
@@ -116,9 +127,9 @@ def a_spec(name: str, **fields: object) -> JobSpec:
     return JobSpec(**{**plain, **fields})  # type: ignore[arg-type]
 
 
-async def give_it_a_queue(heart: Heart) -> None:
-    environment = ComputeEnvironment(name="ce", arn="a", uuid="u", max_vcpus=4)
-    queue = JobQueue(name="default", arn="q", compute_environments=("ce",), policy="fair")
+async def give_it_a_queue(heart: Heart, name: str = "ce") -> None:
+    environment = ComputeEnvironment(name=name, arn="a", uuid="u", max_vcpus=4)
+    queue = JobQueue(name="default", arn="q", compute_environments=(name,), policy="fair")
     await heart.inbox.offer(ComputeEnvironmentPut(compute_environment=environment, create=True))
     await heart.inbox.offer(PolicyPut(policy=SchedulingPolicy(name="fair", arn="p"), create=True))
     await heart.inbox.offer(QueuePut(queue=queue, create=True))
@@ -274,6 +285,85 @@ def test_what_the_store_does_not_take_is_refused_and_nothing_else(tmp_path: Path
         assert heart.loop.trouble is None
 
     run(scenario, tmp_path / "db")
+
+
+def test_a_beat_that_is_bad_by_itself_is_the_fault_of_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 what the store does not take comes of the beat, twice 2 whoever asked may ask again, what was told is not lost."""
+    left = ["with letters", "without"]
+
+    def spoilt(world: World, facts: Sequence[Fact], now: int, settings: StepSettings) -> Outcome:
+        outcome = step(world, facts, now, settings)
+        if left and (len(left) == 1 or JobSubmitted in map(type, facts)):
+            left.pop()
+            outcome.changes.jobs_added = [a_job("bad")]
+        return outcome
+
+    async def scenario(heart: Heart) -> None:
+        monkeypatch.setattr("airflow_eksbatch.service.loop.step", spoilt)
+        heart.trouble.unstorable = "bad"
+        heart.inbox.tell([EnvironmentChecked(name="ce", status="INVALID", status_reason="none")])
+        answers = await heart.submit_all([a_spec("a"), a_spec("b")])
+        assert [getattr(answer, "code", answer) for answer in answers] == ["ServerException"] * 2
+        assert await heart.submit_all([a_spec("a")]) == ["id-a"]
+        assert heart.loop.world is not None
+        assert heart.loop.world.compute_environments["ce"].status == "INVALID"
+        assert not left
+
+    run(scenario, tmp_path / "db")
+
+
+def test_what_was_told_and_cannot_be_kept_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario(heart: Heart) -> None:
+        heart.trouble.unstorable = "bad"
+        heart.inbox.tell([JobSubmitted(spec=a_spec("bad"))])
+        assert await heart.submit_all([a_spec("a")]) == ["id-a"]
+
+    run(scenario, tmp_path / "db")
+    assert "JobSubmitted" in capsys.readouterr().out
+
+
+def test_who_waits_for_another_try_when_the_service_stops_is_told(tmp_path: Path) -> None:
+    async def scenario(heart: Heart) -> None:
+        here = asyncio.get_running_loop()
+        heart.trouble.unstorable = "bad"
+        heart.trouble.then = lambda: here.call_soon_threadsafe(heart.loop.stop)
+        answers = await heart.submit_all([a_spec("a"), a_spec("bad")])
+        assert [getattr(answer, "code", answer) for answer in answers] == ["ServerException"] * 2
+
+    run(scenario, tmp_path / "db")
+
+
+def test_a_machine_that_was_faster_than_the_answer_to_its_launch_outlives_a_beat(
+    tmp_path: Path,
+) -> None:
+    """1 its cluster tells of it by its instance 2 a beat is not kept, and the world is made anew 3 its launch is told."""
+    node = a_node("n1", status=NodeStatus.REQUESTED, requested_at=time.time_ns() // 1_000_000)
+    store = sqlite_store(tmp_path / "db")
+    store.open()
+    store.commit(Changes(compute_environments=[an_environment()], nodes=[node]))
+    store.close()
+
+    async def scenario(heart: Heart) -> None:
+        now = heart.clock()
+        joined = NodeReady(
+            node_id=NodeId("i-1"), node_name="ip-1", allocatable=node.allocatable, at=now
+        )
+        heart.inbox.tell([joined])
+        await give_it_a_queue(heart, "other")
+        heart.trouble.failures = [StoreError("No space is left.")]
+        (refused,) = await heart.submit_all([a_spec("lost")])
+        assert isinstance(refused, Rejected)
+        heart.inbox.tell([InstanceLaunched(node_id=node.node_id, instance_id="i-1", at=now)])
+        while isinstance((await heart.submit_all([a_spec("kept")]))[0], Rejected):
+            assert heart.loop.trouble is not None
+        assert heart.loop.world is not None
+        assert heart.loop.world.nodes[node.node_id].status is NodeStatus.READY
+
+    run(scenario, tmp_path / "db", fresh=False)
 
 
 def test_who_lost_the_lease_stops_beating(tmp_path: Path) -> None:

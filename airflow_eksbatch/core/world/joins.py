@@ -9,7 +9,7 @@ INSTANCE = "i-"
 
 
 class Joins:
-    """In memory only: after a load clusters tell everything again."""
+    """In memory only: after a new start clusters tell everything again, and a load within a process takes over what is early."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, NodeId] = {}
@@ -35,6 +35,14 @@ class Joins:
         if known_as.startswith(INSTANCE):
             kept = [] if anew else self._early.get(known_as, [])
             self._early[known_as] = [*kept[:1], fact]
+
+    def early(self) -> dict[str, list[object]]:
+        """By instance, what came before its node was known: for the world that may follow this one."""
+        return dict(self._early)
+
+    def recall(self, early: dict[str, list[object]]) -> None:
+        """What the world before this one kept, but for instances that are known by now."""
+        self._early = {known: facts for known, facts in early.items() if known not in self._nodes}
 
     def drop(self, known_as: NodeId) -> None:
         self._early.pop(known_as, None)
