@@ -11,6 +11,8 @@ from airflow_eksbatch.core.model.resources import Resources
 Key = tuple[int, int, int, int]
 """cpu, memory, gpu, pods: sorted so, the first that fits has the least cpu left over."""
 
+Shapes = dict[Resources, int]
+
 
 class KeptNode:
     """An empty node, kept for the load it was bought for."""
@@ -19,15 +21,8 @@ class KeptNode:
         self, node_id: NodeId, free: Resources, load: Iterable[tuple[Resources, int]]
     ) -> None:
         self.node_id = node_id
-        self.missing: dict[Resources, int] = {}
-        """What of the load is not there yet."""
-        self.spare = free
-        """What the whole load leaves free."""
-        for shape, number in load:
-            count = min(number, shape.count_in(self.spare))
-            if count:
-                self.missing[shape] = count
-                self.spare = self.spare.minus(shape.times(count))
+        self.missing, self.spare = fill(free, load)
+        """What of the load is not there yet, and what the whole load leaves free."""
 
     def place(self, shape: Resources, wanted: int) -> int:
         """How many of these have their place here."""
@@ -236,6 +231,23 @@ class Floor:
             del keys[bisect_left(keys, key)]
             if not keys:
                 del self._keys[kind_of(key)]
+
+
+def fill(room: Resources, wanted: Iterable[tuple[Resources, int]]) -> tuple[Shapes, Resources]:
+    """What of it goes into a room, as much of each as there is and fits, in this order; and what that leaves free."""
+    load: Shapes = {}
+    cpu_m, memory_mib, pods = room.cpu_m, room.memory_mib, room.pods
+    for shape, count in wanted:
+        if shape.cpu_m > cpu_m or shape.memory_mib > memory_mib or shape.gpu > room.gpu:
+            continue
+        number = min(count, shape.count_in(room))
+        if number:
+            load[shape] = number
+            room = room.minus(shape.times(number))
+            cpu_m, memory_mib, pods = room.cpu_m, room.memory_mib, room.pods
+            if not (cpu_m and memory_mib and pods):
+                break
+    return load, room
 
 
 def total(placed: Iterable[tuple[NodeId, int]]) -> int:

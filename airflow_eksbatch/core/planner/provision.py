@@ -20,13 +20,12 @@ from airflow_eksbatch.core.planner.fit import Demand
 from airflow_eksbatch.core.planner.hold import buyable, takes_work
 from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_outdone
 from airflow_eksbatch.core.planner.order import queues_in_order
-from airflow_eksbatch.core.planner.pack import Floor, total
+from airflow_eksbatch.core.planner.pack import Floor, Shapes, fill, total
 from airflow_eksbatch.core.planner.plan import Launch
 from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.where import Where, allowed
 from airflow_eksbatch.core.world.world import World
 
-Shapes = dict[Resources, int]
 Site = tuple[str, Offering | None]
 """Compute environment, and an offering where that matters."""
 
@@ -169,13 +168,8 @@ class Coming:
         places = self._places.setdefault(site, Counter())
         floor = self._floors.setdefault(site, Floor())
         while nodes:
-            held: Shapes = {}
-            rest = room
-            for shape, number in load:
-                # What was measured meanwhile may be less than what they were bought for.
-                if count := min(number, self._wanted.get(shape, 0), shape.count_in(rest)):
-                    held[shape] = count
-                    rest = rest.minus(shape.times(count))
+            # What was measured meanwhile may be less than what they were bought for.
+            held, rest = fill(room, ((s, min(n, self._wanted.get(s, 0))) for s, n in load))
             alike = min((self._wanted[s] // n for s, n in held.items()), default=len(nodes))
             alike = min(alike, len(nodes))
             for shape, number in held.items():
@@ -288,7 +282,7 @@ class Purchase:
         wanted = [(shape, self._shapes[shape]) for shape in shapes[:SHAPES_AT_ONCE]]
         best: tuple[tuple[float, int, str], Offering, Shapes] | None = None
         for offering in offerings:
-            load = load_of(offering.allocatable, wanted)
+            load, _ = fill(offering.allocatable, wanted)
             if load:
                 worths = sum(self._worths[shape] * count for shape, count in load.items())
                 price = offering.price_usd_hour / worths if worths else math.inf
@@ -318,23 +312,6 @@ class Purchase:
 def fits_any(shape: Resources, offerings: Iterable[Offering]) -> bool:
     """Whether an empty node could hold it."""
     return any(shape.fits(offering.allocatable) for offering in offerings)
-
-
-def load_of(room: Resources, wanted: Iterable[tuple[Resources, int]]) -> Shapes:
-    """What one empty node takes, largest first."""
-    load: Shapes = {}
-    cpu_m, memory_mib, pods = room.cpu_m, room.memory_mib, room.pods
-    for shape, count in wanted:
-        if shape.cpu_m > cpu_m or shape.memory_mib > memory_mib or shape.gpu > room.gpu:
-            continue
-        number = min(count, shape.count_in(room))
-        if number:
-            load[shape] = number
-            room = room.minus(shape.times(number))
-            cpu_m, memory_mib, pods = room.cpu_m, room.memory_mib, room.pods
-            if not (cpu_m and memory_mib and pods):
-                break
-    return load
 
 
 def over_zones(
