@@ -13,7 +13,7 @@ import msgspec
 
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.mix.loads import Load, Stall
+from airflow_eksbatch.core.planner.mix.loads import MachineLoad, Stall
 from airflow_eksbatch.core.planner.mix.program import Program
 
 # 50 shapes need about 40 rounds to be within 1 % of the least price.
@@ -40,7 +40,7 @@ def cheapest_mix(
     market = [Stall(offering, shapes, counts) for offering in not_outdone(offerings)]
     program = Program([cheapest_alone(market, row) for row in range(len(shapes))], counts)
     steady, least = [guess[shape] for shape in shapes], 0.0
-    found: dict[Load, None] = {}
+    found: dict[MachineLoad, None] = {}
     asked = steady
     for _ in range(ROUNDS_MAX):
         loads = [load for stall in market if (load := stall.best_load(asked)) is not None]
@@ -75,7 +75,7 @@ def not_outdone(offerings: Iterable[Offering]) -> list[Offering]:
     return kept
 
 
-def cheapest_alone(market: Iterable[Stall], row: int) -> Load:
+def cheapest_alone(market: Iterable[Stall], row: int) -> MachineLoad:
     """The machine on which one shape costs least if it has it for itself; the smaller of equals."""
     loads = [load for stall in market if (load := stall.load_of(row)) is not None]
     return min(loads, key=lambda x: (x.price / x.counts[0][1], x.offering.vcpus))

@@ -30,7 +30,7 @@ Item = tuple[int, int, int, int, int, int]
 """Row of a shape; its cpu, memory, gpu and pods; how many are wanted."""
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
+class MachineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """What one machine of an offering takes."""
 
     offering: Offering
@@ -67,12 +67,12 @@ class Stall:
             for _, cpu_m, memory_mib, gpu, pods, _ in self._items
         ]
 
-    def load_of(self, row: int) -> Load | None:
+    def load_of(self, row: int) -> MachineLoad | None:
         """As many of one shape as it holds."""
         counts, _ = self._fill([item for item in self._items if item[0] == row])
-        return Load(offering=self.offering, counts=tuple(counts.items())) if counts else None
+        return MachineLoad(offering=self.offering, counts=tuple(counts.items())) if counts else None
 
-    def best_load(self, worths: Sequence[float]) -> Load | None:
+    def best_load(self, worths: Sequence[float]) -> MachineLoad | None:
         """The load worth most, if that is near its price."""
         price = price_of(self.offering)
         order, counts = self._first_try(worths)
@@ -85,7 +85,7 @@ class Stall:
             counts = better
         if worth_of(counts, worths) < WORTH_KEEPING * price:
             return None
-        return Load(offering=self.offering, counts=tuple(counts.items()))
+        return MachineLoad(offering=self.offering, counts=tuple(counts.items()))
 
     def _first_try(self, worths: Sequence[float]) -> tuple[list[Item], dict[int, int]]:
         """The order in which shapes go in, and what goes in."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from airflow_eksbatch.core.planner.mix.loads import Load
+from airflow_eksbatch.core.planner.mix.loads import MachineLoad
 
 # What is nearer to zero than this is zero.
 TINY = 1e-9
@@ -21,9 +21,9 @@ PIVOTS_A_ROW_MAX = 4
 class Program:
     """Begins with one load for each shape, of that shape alone, in the order of rows."""
 
-    def __init__(self, loads: Sequence[Load], wanted: Sequence[int]) -> None:
+    def __init__(self, loads: Sequence[MachineLoad], wanted: Sequence[int]) -> None:
         held = [load.counts[0][1] for load in loads]
-        self._basis: list[Load | None] = list(loads)
+        self._basis: list[MachineLoad | None] = list(loads)
         """One column a row; None is room for more of a shape than is wanted."""
         self._inverse = [
             [1 / number if row == column else 0.0 for column in range(len(held))]
@@ -35,13 +35,13 @@ class Program:
     def price(self) -> float:
         return sum(load.price * machines for load, machines in self.mix())
 
-    def mix(self) -> Iterator[tuple[Load, float]]:
+    def mix(self) -> Iterator[tuple[MachineLoad, float]]:
         """How many machines of each load."""
         for load, machines in zip(self._basis, self._machines, strict=True):
             if load is not None and machines > TINY:
                 yield load, machines
 
-    def improve(self, loads: Sequence[Load]) -> None:
+    def improve(self, loads: Sequence[MachineLoad]) -> None:
         """Let in whichever makes the mix cheaper, the most for its price first, until none does."""
         for _ in range(PIVOTS_A_ROW_MAX * len(self.worths)):
             row = min(range(len(self.worths)), key=self.worths.__getitem__)
@@ -53,7 +53,7 @@ class Program:
                 return
             self._enter(load, load.counts, load.price)
 
-    def _best(self, loads: Sequence[Load]) -> tuple[float, Load]:
+    def _best(self, loads: Sequence[MachineLoad]) -> tuple[float, MachineLoad]:
         worths = self.worths
         gains = [
             sum([worths[row] * count for row, count in load.counts]) / load.price for load in loads
@@ -61,7 +61,9 @@ class Program:
         gain = max(gains)
         return gain, loads[gains.index(gain)]
 
-    def _enter(self, load: Load | None, counts: Sequence[tuple[int, int]], price: float) -> None:
+    def _enter(
+        self, load: MachineLoad | None, counts: Sequence[tuple[int, int]], price: float
+    ) -> None:
         """One pivot: this column comes in, and the one goes that would be the first to fall below zero."""
         moves = [sum([line[row] * count for row, count in counts]) for line in self._inverse]
         steps = [(self._machines[row] / move, row) for row, move in enumerate(moves) if move > TINY]
