@@ -31,6 +31,7 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     matched: dict[JobId, Ranges] = msgspec.field(name="m", default_factory=dict)
     follows: JobId | None = msgspec.field(name="fo", default=None)
     runnable_at: int | None = msgspec.field(name="ra", default=None)
+    runnable_again_at: int | None = msgspec.field(name="rb", default=None)
     stop_reason: str | None = msgspec.field(name="sr", default=None)
     child_stops: dict[int, str] = msgspec.field(name="cs", default_factory=dict)
     cancelled_children: Ranges = msgspec.field(name="cc", default=EMPTY)
@@ -124,6 +125,7 @@ def _job_from(spec: JobSpec, decoded: JobState) -> Job:
         matched=decoded.matched,
         follows=decoded.follows,
         runnable_at=decoded.runnable_at,
+        runnable_again_at=decoded.runnable_again_at,
         stop_reason=decoded.stop_reason,
         child_stops=decoded.child_stops,
         cancelled_children=decoded.cancelled_children,

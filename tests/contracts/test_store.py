@@ -208,8 +208,12 @@ def test_equal_parts_of_many_jobs_are_loaded_once_and_what_changes_is_not_shared
     assert one.tries is not two.tries
 
 
-def test_everything_that_changes_about_a_job_is_kept() -> None:
+def test_everything_that_changes_about_a_job_is_kept(store: Store) -> None:
     assert {"spec", *rows.STATE_FIELDS} == set(Job.__struct_fields__)
+    job = a_live_job(1)
+    job.runnable_at, job.runnable_again_at = 1, 2
+    store.commit(Changes(jobs_added=[job]))
+    assert store.load().jobs == [job]
 
 
 # ---- looking for jobs

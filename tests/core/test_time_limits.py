@@ -6,8 +6,9 @@ import pytest
 
 from airflow_eksbatch.core.engine.facts import InstanceLaunched, LaunchRefused, QueuePut
 from airflow_eksbatch.core.engine.step import derive_effects
+from airflow_eksbatch.core.model.job import Dependency, DependencyType
 from airflow_eksbatch.core.model.job_queue import TimeLimit
-from airflow_eksbatch.core.model.node import NodeStatus
+from airflow_eksbatch.core.model.node import NodeId, NodeStatus
 from airflow_eksbatch.core.planner.explain_room import NO_CAPACITY, TOO_LARGE
 from tests.build import NOW, a_node, a_queue, a_world, an_amount, an_offering
 from tests.core.stage import Stage
@@ -90,6 +91,39 @@ def test_an_instance_that_was_granted_begins_it_anew() -> None:
     assert stage.status("a") == "RUNNABLE"
     after_minutes(stage, 2)
     assert stage.jobs["a"].status_reason == CANCELED
+
+
+def test_one_that_lost_its_node_has_the_whole_time_from_then_on() -> None:
+    """The others of its class have been stuck for long, and it ran for hours."""
+    stage = a_stage(a_limit())
+    stage.world.with_(a_node("n1"))  # type: ignore[attr-defined]
+    stage.submit("lost", vcpus=4)
+    stage.run()
+    after_minutes(stage, 120)
+    stage.world.close_node(stage.world.nodes[NodeId("n1")], "cordoned")
+    stage.submit("stuck", vcpus=4)
+    after_minutes(stage, 9)
+    stage.lose("n1")
+    after_minutes(stage, 9)
+    assert (stage.status("lost"), stage.status("stuck")) == ("RUNNABLE", "FAILED")
+    assert stage.job("lost").runnable_at == NOW, "what waits are counted from stays"
+    after_minutes(stage, 2)
+    assert stage.jobs["lost"].status_reason == CANCELED
+
+
+def test_what_becomes_runnable_later_in_an_array_has_the_whole_time_too() -> None:
+    stage = a_stage(a_limit())
+    stage.world.with_(a_node("n1"))  # type: ignore[attr-defined]
+    stage.submit("a", size=2, vcpus=4, depends_on=(Dependency(type=DependencyType.SEQUENTIAL),))
+    stage.run()
+    stage.world.close_node(stage.world.nodes[NodeId("n1")], "cordoned")
+    stage.submit("stuck", vcpus=4)
+    after_minutes(stage, 9)
+    stage.end("a", 0)
+    after_minutes(stage, 9)
+    assert (stage.job("a").runnable, stage.status("stuck")) == (((1, 2),), "FAILED")
+    after_minutes(stage, 2)
+    assert stage.jobs["a"].failed == ((1, 2),)
 
 
 def test_of_an_array_what_waits_is_cancelled_and_what_runs_goes_on() -> None:

@@ -63,7 +63,10 @@ def note_stuck(turn: Turn, queue: JobQueue, job_class: JobClass) -> None:
 
 
 def cancel_overdue(turn: Turn, queue: JobQueue, line: ClassLine) -> None:
-    """Jobs that have waited for the whole time of their reason; of an array, all that waits."""
+    """Jobs that have waited for the whole time of their reason, since they last became RUNNABLE.
+
+    Of an array that is all that waits, and its time begins when the last of it came: nothing is cancelled too early.
+    """
     stuck = turn.world.trials.stuck.get(line.job_class)
     if stuck is None or stuck.paused:
         return
@@ -73,7 +76,7 @@ def cancel_overdue(turn: Turn, queue: JobQueue, line: ClassLine) -> None:
             continue
         left = limits.ENDS_PER_BEAT_MAX  # the others at the next look
         for job in line.first(left, turn.world.jobs):
-            if left > 0 and (job.runnable_at or job.spec.created_at) <= before:
+            if left > 0 and job.last_runnable_at <= before:
                 left -= job.spec.size
                 members, text = range(job.spec.size), CANCELED + limit.reason
                 stop_job(turn, job, members, text, terminate=False)

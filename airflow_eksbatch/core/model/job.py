@@ -176,6 +176,8 @@ class Job(msgspec.Struct, kw_only=True):
     """The job of an earlier try of its Airflow task, which is being ended: nothing of this one begins before that."""
     runnable_at: int | None = None
     """When its dependencies were met; waits are counted from here."""
+    runnable_again_at: int | None = None
+    """When something of it last became RUNNABLE after that: an index that runs again, or more of an array's."""
     stop_reason: str | None = None
     """Given by CancelJob or TerminateJob on the job as a whole."""
     child_stops: dict[int, str] = {}
@@ -202,6 +204,11 @@ class Job(msgspec.Struct, kw_only=True):
     @property
     def is_finished(self) -> bool:
         return not (self.pending or self.runnable or self.running)
+
+    @property
+    def last_runnable_at(self) -> int:
+        """Since then all that waits of it has waited."""
+        return self.runnable_again_at or self.runnable_at or self.spec.created_at
 
     def status_of(self, index: int) -> JobStatus:
         """Status of an index without a live attempt; STARTING stands for one that has (ask the attempt)."""
