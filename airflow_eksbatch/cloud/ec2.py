@@ -238,8 +238,14 @@ class Ec2Cloud:
                 continue
             self._aws.troubles.over("offerings", of=name)
             offerings = within_bid(sold, bid_percentage_of(environment))
-            if name in self._launches.blueprints:
-                facts.append(OfferingsListed(compute_environment=name, offerings=offerings))
+            if (
+                self._launches.blueprints.get(name) is blueprint
+            ):  # Else checked anew meanwhile, or deleted
+                facts.append(
+                    OfferingsListed(
+                        compute_environment=name, offerings=offerings, made_from=environment
+                    )
+                )
         return facts
 
     # ---- launching

@@ -145,9 +145,11 @@ async def test_an_instance_that_ec2_does_not_show_yet_is_on_the_list(
 async def test_prices_are_told_again(account: Account, door: Door) -> None:
     clock = Hands()
     cloud = account.cloud(clock=clock, offerings_s=0.1)
-    offerings = await cloud.offerings(account.environment(market=Market.SPOT))
+    environment = account.environment(market=Market.SPOT)
+    offerings = await cloud.offerings(environment)
     async with watching(cloud) as watch:
-        assert (await watch.until(OfferingsListed)).offerings == offerings
+        told = await watch.until(OfferingsListed)
+        assert (told.offerings, told.made_from) == (offerings, environment)
         door.spot_prices["m5.large", "us-east-1a"] = 0.0123
         clock.now += SPOT_KEPT_S
         told = await watch.until(OfferingsListed, lambda f: f.offerings != offerings)
