@@ -238,9 +238,8 @@ class Ec2Cloud:
                 continue
             self._aws.troubles.over("offerings", of=name)
             offerings = within_bid(sold, bid_percentage_of(environment))
-            if (
-                self._launches.blueprints.get(name) is blueprint
-            ):  # Else checked anew meanwhile, or deleted
+            # Else it was checked anew meanwhile, or deleted.
+            if self._launches.blueprints.get(name) is blueprint:
                 facts.append(
                     OfferingsListed(
                         compute_environment=name, offerings=offerings, made_from=environment
