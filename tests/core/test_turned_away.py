@@ -196,6 +196,25 @@ def test_others_of_its_class_that_wait_behind_it_go_on_and_it_does_not() -> None
     assert pods_made(stage) == []
 
 
+def test_one_that_leaves_spot_meanwhile_is_tried_anew_and_the_others_of_its_class_wait_on() -> None:
+    """What was said of it was said of another class: else nobody would take it back when a kubelet takes it."""
+    stage = a_stage()
+    stage.submit("bad", size=30)
+    stage.submit("too")
+    for _ in range(limits.TURNED_AWAY_TIMES):
+        refuse(stage, "bad", "too")
+        stage.wait(limits.REFUSED_POD_PAUSE_S)
+    assert stage.world.lines.turned_away == {"bad", "too"}
+    stage.world.keep_off_spot(stage.job("bad"))
+    stage.world.check_indexes()
+    assert stage.world.lines.turned_away == {"too"}
+    stage.step()
+    stage.run()
+    stage.world.keep_off_spot(stage.job("bad"))
+    assert [refusals.jobs for refusals in stage.world.trials.refusals.values()] == [{"too"}]
+    assert len(stage.job("bad").running) == 12
+
+
 def test_whoever_ends_meanwhile_is_forgotten() -> None:
     stage = a_stage()
     stage.submit("bad")

@@ -198,9 +198,13 @@ def check_lines(world: World) -> None:
             )
     strangers = (world.lines.on_demand_only | world.lines.turned_away) - world.jobs.keys()
     require(not strangers, f"{strangers} are said to be of other classes, and are not here")
-    waiting = {j for r in world.trials.refusals.values() if r.times for j in r.jobs}
-    lost = world.lines.turned_away - waiting
-    require(not lost, f"{lost} were turned away, and nobody knows when they are tried again")
+    for job_id in world.lines.turned_away:
+        job_class = world.class_of(world.jobs[job_id]).without_refusals
+        refusals = world.trials.refusals.get(job_class)
+        require(
+            refusals is not None and refusals.times > 0 and job_id in refusals.jobs,
+            f"job {job_id} was turned away, and of its class nobody knows when it is tried again",
+        )
 
 
 def check_jobs_by_name(world: World) -> None:

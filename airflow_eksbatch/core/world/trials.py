@@ -62,7 +62,7 @@ class Trials(msgspec.Struct, kw_only=True):
         return refusals is not None and now < refusals.until
 
     def forget_job(self, job_id: JobId) -> None:
-        """It is over; of a class none of whose jobs are left nothing is known."""
+        """It is over, or of another class; of a class none of whose jobs are left nothing is known."""
         for job_class, refusals in list(self.refusals.items()):
             refusals.jobs.discard(job_id)
             if not refusals.jobs:

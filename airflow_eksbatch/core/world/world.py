@@ -142,8 +142,14 @@ class World:
         return self.lines.class_of(job)
 
     def keep_off_spot(self, job: Job) -> None:
-        """From now on it is placed on On-Demand nodes only; what runs goes on."""
-        self.lines.change_class(job, self.lines.on_demand_only, joins=True)
+        """From now on it is placed on On-Demand nodes only; what runs goes on.
+
+        What kubelets said is known by class, and was said on other nodes: it is tried anew.
+        """
+        if job.job_id not in self.lines.on_demand_only:
+            self.trials.forget_job(job.job_id)
+            self.lines.change_class(job, self.lines.turned_away, joins=False)
+            self.lines.change_class(job, self.lines.on_demand_only, joins=True)
 
     def share_pod(self, pod: bytes) -> bytes:
         """One copy of equal pod properties."""
