@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from airflow_eksbatch.api.extension import (
+    NOT_FOUND,
     explain_job,
     get_job,
     not_found,
@@ -83,7 +84,9 @@ async def job(desk: Desk, asked: Asked) -> dict[str, Any] | None:
     job_id = asked["job_id"]
     try:
         found = await get_job(desk, job_id)
-    except Rejected:
+    except Rejected as refusal:
+        if refusal.code != NOT_FOUND:
+            raise
         return None
     detail = found["job"]
     is_array = bool(detail.get("arrayProperties", {}).get("size"))
@@ -147,7 +150,7 @@ async def view_of(desk: Desk, name: str, asked: Asked) -> Any:
 
 
 def fetch_from(desk: Desk) -> Fetch:
-    """What the dashboard reads from: rows by the name of a view; None for what there is not."""
+    """What the dashboard reads from: rows by the name of a view; None for what there is not. Raises Rejected."""
 
     async def fetch(name: str, **asked: str) -> Any:
         await desk.settled()

@@ -27,6 +27,7 @@ from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, Jo
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.store.port import Store
 
+NOT_FOUND = "ResourceNotFoundException"
 STORY_MAX = 1_000
 COSTLY_JOBS = 50
 LOG_BLOCK = 1 << 20
@@ -51,12 +52,14 @@ def number_in(query: Query, name: str, default: int) -> int:
 
 
 def not_found(what: str) -> Rejected:
-    return Rejected(f"{what} does not exist.", "ResourceNotFoundException")
+    return Rejected(f"{what} does not exist.", NOT_FOUND)
 
 
 async def find_job(desk: Desk, job_id: str) -> tuple[Job, int | None]:
     """A job, or a child of an array; raises Rejected for what there is not."""
     await desk.settled()
+    if "\0" in job_id:
+        raise not_found("Such a job")  # No database can be asked for it
     plain, index = split_job_id(job_id)
     job = (await find_jobs(desk, [JobId(plain)])).get(JobId(plain))
     if job is None or not has_index(job, index):

@@ -14,11 +14,12 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.web import pages
 
 Fetch = Callable[..., Awaitable[Any]]
 """fetch("summary" | "queues" | "nodes" | "classes" | "jobs" | "job" | "costs", queue=, status=, job_id=, by=, since=):
-rows, or None for what does not exist; raises Trouble."""
+rows, or None for what does not exist; raises Trouble, or Rejected with a code of the API."""
 
 
 class Trouble(Exception):
@@ -92,6 +93,10 @@ def make_web_app(fetch: Fetch) -> Starlette:
         assert isinstance(error, Trouble)
         return missing(str(error), error.status)
 
+    async def refused(request: Request, error: Exception) -> HTMLResponse:
+        assert isinstance(error, Rejected)
+        return missing(error.message, 503 if error.code == "ServerException" else 400)
+
     return Starlette(
         routes=[
             Route("/", overview),
@@ -102,7 +107,7 @@ def make_web_app(fetch: Fetch) -> Starlette:
             Route("/job/{job_id}", job),
             Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
         ],
-        exception_handlers={404: nowhere, Trouble: trouble},
+        exception_handlers={404: nowhere, Trouble: trouble, Rejected: refused},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 from botocore.exceptions import ClientError
+from starlette.types import ASGIApp, Message
 
 WAIT_S = 60
 
@@ -50,6 +52,29 @@ class Raw:
 
     def post(self, operation: str, given: object) -> Reply:
         return self("POST", f"/v1/{operation.lower()}", json.dumps(given).encode())
+
+
+def ask_app(app: ASGIApp, path: str, headers: Mapping[str, str] | None = None) -> Reply:
+    """A GET of an app that no server serves."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "GET", "path": path, "query_string": b"", "client": ("10.0.0.7", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+    }  # fmt: skip
+
+    async def ask() -> None:
+        await app(scope, receive, send)
+
+    asyncio.run(ask())
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return Reply(sent[0]["status"], found, b"".join(block["body"] for block in sent[1:]))
 
 
 def refusal(call: Callable[..., Any], **given: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from tests.api.asking import Raw
+from airflow_eksbatch.api.dashboard import fetch_from
+from airflow_eksbatch.service.inbox import unavailable
+from airflow_eksbatch.web.app import make_web_app
+from tests.api.asking import Raw, ask_app
+from tests.api.desk import StageDesk
+from tests.build import a_world
+from tests.core.stage import Stage
 from tests.service.running import RunningService, a_definition, submit
 
 PAGES = ("/", "/nodes", "/plan", "/cost", "/queue/default")
@@ -239,14 +247,23 @@ def test_a_large_world_costs_a_page_no_more_than_a_small_one(busy: RunningServic
     assert "10,000 RUNNABLE" in look(busy, f"/job/{wide}").text
 
 
+class AwayDesk(StageDesk):
+    """Of a service whose database is away."""
+
+    async def ask(self, question: object) -> object:
+        raise unavailable("The database cannot be read now: it is away.")
+
+
+@pytest.mark.parametrize("path", ["/", "/job/x", "/cost"])
+def test_trouble_of_the_service_is_a_page_that_says_so(path: str) -> None:
+    desk = AwayDesk(Stage(a_world()))
+    reply = ask_app(make_web_app(fetch_from(desk)), path)  # type: ignore[arg-type]
+    assert reply.status == 503
+    assert "it is away" in Checked(reply.body.decode()).text
+
+
 def test_a_page_asks_the_store_as_often_whatever_it_shows() -> None:
     """Each view is fetched once for a page, not once for a row."""
-    import asyncio
-
-    from starlette.requests import Request
-
-    from airflow_eksbatch.web.app import make_web_app
-
     asked: list[str] = []
     row = {
         "jobQueue": "q", "priority": 1, "state": "ENABLED", "status": "VALID", "policy": None,
