@@ -128,12 +128,11 @@ class Api:
         async def endpoint(request: Request) -> Response:
             request_id = str(uuid.uuid4())
             response = await answered(request, request_id)
-            # Clients of AWS print it with whatever went wrong, and some fail where there is none.
-            response.headers["x-amzn-RequestId"] = request_id
-            return response
+            return with_id(response, request_id)
 
         async def answered(request: Request, request_id: str) -> Response:
             try:
+                check_path(request)
                 if self._needs_no_signature(request, for_people):
                     access_key = access_key_of(request.headers.get("authorization"))
                     return await answer(request, await read_body(request), access_key)
@@ -160,7 +159,9 @@ class Api:
         """Raises Rejected for web pages that ask a service which is open."""
         settings = self._desk.settings
         if settings.auth == "open":
-            check_not_a_web_page(request.headers)
+            # By whatever name the dashboard may be called, its links may be.
+            if not (for_people and settings.dashboard == "open"):
+                check_not_a_web_page(request.headers)
             return True
         is_signed = "authorization" in request.headers
         return for_people and not is_signed and may_see(settings, request.scope)
@@ -337,14 +338,26 @@ async def nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def unknown_path(request: Request, error: Exception) -> Response:
-    return error_response(
-        Rejected(
-            f"There is nothing at {request.method} {request.url.path}.", "UnknownOperationException"
-        )
-    )
+    where = f"{request.method} {request.url.path}"
+    refusal = Rejected(f"There is nothing at {where}.", "UnknownOperationException")
+    return with_id(error_response(refusal), str(uuid.uuid4()))
+
+
+def with_id(response: Response, request_id: str) -> Response:
+    """Clients of AWS print it with whatever went wrong, and some fail where there is none."""
+    response.headers["x-amzn-RequestId"] = request_id
+    return response
 
 
 # ---- requests and answers
+
+
+def check_path(request: Request) -> None:
+    """Raises Rejected for what no database can be asked for."""
+    if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+        raise Rejected(
+            "The URL has a NUL character (%00), which no name here can hold: leave it out."
+        )
 
 
 async def read_body(request: Request) -> bytes:

@@ -16,7 +16,7 @@ from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, unavailable
 from airflow_eksbatch.service.loop import Loop
 from airflow_eksbatch.service.store_thread import StoreThread
-from airflow_eksbatch.store.port import Store, StoreError
+from airflow_eksbatch.store.port import Store, StoreError, Unstorable
 
 T = TypeVar("T")
 CloudControl = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -78,6 +78,8 @@ class ServiceDesk:
     async def ask(self, question: Callable[[Store], T]) -> T:
         try:
             return await self._store.ask(question)
+        except Unstorable as error:
+            raise Rejected(f"The database cannot look for that: {error}") from error
         except StoreError as error:
             raise unavailable(f"The database cannot be read now: {error}") from error
 

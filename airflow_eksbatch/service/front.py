@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import aiohttp
@@ -129,6 +130,7 @@ async def _send_unavailable(send: Send, sentence: str) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"x-amzn-errortype", b"ServerException"),
+        (b"x-amzn-requestid", str(uuid.uuid4()).encode()),
     ]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body})

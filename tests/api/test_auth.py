@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.client
 import json
@@ -28,8 +29,13 @@ from airflow_eksbatch.api.app import Keys, may_see
 from airflow_eksbatch.api.auth import Credential
 from airflow_eksbatch.api.port import ApiSettings
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.endpoint import WRONG_HOST, NotLetIn, ServiceRefused, raise_for_answer
 from airflow_eksbatch.service.settings import Settings
-from tests.api.asking import Raw, Reply
+from airflow_eksbatch.terminal import Client, Sentence
+from tests.api.asking import Raw, Reply, ask_app
+from tests.api.desk import StageDesk
+from tests.build import a_world
+from tests.core.stage import Stage
 from tests.service.running import RunningService, a_definition
 
 CLIENT_HEADERS = ("authorization", "x-amz-date", "content-type")
@@ -279,6 +285,29 @@ def test_the_dashboard_is_for_whom_the_settings_say() -> None:
         (ApiSettings(auth="open"), [True, False, False]),
     ):
         assert [may_see(given, scope) for scope in (here, there, rebound)] == seen, given
+
+
+@pytest.mark.parametrize(("dashboard", "status"), [("open", 404), ("local", 403), ("off", 403)])
+def test_links_of_an_open_dashboard_may_be_called_as_it_may_be(dashboard: Any, status: int) -> None:
+    desk = StageDesk(Stage(a_world()))
+    desk.settings = ApiSettings(auth="open", dashboard=dashboard)
+    served = app.make_app(desk)  # type: ignore[arg-type]
+    for path in PAGES_OF_A_JOB:
+        assert ask_app(served, path, STRANGE).status == status, path
+    reply = ask_app(served, "/v1/eksbatch/summary", STRANGE)
+    assert (reply.status, reply.code) == (403, WRONG_HOST)
+
+
+def test_who_calls_an_open_service_by_a_strange_name_is_not_told_to_get_a_key() -> None:
+    with pytest.raises(ServiceRefused, match="by such a URL"):
+        raise_for_answer(403, WRONG_HOST, '{"message": "ask it by such a URL"}')
+    with pytest.raises(NotLetIn):
+        raise_for_answer(403, "UnrecognizedClientException", "{}")
+    client = Client(argparse.Namespace(endpoint_url="http://127.0.0.1:1"))
+    for kind, hinted in ((WRONG_HOST, False), ("InvalidSignatureException", True)):
+        with pytest.raises(Sentence) as refused:
+            client._raise(403, kind, b'{"message": "No."}')  # pyright: ignore[reportPrivateUsage]
+        assert ("eksbatch keys create" in str(refused.value)) is hinted
 
 
 class CountingDesk:

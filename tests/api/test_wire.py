@@ -54,8 +54,18 @@ def test_every_answer_has_a_request_id_of_its_own(batch: Any, raw: Raw) -> None:
     with pytest.raises(ClientError) as refused:
         batch.describe_jobs(jobs=["x"] * 101)
     found.append(refused.value.response["ResponseMetadata"]["RequestId"])
-    found.append(raw("GET", "/v1/eksbatch/jobs/x").headers["x-amzn-requestid"])
-    assert len({uuid.UUID(one) for one in found}) == 4
+    for path in ("/v1/eksbatch/jobs/x", "/v1/nothing", "/v1/nothing/here"):
+        found.append(raw("GET", path).headers["x-amzn-requestid"])
+    assert len({uuid.UUID(one) for one in found}) == 6
+
+
+@pytest.mark.parametrize(
+    "path", ["jobs/%00", "jobs/%00/log", "jobs/x/log?tail=%00", "views/jobs?queue=%00"]
+)
+def test_a_url_with_what_no_database_can_be_asked_for_is_a_400(raw: Raw, path: str) -> None:
+    reply = raw("GET", f"/v1/eksbatch/{path}")
+    assert (reply.status, reply.code) == (400, "ClientException"), reply.body
+    assert "NUL" in reply.message
 
 
 def test_an_empty_body_is_an_empty_input(raw: Raw) -> None:

@@ -120,6 +120,7 @@ def test_a_standby_of_a_private_service_is_not_ready(
         second.batch(retries={"total_max_attempts": 1}).describe_job_queues()
     assert refused.value.response["Error"]["Code"] == "ServerException"
     assert "replica" in refused.value.response["Error"]["Message"]
+    assert refused.value.response["ResponseMetadata"]["RequestId"]
     assert second.stop() == 0
 
 
