@@ -90,12 +90,14 @@ def _judge_schema(group: Group, view: StoreView, place: str) -> None:
     elif not view.schema_version:
         group.ok("database", f"{place}: reachable and empty; the first start makes its tables.")
     elif view.schema_version < view.newest_version:
-        group.warn(
-            "database",
-            f"{place}: schema version {view.schema_version}; this release begins with bringing it to "
-            f"{view.newest_version}, and older replicas cannot go on then.",
-            "eksbatch migrate    # with the same --database",
+        behind = (
+            f"{place}: schema version {view.schema_version}; a service of this release brings it to "
+            f"{view.newest_version} when it leads, and older replicas cannot go on then"
         )
+        if view.leads_until > time.time() * 1000:
+            group.ok("database", f"{behind}. An older one leads now; there is nothing to do.")
+        else:
+            group.warn("database", f"{behind}.", "eksbatch migrate    # with the same --database")
     else:
         group.ok(
             "database", f"{place}: reachable and writable, schema version {view.schema_version}."

@@ -24,6 +24,7 @@ from airflow_eksbatch.service.wiring import make_store
 from airflow_eksbatch.store import schema
 from tests.build import an_environment
 from tests.contracts.databases import running_postgres
+from tests.service.older import an_older_database, end_lease
 
 LATE = 1 << 50
 
@@ -97,6 +98,19 @@ def test_a_schema_of_a_newer_release_is_named_and_left_alone(file: Path) -> None
     assert found.mark is Mark.WRONG
     assert "schema version 999, of a newer release" in found.sentence
     assert file.read_bytes() == before
+
+
+def test_an_older_schema_is_left_to_who_leads_next_while_somebody_leads(tmp_path: Path) -> None:
+    file = tmp_path / "older.db"
+    older = an_older_database(file, "http://a:8642#1", LATE)
+    found = look(settings_of(file))["database"]
+    assert found.mark is Mark.OK
+    assert f"schema version {older}" in found.sentence
+    assert "nothing to do" in found.sentence
+    end_lease(file)
+    found = look(settings_of(file))["database"]
+    assert found.mark is Mark.WARNING
+    assert found.fix.startswith("eksbatch migrate")
 
 
 def test_what_is_no_database_is_wrong(tmp_path: Path) -> None:
