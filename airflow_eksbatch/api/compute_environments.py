@@ -29,6 +29,10 @@ UPDATE_MINUTES_MAX = 7_200
 NEWEST_IMAGE = "updateToLatestImageVersion"
 # Members of computeResources that change how many instances there are, and none of them.
 SCALING = frozenset({"minvCpus", "maxvCpus", "desiredvCpus", "scalingPolicy", NEWEST_IMAGE})
+# Tools tell these in any order, and each time in another one.
+UNORDERED = frozenset({"subnets", "securityGroupIds"})
+# What is not said (AWS): of the On-Demand price.
+BID_PERCENTAGE = 100
 # AWS's bounds of scalingPolicy.minScaleDownDelayMinutes; 0 is off.
 DELAY_MINUTES = (20, 10_080)
 
@@ -173,7 +177,14 @@ def check_update_policy(policy: Wire) -> None:
 def machines(environment: ComputeEnvironment) -> Wire:
     """What decides how its instances are made; an update of it is one of infrastructure (AWS)."""
     resources: Wire = wire_of(environment).get("computeResources") or {}
-    return {key: value for key, value in resources.items() if value and key not in SCALING}
+    told = {key: value for key, value in resources.items() if value and key not in SCALING}
+    for key in UNORDERED & told.keys():
+        told[key] = set(told[key])
+    if told.get("bidPercentage") == BID_PERCENTAGE:
+        del told["bidPercentage"]
+    if template := told.get("launchTemplate"):
+        told["launchTemplate"] = {**template, "version": template.get("version") or "$Default"}
+    return told
 
 
 async def delete(call: Call) -> Wire:

@@ -76,6 +76,32 @@ def test_what_changes_their_number_only_or_nothing_at_all_leaves_them(desk: Stag
     assert desk.world.nodes[NodeId("n1")].is_open, "the same once more is no change"
 
 
+def test_the_same_told_otherwise_is_no_change(desk: StageDesk) -> None:
+    """Tools tell sets in any order, and defaults or not; the order of instance types is one of preference."""
+    node = desk.world.nodes[NodeId("n1")]
+    update(
+        desk,
+        type="SPOT",
+        subnets=["s-1", "s-2"],
+        securityGroupIds=["sg-1", "sg-2"],
+        instanceTypes=["c5", "m5"],
+        launchTemplate={"launchTemplateName": "mine"},
+    )
+    desk.world.close_node(node, None)
+    update(desk, subnets=["s-2", "s-1"], securityGroupIds=["sg-2", "sg-1"], bidPercentage=100)
+    update(desk, launchTemplate={"launchTemplateName": "mine", "version": "$Default"})
+    assert node.is_open
+    changes: tuple[dict[str, Any], ...] = (
+        {"bidPercentage": 60},
+        {"subnets": ["s-2"]},
+        {"instanceTypes": ["m5", "c5"]},
+    )
+    for resources in changes:
+        update(desk, **resources)
+        assert node.closed == OUTDATED, resources
+        desk.world.close_node(node, None)
+
+
 def test_an_update_policy_is_told_back_and_may_not_end_jobs(desk: StageDesk) -> None:
     policy = {"terminateJobsOnUpdate": False, "jobExecutionTimeoutMinutes": 60}
     update(desk, policy=policy, maxvCpus=8)
