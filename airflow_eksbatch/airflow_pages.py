@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -25,12 +27,15 @@ from airflow_eksbatch.hooks import (
     ServiceAway,
     ServiceRefused,
 )
-from airflow_eksbatch.stream import JobFeed
+from airflow_eksbatch.stream import LOOK_UP_S
 from airflow_eksbatch.web.app import Trouble, make_web_app, missing
 
 UNAUTHENTICATED = 401
 FORBIDDEN = 403
 NOTHING_THERE = "ResourceNotFoundException"
+# Which part of an output may be asked for here. To follow it would hold a request for as long as the job runs.
+PARTS = ("attempt", "offset", "tail")
+GOES_ON_AT = "x-eksbatch-next-offset"
 
 
 def make_airflow_pages() -> FastAPI:
@@ -53,11 +58,15 @@ def make_airflow_pages() -> FastAPI:
         reader = Reader(services, conn_id, request, user)
         try:
             await reader.check_may_see(await reader.get(f"jobs/{job_id}"))
-            text = await reader.text(f"jobs/{job_id}/log", dict(request.query_params))
+            query = request.query_params
+            asked = {name: query[name] for name in PARTS if name in query}
+            text, offset = await reader.output(f"jobs/{job_id}/log", asked)
         except Trouble as trouble:
             return missing(str(trouble), trouble.status)
         # Text of jobs: a browser must not make a page of it.
-        return PlainTextResponse(text, headers={"x-content-type-options": "nosniff"})
+        return PlainTextResponse(
+            text, headers={GOES_ON_AT: offset, "x-content-type-options": "nosniff"}
+        )
 
     async def page(conn_id: str, request: Request, user: GetUserDep) -> Response:
         return OfApp(make_web_app(Reader(services, conn_id, request, user).fetch), f"/{conn_id}")
@@ -96,22 +105,38 @@ class OfApp(Response):
 
 
 class Services:
-    """Clients of the services that connections name; each looks its connection up anew once in a while."""
+    """Clients of the services that connections name.
+
+    Waiting tasks go on with what was named last when a connection cannot be read; what is shown to
+    people is not: a connection that was deleted, or has other keys, is not used for longer than LOOK_UP_S.
+    """
 
     def __init__(self) -> None:
-        self._feeds: dict[str, JobFeed] = {}
+        self._clients: dict[str, AsyncBatchClient] = {}
+        self._looked_up_at: dict[str, float] = {}
 
-    async def feed_of(self, conn_id: str) -> JobFeed:
+    async def client_of(self, conn_id: str) -> AsyncBatchClient:
         """Kept once it has led somewhere: anybody may ask for any name."""
-        if (known := self._feeds.get(conn_id)) is not None:
+        known = self._clients.get(conn_id)
+        if known is not None and time.monotonic() - self._looked_up_at[conn_id] < LOOK_UP_S:
             return known
+        return await self.renewed_client_of(conn_id)
 
-        async def connect() -> AsyncBatchClient:
-            return AsyncBatchClient(await EKSBatchHook(conn_id).running_endpoint())
-
-        feed = JobFeed(connect)
-        await feed.service()
-        return self._feeds.setdefault(conn_id, feed)
+    async def renewed_client_of(self, conn_id: str) -> AsyncBatchClient:
+        try:
+            endpoint = await EKSBatchHook(conn_id).running_endpoint()
+        except ServiceAway:
+            if (gone := self._clients.pop(conn_id, None)) is not None:
+                await gone.close()
+            raise
+        self._looked_up_at[conn_id] = time.monotonic()
+        known = self._clients.get(conn_id)
+        if known is not None and known.endpoint == endpoint:
+            return known
+        fresh = self._clients[conn_id] = AsyncBatchClient(endpoint)
+        if known is not None:
+            await known.close()
+        return fresh
 
 
 class Reader:
@@ -120,6 +145,7 @@ class Reader:
     def __init__(self, services: Services, conn_id: str, request: Request, user: Any) -> None:
         self._services, self._conn_id = services, conn_id
         self._request, self._user = request, user
+        self._deployment = ""  # of the connection, once it was asked with
 
     async def fetch(self, name: str, **asked: str) -> Any:
         """Rows by the name of a view, as the dashboard wants them."""
@@ -131,23 +157,36 @@ class Reader:
     async def get(self, path: str, asked: dict[str, str] | None = None) -> Any:
         """JSON; None for what does not exist."""
         try:
-            return json.loads(await self._ask(path, asked))
+            return json.loads((await self._ask(path, asked))[0])
         except ServiceRefused as error:
             if error.code == NOTHING_THERE:
                 return None
             raise Trouble(str(error)) from error
 
-    async def text(self, path: str, asked: dict[str, str]) -> str:
+    async def output(self, path: str, asked: dict[str, str]) -> tuple[str, str]:
+        """Text, and the offset from which it goes on: one answer holds 16 MiB."""
         try:
-            return await self._ask(path, asked)
+            text, headers = await self._ask(path, asked)
         except ServiceRefused as error:
             raise Trouble(str(error), status=404) from error
+        return text, headers.get(GOES_ON_AT, "")
 
     async def check_may_see(self, job: dict[str, Any] | None) -> None:
-        """Commands and output of a task are for those to whom Airflow shows the logs of its DAG."""
-        dag_id = ((job or {}).get("airflow") or {}).get("dag_id")
-        if not dag_id:
+        """Commands and output of a task are for those to whom Airflow shows the logs of its DAG.
+
+        A DAG of that name in another Airflow, which uses the same service, is another DAG.
+        """
+        airflow = (job or {}).get("airflow")
+        if not isinstance(airflow, dict) or not airflow.get("dag_id"):
             return
+        dag_id, deployment = str(airflow["dag_id"]), airflow.get("deployment")
+        # What was submitted before services kept it says nothing of its deployment.
+        if deployment is not None and deployment != self._deployment:
+            raise Trouble(
+                f"This job is of another Airflow, of the deployment {deployment or 'without a name'}: "
+                "see it there, or give the connection of this one the same deployment if it is the same.",
+                status=FORBIDDEN,
+            )
         check = requires_access_dag("GET", DagAccessEntity.TASK_LOGS, dag_id)
         try:
             await run_in_threadpool(check, self._request, self._user)
@@ -157,17 +196,18 @@ class Reader:
                 status=FORBIDDEN,
             ) from error
 
-    async def _ask(self, path: str, asked: dict[str, str] | None) -> str:
+    async def _ask(self, path: str, asked: dict[str, str] | None) -> tuple[str, Mapping[str, str]]:
         """One request; a service that does not answer may be elsewhere by now, or want another key."""
         try:
-            feed = await self._services.feed_of(self._conn_id)
-            service: Any = await feed.service()
+            client = await self._services.client_of(self._conn_id)
             try:
-                return await service.get(path, asked)
+                answer = await client.get_with_headers(path, asked)
             except ServiceAway:
-                renewed: Any = await feed.renewed_service()
-                if renewed is service:
+                renewed = await self._services.renewed_client_of(self._conn_id)
+                if renewed is client:
                     raise
-                return await renewed.get(path, asked)
+                client, answer = renewed, await renewed.get_with_headers(path, asked)
         except ServiceAway as error:
             raise Trouble(f"The service cannot be asked: {error}.") from error
+        self._deployment = client.endpoint.deployment
+        return answer

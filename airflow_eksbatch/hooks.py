@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -184,9 +184,6 @@ class EKSBatchHook(BaseHook):
             config=Config(retries={"mode": "standard", "max_attempts": 5}, **unsigned),
         )
 
-    def terminate_job(self, job_id: str, reason: str) -> None:
-        self.get_conn().terminate_job(jobId=job_id, reason=reason)
-
     def test_connection(self) -> tuple[bool, str]:
         try:
             endpoint = self.endpoint()
@@ -339,7 +336,7 @@ class AsyncBatchClient:
         self, operation: str, body: dict[str, Any], headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
         """One operation of the Batch API, such as `describejobs`."""
-        text = await self._ask("POST", f"/v1/{operation}", json.dumps(body).encode(), headers)
+        text, _ = await self._ask("POST", f"/v1/{operation}", json.dumps(body).encode(), headers)
         try:
             return json.loads(text) if text else {}
         except ValueError:
@@ -349,21 +346,27 @@ class AsyncBatchClient:
 
     async def get(self, path: str, params: dict[str, Any] | None = None) -> str:
         """The text of one of the service's own pages under /v1/eksbatch/."""
+        return (await self.get_with_headers(path, params))[0]
+
+    async def get_with_headers(
+        self, path: str, params: dict[str, Any] | None = None
+    ) -> tuple[str, Mapping[str, str]]:
         return await self._ask("GET", _with_query(f"/v1/eksbatch/{path}", params))
 
     async def _ask(
         self, method: str, path: str, data: bytes = b"", headers: dict[str, str] | None = None
-    ) -> str:
+    ) -> tuple[str, Mapping[str, str]]:
         import aiohttp
 
         try:
             opened = self._request(method, path, data=data, headers=headers, total_s=CALL_TIMEOUT_S)
             async with opened as answer:
-                text = await answer.text()
+                # Jobs write what they like, also into outputs.
+                text = await answer.text(errors="replace")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServiceAway(f"{self.endpoint.url}: {error or type(error).__name__}") from error
         raise_for_answer(answer.status, answer.headers.get("x-amzn-ErrorType", ""), text)
-        return text
+        return text, answer.headers
 
     async def lines(
         self, path: str, params: dict[str, Any], silence_s: float

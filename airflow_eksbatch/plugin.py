@@ -5,6 +5,9 @@ Airflow loads this module in all of its processes, so what the pages need is imp
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from airflow.plugins_manager import AirflowPlugin
@@ -16,17 +19,27 @@ PREFIX = "/eksbatch"
 
 
 class PagesWhenAsked:
-    """An ASGI app that is made by its first request."""
+    """An ASGI app that is made by its first request, in a thread: all of Airflow's API waits for its event loop."""
 
     def __init__(self) -> None:
         self._pages: ASGIApp | None = None
+        self._making = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._pages is None:
-            from airflow_eksbatch.airflow_pages import make_airflow_pages
+        pages = self._pages or await asyncio.to_thread(self._made)
+        await pages(scope, receive, send)
 
-            self._pages = make_airflow_pages()
-        await self._pages(scope, receive, send)
+    def _made(self) -> ASGIApp:
+        """Once, however many ask at first."""
+        with self._making:
+            if self._pages is None:
+                from airflow_eksbatch.airflow_pages import make_airflow_pages
+                from airflow_eksbatch.outcome import ASKING_NEEDS
+
+                for module in ASKING_NEEDS:
+                    import_module(module)
+                self._pages = make_airflow_pages()
+            return self._pages
 
 
 APPS = [{"app": PagesWhenAsked(), "url_prefix": PREFIX, "name": "EKS Batch"}]

@@ -155,26 +155,31 @@ def bounded(identity: Identity) -> Identity:
 
 def of_deployment(call: Call, key: str) -> str:
     """The key of a task of the Airflow that asks: another one may have the same DAGs and runs."""
+    deployment = deployment_of(call)
+    return f"{key}@{deployment}" if deployment else key
+
+
+def deployment_of(call: Call) -> str:
+    """The name of the Airflow that asks; empty if it has none."""
     deployment = call.headers.get("x-eksbatch-deployment", "")
-    if not deployment:
-        return key
-    if not DEPLOYMENT.fullmatch(deployment):
+    if deployment and not DEPLOYMENT.fullmatch(deployment):
         raise Rejected(
             "The deployment of an Airflow connection must be up to 64 letters, digits and ._-, "
             f"not {deployment!r}."
         )
-    return f"{key}@{deployment}"
+    return deployment
 
 
 def airflow_of(call: Call) -> bytes | None:
+    """The task that wants the job, and whose it is: what DAG X may be shown to whom, each Airflow says of its own."""
     header = call.headers.get("x-eksbatch-airflow")
     if header is None:
         return None
     try:
-        told = msgspec.json.decode(unquote(header))
+        told = msgspec.json.decode(unquote(header), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeError):
-        raise Rejected("x-eksbatch-airflow must be JSON, percent-encoded.") from None
-    return msgspec.json.encode(told)
+        raise Rejected("x-eksbatch-airflow must be a JSON object, percent-encoded.") from None
+    return msgspec.json.encode({**told, "deployment": deployment_of(call)})
 
 
 def array_size_of(request: dict[str, Any]) -> int | None:

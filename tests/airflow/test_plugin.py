@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
 
+from airflow_eksbatch.hooks import EKSBatchHook, Endpoint, ServiceAway, ServiceNotNamed
+from airflow_eksbatch.plugin import PagesWhenAsked
 from tests.airflow.processes import wait_for
 from tests.airflow.rig import Airflow
 from tests.api.asking import Raw
@@ -73,6 +79,7 @@ def airflow(service: RunningService, key: dict[str, str]) -> Iterator[Airflow]:
         keys = {"login": key["accessKeyId"], "password": key["secretAccessKey"]}
         for name, fields in (
             ("team", {**ours, **keys}),
+            ("north", {**ours, **keys, "extra": json.dumps({"deployment": "north"})}),
             ("wrong", {**ours, **keys, "password": "wrong"}),
             ("shop", {"conn_type": "http", "host": service.url}),
         ):
@@ -95,16 +102,21 @@ def an_api_server(home: Path) -> Airflow:
     return Airflow(home, home / "dags", env, only=("api-server",))
 
 
+def client_of(airflow: Airflow, **more: Any) -> httpx.Client:
+    """Patient: an API server that has just begun, on a machine with other work, takes long for its first answers."""
+    return httpx.Client(base_url=airflow.url, timeout=60, **more)
+
+
 def token_of(airflow: Airflow, user: str) -> str:
     login = {"username": user, "password": USERS[user]}
-    return str(httpx.post(f"{airflow.url}/auth/token", json=login).json()["access_token"])
+    with client_of(airflow) as client:
+        return str(client.post("/auth/token", json=login).json()["access_token"])
 
 
 @pytest.fixture
 def browser(airflow: Airflow) -> Iterator[httpx.Client]:
     """Logged in as somebody who may only look, by the cookie that Airflow's login sets."""
-    cookies = {"_token": token_of(airflow, "bob")}
-    with httpx.Client(base_url=airflow.url, cookies=cookies) as client:
+    with client_of(airflow, cookies={"_token": token_of(airflow, "bob")}) as client:
         client.headers["accept"] = "text/html"
         yield client
 
@@ -150,15 +162,16 @@ def test_who_is_not_logged_in_sees_nothing_and_a_browser_is_led_to_the_login(
 ) -> None:
     paths = [f"/eksbatch/team/{rest}" for rest in ("", "nodes", f"job/{job}", "static/style.css")]
     paths.append(f"/eksbatch/team/v1/eksbatch/jobs/{job}/log")
-    for path in ("/eksbatch/", *paths):
-        assert httpx.get(airflow.url + path).status_code == 401, path
-        wrong = {"authorization": "Bearer wrong", "accept": "text/html"}
-        assert httpx.get(airflow.url + path, headers=wrong).status_code == 403, path
-        page = httpx.get(f"{airflow.url}{path}?a=b", headers={"accept": "text/html"})
-        assert page.status_code == 307
-        login = f"/api/v2/auth/login?next={quote(f'{path}?a=b', safe='')}"
-        assert page.headers["location"] == login
-        assert httpx.get(airflow.url + login).status_code == 307
+    wrong = {"authorization": "Bearer wrong", "accept": "text/html"}
+    with client_of(airflow) as nobody:
+        for path in ("/eksbatch/", *paths):
+            assert nobody.get(path).status_code == 401, path
+            assert nobody.get(path, headers=wrong).status_code == 403, path
+            page = nobody.get(f"{path}?a=b", headers={"accept": "text/html"})
+            assert page.status_code == 307
+            login = f"/api/v2/auth/login?next={quote(f'{path}?a=b', safe='')}"
+            assert page.headers["location"] == login
+            assert nobody.get(login).status_code == 307
 
 
 def test_pages_are_read_from_the_service_with_the_keys_of_the_connection(
@@ -171,9 +184,26 @@ def test_pages_are_read_from_the_service_with_the_keys_of_the_connection(
     assert "SUCCEEDED" in page
     assert "&lt;b&gt;hello" in page
     assert "body" in see(browser, "/eksbatch/team/static/style.css")
-    log = browser.get(f"/eksbatch/team/v1/eksbatch/jobs/{job}/log")
+    output = f"/eksbatch/team/v1/eksbatch/jobs/{job}/log"
+    assert see(browser, f"{output}?attempt=1&offset=3") == "hello</b>\n"
+    assert see(browser, f"{output}?tail=1") == "<b>hello</b>\n"
+    log = browser.get(output)
     assert (log.text, log.headers["x-content-type-options"]) == ("<b>hello</b>\n", "nosniff")
     assert log.headers["content-type"].startswith("text/plain")
+    assert log.headers["x-eksbatch-next-offset"] == "13"
+
+
+def test_all_of_an_output_that_still_grows_is_what_there_is(
+    browser: httpx.Client, batch: Any
+) -> None:
+    """Whatever bytes they are, and also where a client asks to follow it."""
+    program = r"printf 'a\377b\n'; exec sleep 600"
+    running = submit(batch, a_definition(batch, "sh", "-c", program))
+    path = f"/eksbatch/team/v1/eksbatch/jobs/{running}/log?follow=1"
+    wait_for(
+        "its output", lambda: see(browser, path) == "a\N{REPLACEMENT CHARACTER}b\n", within_s=60
+    )
+    batch.terminate_job(jobId=running, reason="seen")
 
 
 def test_paths_without_a_page(browser: httpx.Client, job: str) -> None:
@@ -198,32 +228,109 @@ def test_what_is_wrong_with_a_connection_is_said(browser: httpx.Client) -> None:
         assert says in see(browser, f"/eksbatch/{name}/", 503), name
 
 
+def pages_of_a_task(batch: Any, dag: str, deployment: str = "") -> tuple[str, str]:
+    """Of a job that a task of this DAG has submitted: its own, and its output."""
+    told = {"x-eksbatch-airflow": quote(json.dumps({"dag_id": dag}), safe="")}
+    if deployment:
+        told["x-eksbatch-deployment"] = deployment
+    batch.meta.events.register(
+        "before-call.batch.SubmitJob",
+        lambda params, **_: params["headers"].update(told),
+        unique_id="dag",
+    )
+    made = submit(batch, a_definition(batch, "true"))
+    batch.meta.events.unregister("before-call.batch.SubmitJob", unique_id="dag")
+    return f"job/{made}", f"v1/eksbatch/jobs/{made}/log"
+
+
 def test_a_job_is_shown_to_those_who_may_see_the_logs_of_its_dag(
     browser: httpx.Client, batch: Any
 ) -> None:
-    pages: dict[str, tuple[str, str]] = {}
-    for dag in ("sales", "payroll"):
-        told = {"x-eksbatch-airflow": quote(json.dumps({"dag_id": dag}), safe="")}
-        batch.meta.events.register(
-            "before-call.batch.SubmitJob",
-            lambda params, told=told, **_: params["headers"].update(told),
-            unique_id="dag",
+    for page in pages_of_a_task(batch, "sales"):
+        see(browser, f"/eksbatch/team/{page}")
+    for page in pages_of_a_task(batch, "payroll"):
+        assert "see the logs of DAG payroll" in see(browser, f"/eksbatch/team/{page}", 403)
+
+
+def test_a_dag_of_the_same_name_in_another_airflow_is_another_one(
+    browser: httpx.Client, batch: Any
+) -> None:
+    for page in pages_of_a_task(batch, "sales", "north"):
+        assert "of another Airflow, of the deployment north" in see(
+            browser, f"/eksbatch/team/{page}", 403
         )
-        made = submit(batch, a_definition(batch, "true"))
-        batch.meta.events.unregister("before-call.batch.SubmitJob", unique_id="dag")
-        pages[dag] = (f"/eksbatch/team/job/{made}", f"/eksbatch/team/v1/eksbatch/jobs/{made}/log")
-    for page in pages["sales"]:
-        see(browser, page)
-    for page in pages["payroll"]:
-        assert "see the logs of DAG payroll" in see(browser, page, 403)
+        see(browser, f"/eksbatch/north/{page}")
+    for page in pages_of_a_task(batch, "sales"):
+        assert "without a name" in see(browser, f"/eksbatch/north/{page}", 403)
+    for page in pages_of_a_task(batch, "payroll", "north"):
+        assert "see the logs of DAG payroll" in see(browser, f"/eksbatch/north/{page}", 403)
 
 
 def test_who_may_not_see_what_the_cluster_does_sees_none_of_it(airflow: Airflow) -> None:
-    cookies = {"_token": token_of(airflow, "eve")}
-    reply = httpx.get(f"{airflow.url}/eksbatch/team/", cookies=cookies)
-    assert reply.status_code == 403
+    with client_of(airflow, cookies={"_token": token_of(airflow, "eve")}) as eve:
+        assert eve.get("/eksbatch/team/").status_code == 403
 
 
 def test_the_service_itself_shows_nothing_unsigned(service: RunningService) -> None:
     for path in ("/", "/v1/eksbatch/views/jobs"):
         assert Raw(service.url)("GET", path).status == 403
+
+
+def test_pages_are_made_once_and_the_loop_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rest of the API server is answered meanwhile."""
+    made: list[threading.Thread] = []
+    answered = 0
+
+    async def pages(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal answered
+        answered += 1
+
+    def make() -> Any:
+        made.append(threading.current_thread())
+        return pages
+
+    async def many() -> None:
+        app: Any = PagesWhenAsked()
+        await asyncio.gather(*(app({}, None, None) for _ in range(5)))
+
+    module = SimpleNamespace(make_airflow_pages=make)
+    monkeypatch.setitem(sys.modules, "airflow_eksbatch.airflow_pages", module)
+    asyncio.run(many())
+    assert answered == 5
+    (thread,) = made
+    assert thread is not threading.current_thread()
+
+
+def test_a_connection_that_is_gone_or_changed_is_not_used_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Airflow imports
+        from airflow_eksbatch import airflow_pages
+    says: Endpoint | ServiceAway = Endpoint(url="http://a", access_key_id="OLD")
+
+    async def running_endpoint(hook: EKSBatchHook) -> Endpoint:
+        if isinstance(says, ServiceAway):
+            raise says
+        return says
+
+    async def scenario() -> None:
+        nonlocal says
+        services = airflow_pages.Services()
+        known = await services.client_of("team")
+        says = Endpoint(url="http://a", access_key_id="NEW")
+        assert await services.client_of("team") is known
+        monkeypatch.setattr(airflow_pages, "LOOK_UP_S", 0.0)
+        assert (await services.client_of("team")).endpoint == says
+        # No embedded service comes into its place either.
+        for says in (ServiceNotNamed("there is none"), ServiceAway("no service is running")):
+            with pytest.raises(ServiceAway, match=str(says)):
+                await services.client_of("team")
+            monkeypatch.setattr(airflow_pages, "LOOK_UP_S", 60.0)
+            with pytest.raises(ServiceAway, match=str(says)):
+                await services.client_of("team")
+
+    monkeypatch.setattr(EKSBatchHook, "running_endpoint", running_endpoint)
+    asyncio.run(scenario())

@@ -68,6 +68,17 @@ def test_deployments_with_the_same_dags_do_not_touch_each_others_jobs(
     assert "has submitted no job yet" in reply.message
 
 
+def test_a_job_tells_of_which_deployment_its_task_is(raw: Raw, tasks: Tasks) -> None:
+    def airflow_of(**headers: str) -> Any:
+        path = f"/v1/eksbatch/jobs/{tasks.submit(**headers)}"
+        return json.loads(raw("GET", path).body)["airflow"]
+
+    story = {"airflow": quote(json.dumps({"dag_id": "sales", "deployment": "not asked"}))}
+    assert airflow_of(**story, deployment="prod") == {"dag_id": "sales", "deployment": "prod"}
+    assert airflow_of(**story, task="b") == {"dag_id": "sales", "deployment": ""}
+    assert airflow_of(task="c") is None
+
+
 @pytest.mark.parametrize(
     ("headers", "says"),
     [
@@ -75,6 +86,8 @@ def test_deployments_with_the_same_dags_do_not_touch_each_others_jobs(
         ({"deployment": "x" * 65}, "up to 64"),
         ({"task_instance": "7"}, "must be the UUID"),
         ({"task_instance": ""}, "must be the UUID"),
+        ({"airflow": "{"}, "must be a JSON object"),
+        ({"airflow": "[]"}, "must be a JSON object"),
     ],
 )
 def test_names_that_are_none_are_refused(tasks: Tasks, headers: dict[str, Any], says: str) -> None:
