@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from airflow_eksbatch.core.model import limits
@@ -195,3 +196,16 @@ def _names_containers(given: Mapping[str, Any]) -> bool:
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def seconds(value: float | timedelta) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+
+def job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | None:
+    """The job's own limit. AWS Batch knows none below 60 s; Airflow's is kept by Airflow itself."""
+    if timeout is not None:
+        return int(seconds(timeout))
+    if execution_timeout is not None:
+        return max(MIN_TIMEOUT_S, int(execution_timeout.total_seconds()))
+    return None

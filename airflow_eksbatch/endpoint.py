@@ -12,6 +12,7 @@ import msgspec
 
 DEFAULT_REGION = "us-east-1"
 ANNOUNCEMENT = "service.json"
+EMBEDDED_PLACE = "embedded"
 LOOK_S = 2
 # How long it is worth asking again where a person has to mend something first.
 PATIENCE_S = 300.0
@@ -75,7 +76,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def place(self) -> str:
         """What stays the same as long as it is the same service, as far as one can say."""
-        return "embedded" if self.embedded else self.url
+        return EMBEDDED_PLACE if self.embedded else self.url
 
 
 # ---- the embedded service

@@ -19,6 +19,7 @@ from airflow.sdk import BaseHook
 from airflow_eksbatch.endpoint import (
     ANNOUNCEMENT,
     DEFAULT_REGION,
+    EMBEDDED_PLACE,
     Endpoint,
     NotLetIn,
     NotOurService,
@@ -56,7 +57,7 @@ EMBEDDED_START_S = 60  # a cold start of the embedded service on a loaded laptop
 EMBEDDED_IDLE_MIN = 60.0
 CALL_TIMEOUT_S = 30
 
-# Connections that named a service when this process last read them.
+# Connections that named a service when this process last read them, or another one before it.
 _naming: set[str] = set()
 # Those it was told not to have; said once.
 _missing: set[str] = set()
@@ -74,7 +75,9 @@ class EKSBatchHook(BaseHook):
         is a new Airflow: give it while no job runs.) Where a connection names no host, and
         where there is no ``eksbatch_default``, the embedded service of this machine is found or
         started; any other connection must be there. One that was started so ends after an hour
-        without jobs, instances and callers; ``eksbatch local`` stays.
+        without jobs, instances and callers; ``eksbatch local`` stays. Airflow does not tell a
+        connection that is not there from one that cannot be read just now, so where jobs must not
+        run on this machine, set the environment variable ``EKSBATCH_EMBEDDED=never``.
     """
 
     conn_name_attr = "conn_id"
@@ -164,7 +167,8 @@ class EKSBatchHook(BaseHook):
         try:
             return find_or_start_embedded()
         except ServiceAway as error:
-            raise ServiceAway(f"connection {self.conn_id} names no service, and {error}") from error
+            text = f"connection {self.conn_id} names no service, and {error}"
+            raise type(error)(text) from error
 
     def get_conn(self) -> Any:
         """A boto3-compatible Batch client (botocore), signed if the connection has keys."""
@@ -192,6 +196,15 @@ class EKSBatchHook(BaseHook):
             return False, str(error)
         names = ", ".join(sorted(queue["jobQueueName"] for queue in queues)) or "none yet"
         return True, f"{endpoint.url} answers; job queues: {names}"
+
+
+def keep_named(conn_id: str, place: str) -> None:
+    """What this process must not forget because another one has read it: this connection named a service.
+
+    Not where EKSBATCH_URL may have named it: that is read without fail.
+    """
+    if place not in ("", EMBEDDED_PLACE) and not os.environ.get("EKSBATCH_URL"):
+        _naming.add(conn_id)
 
 
 def endpoint_from_connection(connection: Any) -> Endpoint | None:
@@ -235,6 +248,7 @@ def find_or_start_embedded() -> Endpoint:
     """The service this machine uses when nothing else is said."""
     if url := os.environ.get("EKSBATCH_URL"):
         return named(url, os.environ)
+    _check_embedded_allowed()
     home = default_home(os.environ).absolute()
     with _one_starter:  # a thousand tasks of a triggerer ask at once
         return _running_embedded(home) or _start_embedded(home)
@@ -244,12 +258,22 @@ def find_embedded() -> Endpoint:
     """The same, if it runs."""
     if url := os.environ.get("EKSBATCH_URL"):
         return named(url, os.environ)
+    _check_embedded_allowed()
     if found := _running_embedded(default_home(os.environ)):
         return found
     raise ServiceAway(
         "no service is running on this machine: the next task starts it, or `eksbatch local`. To see "
         f"another one, give it as host of the connection {DEFAULT_CONN_ID}"
     )
+
+
+def _check_embedded_allowed() -> None:
+    """Whatever the value, who sets this wants none."""
+    if value := os.environ.get("EKSBATCH_EMBEDDED"):
+        raise ServiceNotNamed(
+            f"EKSBATCH_EMBEDDED={value} forbids the embedded service: give the host of a service in the "
+            f"connection {DEFAULT_CONN_ID}; if it is there, it cannot be read now"
+        )
 
 
 def _running_embedded(home: Path) -> Endpoint | None:

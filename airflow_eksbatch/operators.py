@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from airflow.sdk import BaseOperator
 
-from airflow_eksbatch.arguments import FIELDS, MIN_TIMEOUT_S, BadArguments, check_fields
+from airflow_eksbatch.arguments import FIELDS, BadArguments, check_fields, job_timeout_s, seconds
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
 from airflow_eksbatch.templates import (
@@ -183,10 +183,10 @@ class EKSBatchOperator(BaseOperator):
         self.env = _one_of("env", env, "env_vars", env_vars)
         size = _size_in(array_properties)
         self.array_size = _one_of("array_size", array_size, "array_properties", size)
-        self.timeout_s = _job_timeout_s(timeout, self.execution_timeout)
+        self.timeout_s = job_timeout_s(timeout, self.execution_timeout)
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
-        self.submit_within_s = _seconds(submit_within)
+        self.submit_within_s = seconds(submit_within)
         self.log_lines = log_lines
         self.conn_id = aws_conn_id or conn_id
         self.job_id: str | None = None
@@ -336,7 +336,7 @@ class EKSBatchOperator(BaseOperator):
         """
         from airflow_eksbatch.outcome import patiently, status_of
 
-        stored: Any = _store(context).get(STATE_KEY) or {}
+        stored = self._note(context)
         job_id, max_tries = stored.get("job_id"), stored.get("max_tries")
         if not job_id or max_tries not in (None, _of(context, "ti").max_tries):
             return None
@@ -360,18 +360,29 @@ class EKSBatchOperator(BaseOperator):
         from airflow_eksbatch.hooks import EKSBatchHook, job_url
 
         self.job_id = job_id
+        self._endpoint = self._endpoint or EKSBatchHook(self.conn_id).endpoint()
         ti = _of(context, "ti")
         note = {"job_id": job_id, "max_tries": ti.max_tries, "try_number": ti.try_number}
-        _store(context).set(STATE_KEY, note)
-        self._endpoint = self._endpoint or EKSBatchHook(self.conn_id).endpoint()
+        _store(context).set(STATE_KEY, {**note, "place": self._endpoint.place})
         self.job_url = job_url(self._endpoint, job_id)
+
+    def _note(self, context: Context) -> dict[str, Any]:
+        """What `_remember` has noted, in whatever process that was."""
+        from airflow_eksbatch.hooks import keep_named
+
+        stored = dict(_store(context).get(STATE_KEY) or {})
+        keep_named(self.conn_id, stored.get("place", ""))
+        return stored
 
     def _defer_to_trigger(self, context: Context, job_id: str) -> NoReturn:
         from airflow_eksbatch.triggers import EKSBatchJobTrigger
 
-        options = {**self._trigger_options(), "job_id": job_id, "from_worker": True}
+        job: dict[str, Any] = {
+            "job_id": job_id,
+            "place": self._endpoint.place if self._endpoint else "",
+        }
         self.defer(
-            trigger=EKSBatchJobTrigger(**options),
+            trigger=EKSBatchJobTrigger(**self._trigger_options(), **job, from_worker=True),
             method_name="execute_complete",
             timeout=self._time_left(context),
         )
@@ -450,8 +461,7 @@ class EKSBatchOperator(BaseOperator):
 
     def _job_of_this_try(self, context: Context) -> str | None:
         """A trigger cannot leave a note, but the same token is answered with the same job."""
-        stored: Any = _store(context).get(STATE_KEY) or {}
-        tried = _of(context, "ti").try_number
+        stored, tried = self._note(context), _of(context, "ti").try_number
         return stored.get("job_id") if stored.get("try_number", tried) == tried else None
 
 
@@ -476,20 +486,6 @@ def _size_in(array_properties: Any) -> Any:
     if not isinstance(array_properties, Mapping):
         raise BadArguments(
             f'array_properties must be a dict such as {{"size": 12}}, got '
-            f"{type(array_properties).__name__}; a template or the result of another task goes "
-            "into array_size"
+            f"{type(array_properties).__name__}; what a template or a task gives goes into array_size"
         )
     return array_properties.get("size")
-
-
-def _seconds(value: float | timedelta) -> float:
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)
-
-
-def _job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | None:
-    """The job's own limit. AWS Batch knows none below 60 s; Airflow's is kept by Airflow itself."""
-    if timeout is not None:
-        return int(_seconds(timeout))
-    if execution_timeout is not None:
-        return max(MIN_TIMEOUT_S, int(execution_timeout.total_seconds()))
-    return None

@@ -209,9 +209,14 @@ async def submit_once(
     raise AssertionError("the last round returns or raises")
 
 
-async def follow(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> JobOutcome:
-    """Wait until the job has ended, saying what happens; the outcome is from its last event only."""
-    with feed.waiting_for(job_id) as waiter:
+async def follow(
+    feed: JobFeed, job_id: str, say: Callable[[str], Any], place: str = ""
+) -> JobOutcome:
+    """Wait until the job has ended, saying what happens; the outcome is from its last event only.
+
+    :param place: of the service that has it, if it may have been submitted by another process.
+    """
+    with feed.waiting_for(job_id, place) as waiter:
         last = await _hear_the_end(feed, waiter, say)
         if last.cost_usd:
             say(f"Job {job_id} cost {last.cost_usd:.6f} USD")

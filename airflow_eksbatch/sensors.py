@@ -47,7 +47,8 @@ class EKSBatchJobSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:  # noqa: RET503  defer() never returns
         from airflow_eksbatch.hooks import EKSBatchHook, job_url
 
-        self.job_url = job_url(EKSBatchHook(self.conn_id).endpoint(), self._id)
+        endpoint = EKSBatchHook(self.conn_id).endpoint()
+        self.job_url = job_url(endpoint, self._id)
         if not self.deferrable:
             return super().execute(context)
         from datetime import timedelta
@@ -58,6 +59,7 @@ class EKSBatchJobSensor(BaseSensorOperator):
             trigger=EKSBatchJobTrigger(
                 conn_id=self.conn_id,
                 job_id=self._id,
+                place=endpoint.place,
                 resume=needs_worker_to_succeed(self),
                 # Only a worker knows soft_fail.
                 resume_failed=self.soft_fail or self.never_fail or needs_worker_to_fail(self),

@@ -80,6 +80,8 @@ class Waiter:
         self.job_id = job_id
         self.place = place
         """Of the service that has the job, as far as that is known."""
+        self.told_of = ""
+        """A place that does not know the job."""
         self.failed_children: list[str] = []
         self._news: asyncio.Queue[JobNews] = asyncio.Queue()
 
@@ -115,9 +117,12 @@ class JobFeed:
     # -- for those who wait --
 
     @contextlib.contextmanager
-    def waiting_for(self, job_id: str) -> Iterator[Waiter]:
-        """Be told of everything that happens to a job, beginning with what it is now."""
-        waiter = Waiter(job_id, self._place())
+    def waiting_for(self, job_id: str, place: str = "") -> Iterator[Waiter]:
+        """Be told of everything that happens to a job, beginning with what it is now.
+
+        :param place: of the service that has the job; without it, the one that is used now.
+        """
+        waiter = Waiter(job_id, place or self._place())
         self._waiters_by_job.setdefault(job_id, []).append(waiter)
         self._want_look([job_id])
         try:
@@ -301,15 +306,22 @@ class JobFeed:
         place = self._place()
         for waiter in self._waiters_by_job.get(job_id, ()):
             if job is None and waiter.place not in ("", place):
-                trouble = (
-                    f"the service at {place} does not know job {job_id}, which was submitted to that at "
-                    f"{waiter.place}; waiting until the connection names one that does"
-                )
-                waiter.tell(JobNews(trouble=trouble))
+                self._tell_of_another_place(waiter, place)
             else:
-                waiter.place = place
+                waiter.place, waiter.told_of = place, ""
                 waiter.tell(news_from_job(job))
         self._unseen.discard(job_id)
+
+    def _tell_of_another_place(self, waiter: Waiter, place: str) -> None:
+        """Once; and look again when the connection is looked up anew, though the stream may be well."""
+        self.loop.call_later(LOOK_UP_S, self._want_look, [waiter.job_id])
+        if waiter.told_of != place:
+            waiter.told_of = place
+            trouble = (
+                f"the service at {place} does not know job {waiter.job_id}, which was submitted to that at "
+                f"{waiter.place}; waiting until the connection names one that does"
+            )
+            waiter.tell(JobNews(trouble=trouble))
 
     def _place(self) -> str:
         return self._service.endpoint.place if self._service else ""

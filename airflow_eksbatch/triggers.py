@@ -17,7 +17,7 @@ from airflow.triggers.base import (
 )
 
 from airflow_eksbatch.arguments import FIELDS, BadArguments
-from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+from airflow_eksbatch.hooks import ServiceAway, ServiceRefused, keep_named
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.outcome import (
     JobOutcome,
@@ -46,6 +46,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
 
     :param conn_id: Airflow connection of the service; keys never travel with the trigger.
     :param job_id: the job to wait for, if a worker has submitted it.
+    :param place: of the service that it was submitted to.
     :param resume: end on a worker (outlets, post_execute, ...) instead of here.
     :param resume_failed: the same, but only if the job failed (callbacks and mails of failures).
     :param retries: whether the task has any; a failure that no retry helps then needs a worker.
@@ -64,6 +65,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         *,
         conn_id: str,
         job_id: str | None = None,
+        place: str = "",
         resume: bool = False,
         resume_failed: bool = False,
         retries: int = 0,
@@ -78,6 +80,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         super().__init__()
         self.conn_id = conn_id
         self.job_id = job_id
+        self.place = place
         self.resume = resume
         self.resume_failed = resume_failed
         self.retries = retries
@@ -96,7 +99,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         options = ("conn_id", "job_id", "resume", "resume_failed", "retries", "from_worker", "wait")
-        more = ("push_result", "cancel_on_kill", "submit_within_s", "log_lines", *FIELDS)
+        more = ("place", "push_result", "cancel_on_kill", "submit_within_s", "log_lines", *FIELDS)
         found = {name: getattr(self, name) for name in (*options, *more)}
         kwargs = {name: value for name, value in found.items() if value is not None}
         return "airflow_eksbatch.triggers.EKSBatchJobTrigger", kwargs
@@ -107,6 +110,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Any]:
         """Keep the feed read. It finds waiters by job id itself, so nothing is ever broadcast."""
+        keep_named(kwargs["conn_id"], kwargs.get("place", ""))
         await feed_for(kwargs["conn_id"]).read()
         yield None
 
@@ -118,7 +122,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         self, shared_stream: AsyncIterator[Any]
     ) -> AsyncIterator[TriggerEvent]:
         began = time.monotonic()
-        outcome = await self._outcome(feed_for(self.conn_id))
+        outcome = await self._outcome(self._feed())
         event = self._end_event(outcome)
         if isinstance(event, TaskSuccessEvent) and self.push_result:
             await self._push_xcom("return_value", outcome.result())
@@ -128,9 +132,13 @@ class EKSBatchJobTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Alone, as `dag.test()` runs triggers: there the operator always resumes."""
-        async with reading(feed_for(self.conn_id)) as feed:
+        async with reading(self._feed()) as feed:
             outcome = await self._outcome(feed)
         yield TriggerEvent(msgspec.to_builtins(outcome))
+
+    def _feed(self) -> JobFeed:
+        keep_named(self.conn_id, self.place)
+        return feed_for(self.conn_id)
 
     async def _outcome(self, feed: JobFeed) -> JobOutcome:
         try:
@@ -140,7 +148,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
                 url = await url_of(feed, self.job_id)
                 return JobOutcome(job_id=self.job_id, status="SUBMITTED", url=url)
             self.log.info("Waiting for job %s", self.job_id)
-            outcome = await follow(feed, self.job_id, self.log.info)
+            outcome = await follow(feed, self.job_id, self.log.info, self.place)
         except (BadArguments, ServiceRefused) as error:
             return JobOutcome(job_id="", status="FAILED", reason=str(error), final=True)
         except ServiceAway as error:
@@ -206,7 +214,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         # Without an id it may be there all the same: a submit of ours, or of a triggerer before us.
         if job := self.job_id or self._submission:
             reason = "the Airflow task was ended or cleared by a user"
-            job_id, status = await end_job(feed_for(self.conn_id), job, reason)
+            job_id, status = await end_job(self._feed(), job, reason)
             self.log.info("Terminated job %s, which was %s", job_id, status)
 
     async def _still_deferred(self) -> bool:

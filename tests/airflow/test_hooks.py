@@ -29,6 +29,7 @@ from airflow_eksbatch.hooks import (
     ServiceRefused,
     find_or_start_embedded,
     job_url,
+    keep_named,
 )
 from airflow_eksbatch.terminal import Client
 from tests.airflow.contract_service import ContractService
@@ -108,6 +109,21 @@ def test_a_connection_that_cannot_be_read_any_more_does_not_become_the_embedded_
         ask("eksbatch_default")
     connections.put("eksbatch_default", "")
     assert ask("eksbatch_default").place == "embedded"
+
+
+def test_what_another_process_has_read_of_a_connection_holds_here_too(
+    ask: Ask, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nothing in ("", "embedded"):
+        keep_named("eksbatch_default", nothing)
+        assert ask("eksbatch_default").place == "embedded"
+    monkeypatch.setenv("EKSBATCH_URL", "http://prod:2")
+    keep_named("eksbatch_default", "http://prod:1")
+    assert ask("eksbatch_default").place == "embedded"  # the variable names it, and is there
+    monkeypatch.delenv("EKSBATCH_URL")
+    keep_named("eksbatch_default", "http://prod:1")
+    with pytest.raises(ServiceNotNamed, match="was there before"):
+        ask("eksbatch_default")
 
 
 def test_whatever_else_goes_wrong_with_connections_is_worth_asking_again(
@@ -241,6 +257,27 @@ def test_a_running_service_is_found_with_the_key_that_it_wants(
             assert "Credential=EKSBLOCAL/" in headers["Authorization"]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "ask_here",
+    [lambda: EKSBatchHook().endpoint(), lambda: asyncio.run(EKSBatchHook().running_endpoint())],
+)
+def test_where_it_is_forbidden_nothing_becomes_the_embedded_service(
+    monkeypatch: pytest.MonkeyPatch, home: Path, ask_here: Callable[[], Endpoint]
+) -> None:
+    nothing = Connections()
+
+    async def aget(name: str) -> Any:
+        return nothing.get(name)
+
+    monkeypatch.setattr(EKSBatchHook, "get_connection", staticmethod(nothing.get))
+    monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(aget))
+    monkeypatch.setenv("EKSBATCH_EMBEDDED", "never")
+    with pytest.raises(ServiceNotNamed, match="EKSBATCH_EMBEDDED=never"):
+        ask_here()
+    monkeypatch.setenv("EKSBATCH_URL", "http://prod:1")
+    assert ask_here().url == "http://prod:1"
 
 
 def test_one_that_cannot_start_is_told_with_its_last_words_and_the_connection(

@@ -215,6 +215,31 @@ def test_a_job_that_another_service_does_not_know_has_not_failed() -> None:
     play(scenario)
 
 
+def test_a_job_of_another_process_waits_for_the_service_that_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1 a feed begins at a service that does not know it 2 the connection is mended; the stream is well all the time."""
+    monkeypatch.setattr(stream, "LOOK_UP_S", 0.5)
+
+    async def scenario() -> None:
+        async with ContractService() as ours, ContractService() as wrong:
+            worker = Connection(ours.url).feed()
+            job = await submit(worker, SUBMISSION, 60, lambda _: None)
+            await worker.close()
+            connection = Connection(wrong.url, embedded=True)
+            feed = connection.feed()
+            async with reading(feed):
+                heard = asyncio.Queue[str]()
+                ending = asyncio.create_task(follow(feed, job, heard.put_nowait, ours.url))
+                await until(heard, "the service at embedded does not know job")
+                connection.names(ours.url)
+                await until(heard, "SUBMITTED")
+                await ours.change(job, "SUCCEEDED")
+                assert (await ending).status == "SUCCEEDED"
+
+    play(scenario)
+
+
 def test_a_job_that_its_own_service_does_not_know_has_failed() -> None:
     async def scenario() -> None:
         async with ContractService() as service:

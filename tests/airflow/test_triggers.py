@@ -16,16 +16,19 @@ from unittest import mock
 
 import jinja2
 import pytest
+from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.execution_time import comms, task_runner
 from airflow.triggers.base import TaskFailedEvent, TaskSuccessEvent, TriggerEvent
 from airflow.triggers.shared_stream import SharedStreamManager
 
-from airflow_eksbatch import outcome, stream
+from airflow_eksbatch import hooks, outcome, stream
 from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
 from airflow_eksbatch.triggers import EKSBatchJobQueueTrigger, EKSBatchJobTrigger
 from tests.airflow.contract_service import ContractService
 
 PATIENCE_S = 20
+AENDPOINT = EKSBatchHook.aendpoint
 RUN = SimpleNamespace(run_type="backfill", logical_date=None)
 
 
@@ -366,6 +369,40 @@ def test_a_job_the_service_forgot_ends_the_wait(play: Any, capsys: Any) -> None:
     play(scenario)
     said = capsys.readouterr().out
     assert "does not know this job any more" in said
+
+
+def test_a_new_triggerer_that_cannot_read_the_connection_waits_for_jobs_of_before(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker submitted it; the first process that cannot read is one that has never read before."""
+    monkeypatch.setattr(hooks, "_naming", set())
+    unreadable = asyncio.Event()
+
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        job = str(uuid.uuid4())
+        service.jobs[job] = {"jobId": job, "jobName": "month", "status": "RUNNING"}
+        _, kwargs = a_trigger(job_id=job, place=service.url).serialize()
+        readable = False
+
+        async def aget(_: str) -> Any:
+            if readable:
+                return Connection(
+                    conn_id="eksbatch_default", conn_type="eksbatch", host=service.url
+                )
+            unreadable.set()
+            raise AirflowNotFoundException
+
+        monkeypatch.setattr(EKSBatchHook, "aendpoint", AENDPOINT)
+        monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(aget))
+        monkeypatch.setattr(hooks, "find_or_start_embedded", lambda: pytest.fail("a job runs here"))
+        ending = asyncio.create_task(triggered(a_trigger(**kwargs), manager))
+        await unreadable.wait()
+        readable = True
+        await service.connected()
+        await service.change(job, "SUCCEEDED")
+        assert isinstance(await ending, TaskSuccessEvent)
+
+    play(scenario)
 
 
 async def killed(service: ContractService, manager: SharedStreamManager) -> str:

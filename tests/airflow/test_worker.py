@@ -19,10 +19,15 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowSensorTimeout, TaskDeferralTimeout, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowNotFoundException,
+    AirflowSensorTimeout,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
 
-from airflow_eksbatch import outcome
-from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
+from airflow_eksbatch import hooks, outcome
+from airflow_eksbatch.hooks import EKSBatchHook, Endpoint, ServiceAway
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.operators import STATE_KEY, EKSBatchOperator
 from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
@@ -151,6 +156,25 @@ def test_a_retry_waits_for_a_service_that_is_busy(there: Elsewhere) -> None:
     job = job_of(a_task(command=["run"]), a_context(notes))
     there.service.busy = 1
     assert job_of(a_task(command=["run"]), a_context(notes, try_number=2)) == job
+
+
+def test_a_worker_that_cannot_read_the_connection_does_not_look_for_its_job_elsewhere(
+    there: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has submitted it, and its note says where."""
+    monkeypatch.setattr(hooks, "_naming", set())
+    notes = Notes()
+    job_of(a_task(command=["run"]), a_context(notes))
+    monkeypatch.undo()
+
+    async def missing(_: str) -> Any:
+        raise AirflowNotFoundException
+
+    monkeypatch.setattr(hooks, "_naming", set())
+    monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(missing))
+    monkeypatch.setattr(hooks, "find_or_start_embedded", lambda: pytest.fail("a job runs here"))
+    with pytest.raises(ServiceAway, match="was there before"):
+        a_task(command=["run"], submit_within=0).execute(a_context(notes, try_number=2))
 
 
 # ---- ends that somebody asks for
