@@ -177,7 +177,9 @@ def explained(detail: Row) -> str:
 def facts(view: Row) -> dict[str, Any]:
     """What a job was given, in the order people ask for it."""
     detail = view["job"]
-    airflow, array = view["airflow"] or {}, detail.get("arrayProperties") or {}
+    # Services once kept whatever JSON they were told of a task.
+    airflow = view["airflow"] if isinstance(view["airflow"], dict) else {}
+    array = detail.get("arrayProperties") or {}
     timeout = detail.get("timeout") or {}
     return {
         "definition": detail["jobDefinition"].rpartition("/")[2],

@@ -81,3 +81,13 @@ def test_an_hour_is_a_bar_of_what_it_was_paid_for() -> None:
         ("paid-boot", 2 * third, 80, 80),
     ]
     assert pages.cost_chart({"since": 0, "until": hour, "rows": []})["bars"] == []
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [(None, ""), (["odd"], ""), ({"dag_id": "d", "run_id": 1, "task_id": "t"}, "d / 1 / t")],
+)
+def test_a_job_shows_the_task_behind_it_if_it_was_told_of_one(told: object, shown: str) -> None:
+    detail = {"jobDefinition": "arn:/d:1", "dependsOn": []}
+    cost = {"total": {"instanceSeconds": 0}}
+    assert pages.facts({"job": detail, "airflow": told, "cost": cost})["Airflow"] == shown
