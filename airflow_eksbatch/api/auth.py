@@ -56,6 +56,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def denied(message: str, code: str = "AccessDeniedException") -> Rejected:
+    """Codes other than this one are about keys; with this one no key helps, and clients do not advise to get one."""
     return Rejected(message, code)
 
 
