@@ -37,7 +37,6 @@ from airflow_eksbatch.cloud.aws.sightings import (
     look_up,
     tag_again,
 )
-from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateNode, TerminateStray
 from airflow_eksbatch.core.engine.facts import (
@@ -51,6 +50,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.floor.clock import now_ms
 
 NEWS = {Kind.INTERRUPTION: SpotInterrupted, Kind.REBALANCE: RebalanceRecommended}
 

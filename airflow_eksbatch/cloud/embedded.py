@@ -9,7 +9,6 @@ killed, its end is written, then it is told: nothing is run again while it still
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from airflow_eksbatch.cloud.instances import (
     Instance,
     InstanceBook,
     instance_id_of,
-    now_ms,
 )
 from airflow_eksbatch.cloud.offerings import Catalogue, SimulatedCatalogue
 from airflow_eksbatch.cloud.port import CloudDown
@@ -40,6 +38,8 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.node import NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED, INSTANCE_UNKNOWN
+from airflow_eksbatch.floor.clock import now_ms, within
+from airflow_eksbatch.floor.feeds import Feeds, next_facts
 
 # A full look heals lost news; it costs one pass over the instances.
 FULL_LOOK_S = 30.0
@@ -92,7 +92,7 @@ class EmbeddedCloud:
         self._environments: set[str] = set()
         self._joined: set[NodeId] = set()
         self._endings: dict[NodeId, asyncio.Task[InstanceGone]] = {}
-        self._feeds: set[asyncio.Queue[Fact]] = set()
+        self._feeds = Feeds()
         self._woken = asyncio.Event()
         self._clock: asyncio.Task[None] | None = None
         self._unsaved: OSError | None = None
@@ -137,23 +137,14 @@ class EmbeddedCloud:
         return facts + list(await asyncio.gather(*map(asyncio.shield, endings)))
 
     async def watch(self) -> AsyncIterator[list[Fact]]:
-        feed: asyncio.Queue[Fact] = asyncio.Queue()
-        self._feeds.add(feed)
-        try:
+        with self._feeds.open() as feed:
             yield self._untold() + self._full_look()
             looked_at = time.monotonic()
             while True:
-                try:
-                    # Not wait_for: before Python 3.12 it swallows a cancellation now and then.
-                    async with asyncio.timeout(looked_at + FULL_LOOK_S - time.monotonic()):
-                        facts = [await feed.get()]
-                except TimeoutError:
+                facts = await next_facts(feed, looked_at + FULL_LOOK_S - time.monotonic())
+                if not facts:
                     facts, looked_at = self._full_look(), time.monotonic()
-                while not feed.empty():
-                    facts.append(feed.get_nowait())
                 yield facts
-        finally:
-            self._feeds.discard(feed)
 
     async def delete_environment(self, environment: str) -> None:
         self._environments.discard(environment)
@@ -206,7 +197,7 @@ class EmbeddedCloud:
         instance.interrupted_at = now
         instance.reclaim_at = now + int(self._settings.reclaim_notice_s * 1000)
         self._save()
-        self._tell(SpotInterrupted(node_id=instance.node_id, at=now))
+        self._feeds.tell([SpotInterrupted(node_id=instance.node_id, at=now)])
         self._woken.set()
         return instance.node_id
 
@@ -260,7 +251,7 @@ class EmbeddedCloud:
         self._book.end(instance, reason, reclaimed=reclaimed)
         self._joined.discard(instance.node_id)
         self._save()
-        self._tell(instance.gone)
+        self._feeds.tell([instance.gone])
         return instance.gone
 
     # ---- time
@@ -271,9 +262,7 @@ class EmbeddedCloud:
             self._pass_time()
             times = [at for i in self._book.live.values() for at in self._times_of(i)]
             wait_s = max(0.0, (min(times) - now_ms()) / 1000) if times else None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._woken.wait()
+            await within(wait_s, self._woken)
 
     def _times_of(self, instance: Instance) -> list[int]:
         """When time does something to it next."""
@@ -313,10 +302,6 @@ class EmbeddedCloud:
             self._unsaved = None
         except OSError as error:
             self._unsaved = error
-
-    def _tell(self, fact: Fact) -> None:
-        for feed in self._feeds:
-            feed.put_nowait(fact)
 
     def _untold(self) -> list[Fact]:
         """Notices and ends that may have come while nobody watched."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,13 +13,10 @@ import msgspec
 from airflow_eksbatch.core.engine.facts import InstanceGone
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.floor.clock import now_ms
 
 # Ended instances are remembered so that a repeated launch or terminate gets the right answer.
 ENDED_KEPT_MAX = 500
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def instance_id_of(node_id: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from airflow_eksbatch.cluster.kube.access import find_trouble
 from airflow_eksbatch.cluster.kube.connection import BadKubeconfig, Ways
-from airflow_eksbatch.cluster.kube.site import Site, now_ms
+from airflow_eksbatch.cluster.kube.site import Site
 from airflow_eksbatch.cluster.outputs import OutputFiles, Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, ForgetPod
@@ -22,6 +22,8 @@ from airflow_eksbatch.core.engine.facts import Fact, PodEnded
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.retry import NOT_THERE
+from airflow_eksbatch.floor.clock import now_ms
+from airflow_eksbatch.floor.feeds import Feeds, next_facts
 
 
 class KubernetesCluster:
@@ -48,7 +50,7 @@ class KubernetesCluster:
         self._sites: dict[str, Site] = {}
         self._site_of: dict[str, Site] = {}
         self._connecting = asyncio.Lock()
-        self._feeds: set[asyncio.Queue[list[Fact]]] = set()
+        self._feeds = Feeds()
 
     async def start(self) -> None:
         def prepare() -> None:
@@ -87,17 +89,10 @@ class KubernetesCluster:
             await site.forget(effect.pod)
 
     async def watch(self) -> AsyncIterator[list[Fact]]:
-        feed: asyncio.Queue[list[Fact]] = asyncio.Queue()
-        self._feeds.add(feed)
-        try:
+        with self._feeds.open() as feed:
             yield [fact for site in self._sites.values() for fact in site.again()]
             while True:
-                facts = await feed.get()
-                while not feed.empty():
-                    facts = facts + feed.get_nowait()
-                yield facts
-        finally:
-            self._feeds.discard(feed)
+                yield await next_facts(feed)
 
     async def read_log(self, pod: PodName, offset: int, limit: int) -> tuple[bytes, int] | None:
         if re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,252}", pod) is None:
@@ -128,7 +123,7 @@ class KubernetesCluster:
                     connection,
                     self._parts,
                     self._outputs,
-                    tell=self._tell,
+                    tell=self._feeds.tell,
                     tell_trouble=self._tell_trouble,
                 )
                 site.open()
@@ -142,8 +137,3 @@ class KubernetesCluster:
         if environment:
             raise ClusterDown(f"{environment} has not been checked yet")
         return next((site for site in self._sites.values() if site.knows(pod)), None)
-
-    def _tell(self, facts: list[Fact]) -> None:
-        if facts:
-            for feed in self._feeds:
-                feed.put_nowait(facts)

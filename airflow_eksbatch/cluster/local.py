@@ -51,6 +51,8 @@ from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import NOT_THERE, AttemptEnd, host_ended
+from airflow_eksbatch.floor.clock import now_ms
+from airflow_eksbatch.floor.feeds import Feeds, next_facts
 
 NOTICE = (
     "Pods of the embedded cluster are processes of this machine: images are not used, CPU and "
@@ -65,10 +67,6 @@ RELEASE_S_MAX = 5.0
 # A start or a clean-up is a millisecond of file work; two threads keep up with 500 a second.
 THREADS = 2
 T = TypeVar("T")
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def inherited_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -132,7 +130,7 @@ class LocalCluster:
         self._pods: dict[PodName, Pod] = {}
         self._starting: dict[PodName, tuple[NodeId, asyncio.Task[None]]] = {}
         self._environments: set[str] = set()
-        self._feeds: set[asyncio.Queue[Fact]] = set()
+        self._feeds = Feeds()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pods")
         self._init_look: asyncio.Task[None] | None = None
         self._lock: IO[str] | None = None
@@ -185,9 +183,7 @@ class LocalCluster:
         self._pods.pop(pod.name, None)
 
     async def watch(self) -> AsyncIterator[list[Fact]]:
-        feed: asyncio.Queue[Fact] = asyncio.Queue()
-        self._feeds.add(feed)
-        try:
+        with self._feeds.open() as feed:
             yield [
                 *(node.ready for node in self._nodes.values()),
                 *(fact for pod in self._pods.values() for fact in pod.facts()),
@@ -195,17 +191,10 @@ class LocalCluster:
             ]
             looked_at = time.monotonic()
             while True:
-                try:
-                    # Not wait_for: before Python 3.12 it swallows a cancellation now and then.
-                    async with asyncio.timeout(looked_at + FULL_LOOK_S - time.monotonic()):
-                        facts = [await feed.get()]
-                except TimeoutError:
+                facts = await next_facts(feed, looked_at + FULL_LOOK_S - time.monotonic())
+                if not facts:
                     facts, looked_at = self._full_look(), time.monotonic()
-                while not feed.empty():
-                    facts.append(feed.get_nowait())
                 yield facts
-        finally:
-            self._feeds.discard(feed)
 
     async def read_log(self, pod: PodName, offset: int, limit: int) -> tuple[bytes, int] | None:
         def read() -> tuple[bytes, int] | None:
@@ -244,7 +233,7 @@ class LocalCluster:
         )
         self._nodes[node_id] = Node(compute_environment=compute_environment, ready=ready)
         self._environments.add(compute_environment)
-        self._tell(ready)
+        self._feeds.tell([ready])
 
     async def remove_node(self, node_id: NodeId, instance_id: str) -> None:
         """Kill its pods and wait until they are gone: their ends are the platform's doing."""
@@ -259,7 +248,7 @@ class LocalCluster:
         for pod in pods:
             await pod.has_ended.wait()
         reason = host_ended(instance_id)
-        self._tell(NodeLost(node_id=node_id, at=now_ms(), reason=reason))
+        self._feeds.tell([NodeLost(node_id=node_id, at=now_ms(), reason=reason)])
 
     def node_ids(self) -> frozenset[NodeId]:
         return frozenset(self._nodes) | {
@@ -309,7 +298,7 @@ class LocalCluster:
         pod.running_at = None if record.has_inits else now_ms()
         self._enter(pod)
         for fact in pod.facts():
-            self._tell(fact)
+            self._feeds.tell([fact])
 
     def _enter(self, pod: Pod) -> None:
         """From now on its end is awaited."""
@@ -330,7 +319,7 @@ class LocalCluster:
     def _note_running(self, pod: Pod) -> None:
         pod.running_at = pod.directory.written_at("running" if pod.record.has_inits else "pid")
         if pod.running_at is not None:
-            self._tell(PodRunning(pod=pod.name, at=pod.running_at))
+            self._feeds.tell([PodRunning(pod=pod.name, at=pod.running_at)])
 
     # ---- end
 
@@ -380,7 +369,7 @@ class LocalCluster:
         at = pod.directory.written_at("exit") or now_ms()
         pod.end = PodEnded(pod=pod.name, at=at, end=end)
         pod.has_ended.set()
-        self._tell(pod.end)
+        self._feeds.tell([pod.end])
 
     def _put_away(self, pod: Pod) -> None:
         self._outputs.keep(pod.name, pod.directory.path / "log")
@@ -429,10 +418,6 @@ class LocalCluster:
         self._on_process_end(pod, None)
 
     # ---- telling
-
-    def _tell(self, fact: Fact) -> None:
-        for feed in self._feeds:
-            feed.put_nowait(fact)
 
     def _full_look(self) -> list[Fact]:
         pods: dict[str, set[PodName]] = {name: set() for name in sorted(self._environments)}

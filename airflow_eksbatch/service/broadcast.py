@@ -11,6 +11,7 @@ import msgspec
 
 from airflow_eksbatch.api.wire.shapes import event_wire
 from airflow_eksbatch.core.model.job import JobEvent
+from airflow_eksbatch.floor.clock import within
 
 Line = dict[str, Any]
 
@@ -126,10 +127,7 @@ class Broadcast:
                 yield _line(subscriber, events)
                 await asyncio.sleep(self._settings.batch_s)
                 continue
-            try:
-                async with asyncio.timeout(self._settings.heartbeat_s):
-                    await subscriber.woken.wait()
-            except TimeoutError:
+            if not await within(self._settings.heartbeat_s, subscriber.woken):
                 yield {"seq": subscriber.cursor}
 
     async def _missed(self, subscriber: _Subscriber) -> AsyncIterator[Line]:

@@ -22,6 +22,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, 
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareWeight
 from airflow_eksbatch.endpoint import ANNOUNCEMENT, announced, answers, default_home
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.process import Process
 from airflow_eksbatch.service.settings import Settings
@@ -120,7 +121,7 @@ def own_key(store: Store) -> tuple[str, str]:
         if key.note == OWN_KEY:
             return key.access_key, secrets[key.access_key]
     made = new_key()
-    store.put_key(*made, OWN_KEY, time.time_ns() // 1_000_000)
+    store.put_key(*made, OWN_KEY, now_ms())
     return made
 
 
@@ -135,7 +136,7 @@ async def set_up(desk: ServiceDesk, settings: Settings) -> None:
 def first_facts(settings: Settings, desk: ServiceDesk) -> list[Fact]:
     """On-Demand first, Spot when that is full; today's runs and backfills share fairly."""
     prefix = f"arn:aws:batch:{desk.settings.region}:{desk.settings.account}"
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
 
     def environment(name: str, market: Market, vcpus: int) -> ComputeEnvironmentPut:
         noun = ComputeEnvironment(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from airflow_eksbatch.core.engine.facts import Fact, PodRunning, PodSeen
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.floor.clock import within
 
 # Progress that nothing hangs on but what people see: alone it waits so long for a beat, and a burst of it shares one.
 PROGRESS = (PodSeen, PodRunning)
@@ -110,13 +111,7 @@ class Inbox:
 
     async def wait(self, timeout_s: float) -> None:
         """Until there is a fact, or that long."""
-        if self._woken.is_set():
-            return
-        try:
-            async with asyncio.timeout(max(0.0, timeout_s)):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
+        await within(timeout_s, self._woken)
 
     def close(self, reason: str) -> None:
         """Refuse callers from now on; what was accepted is still answered."""

@@ -22,10 +22,10 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Job, JobId
 from airflow_eksbatch.core.world.world import World
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.inbox import Inbox, Letter, unavailable
 from airflow_eksbatch.service.lease import CLOCK
-from airflow_eksbatch.service.performer import Backoff
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.store.port import Fenced, Store, StoreError, Unstorable

@@ -31,18 +31,8 @@ from airflow_eksbatch.core.engine.facts import (
     PodRefused,
 )
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service.telemetry import Telemetry
-
-
-class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait before trying again: one policy for everything that can be down."""
-
-    first_s: float = 0.2
-    factor: float = 2.0
-    most_s: float = 15.0
-
-    def after(self, failures: int) -> float:
-        return min(self.most_s, self.first_s * self.factor ** min(failures - 1, 16))
 
 
 class PerformerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,13 +14,14 @@ from starlette.types import ASGIApp
 
 from airflow_eksbatch.cloud.port import Cloud
 from airflow_eksbatch.cluster.port import Cluster
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service.broadcast import Broadcast
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.front import Front, http_server
 from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease, LeaseLost
 from airflow_eksbatch.service.loop import Loop
-from airflow_eksbatch.service.performer import Backoff, Performer
+from airflow_eksbatch.service.performer import Performer
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry
 from airflow_eksbatch.service.watchers import Watchers

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from airflow_eksbatch.core.engine.facts import Fact
-from airflow_eksbatch.service.performer import Backoff
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service.telemetry import Telemetry
 
 Watch = Callable[[], AsyncIterator[list[Fact]]]

@@ -16,6 +16,7 @@ from airflow_eksbatch.cloud.port import Cloud
 from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import Cluster
 from airflow_eksbatch.core.engine.turn import StepSettings
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service import embedded
 from airflow_eksbatch.service.broadcast import Broadcast, History, StreamSettings
 from airflow_eksbatch.service.desk import CloudControl, ServiceDesk
@@ -23,7 +24,7 @@ from airflow_eksbatch.service.front import listen, url_of
 from airflow_eksbatch.service.inbox import Inbox
 from airflow_eksbatch.service.lease import Lease
 from airflow_eksbatch.service.loop import BeatSettings, Clock, Loop
-from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
+from airflow_eksbatch.service.performer import Performer, PerformerSettings
 from airflow_eksbatch.service.process import STANDBY, OnReady, Parts, Process, run_process
 from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.service.store_thread import StoreThread

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store import schema
 from airflow_eksbatch.store.sql import Explain, Insert
 
@@ -75,7 +75,7 @@ class StoredOutputs:
                 body = zlib.compress(source.read(self._output_bytes_max))
         except FileNotFoundError:
             return
-        row = {"pod": pod, "kept_at": int(time.time() * 1000), "dropped": dropped, "body": body}
+        row = {"pod": pod, "kept_at": now_ms(), "dropped": dropped, "body": body}
         with self._connection() as connection:
             connection.execute(self._insert, row)
             with self._lock:

@@ -31,7 +31,8 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, 
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.service.performer import Backoff, Performer, PerformerSettings
+from airflow_eksbatch.floor.clock import Backoff
+from airflow_eksbatch.service.performer import Performer, PerformerSettings
 from airflow_eksbatch.service.telemetry import Telemetry
 
 OFFERING = Offering(

@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import InstanceGone, LaunchRefused
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED, INSTANCE_UNKNOWN
+from airflow_eksbatch.floor.clock import now_ms
 
 
 class Meaning(enum.Enum):

@@ -15,10 +15,10 @@ import msgspec
 from airflow_eksbatch.cloud.aws.blueprint import ENVIRONMENT_TAG
 from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.aws.refusals import NO_INSTANCE, end_from, sentence_of
-from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.core.engine.facts import InstanceGone
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.floor.clock import now_ms
 
 # EC2 takes so many values in one filter, and answers fast with so many ids in one call.
 VALUES_MAX = 200

@@ -24,6 +24,7 @@ from airflow_eksbatch.cluster.kube.objects import ContainerSpec, ContainerStatus
 from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.model.job import PodName
+from airflow_eksbatch.floor.clock import within
 
 # Where a stream broke is known by so many bytes before.
 LAST_BYTES = 1024
@@ -125,7 +126,7 @@ class LiveLogs:
         if now is not None and now.is_over:
             await follower.wait(REST_S_MAX)
         else:
-            await _within(FIRST_PART_S_MAX, follower.has_part)
+            await within(FIRST_PART_S_MAX, follower.has_part)
         output = follower.output
 
         def look() -> tuple[bytes, int] | None:
@@ -141,7 +142,7 @@ class LiveLogs:
             follower = self._followers.get(PodName(pod.metadata.name)) or self._begin(pod)
             if follower is not None:
                 follower.is_held = True
-                await _within(OPEN_S_MAX, follower.is_open)
+                await within(OPEN_S_MAX, follower.is_open)
 
     async def keep(self, pod: PodName, *, reachable: bool) -> None:
         """Put the output away for good. Raises ClusterDown while it makes sense to ask again."""
@@ -371,11 +372,3 @@ def _begun(pod: Pod) -> list[ContainerStatus]:
     """Containers that have run, in order."""
     statuses = [_status_of(pod, container.name) for container in _containers(pod)]
     return [status for status in statuses if status.state.running or status.state.terminated]
-
-
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -28,6 +28,7 @@ from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.retry import NOT_THERE
+from airflow_eksbatch.floor.clock import now_ms, within
 
 T = TypeVar("T")
 # A full look heals lost news; it costs one pass over the pods in memory and no request.
@@ -52,10 +53,6 @@ NO_RIGHT = "cannot create resource"
 RIGHTS_S_MAX = 30.0
 # Others use up what there is for all; it comes back as they end.
 NO_ROOM = "exceeded quota"
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 class Site:
@@ -313,13 +310,8 @@ class Site:
         return False
 
     async def _until_synced(self) -> None:
-        if self._synced.is_set():
-            return
-        try:
-            async with asyncio.timeout(SYNC_S_MAX):
-                await self._synced.wait()
-        except TimeoutError:
-            raise ClusterDown(f"{self.connection.name} has not shown its pods yet") from None
+        if not await within(SYNC_S_MAX, self._synced):
+            raise ClusterDown(f"{self.connection.name} has not shown its pods yet")
 
     # ---- what watches say
 

@@ -1,0 +1,1 @@
+"""What all I/O stands on: the clock, pauses, and facts for whoever watches."""
