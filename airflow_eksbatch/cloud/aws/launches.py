@@ -26,12 +26,12 @@ from airflow_eksbatch.cloud.aws.refusals import (
     never_was,
 )
 from airflow_eksbatch.cloud.aws.sightings import Seen
-from airflow_eksbatch.cloud.instances import now_ms
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED
+from airflow_eksbatch.floor.clock import now_ms
 
 # Throttled launches wait half a second, then twice as long each time: about a minute in all.
 PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
