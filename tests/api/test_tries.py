@@ -101,5 +101,6 @@ def test_ids_that_have_no_order_tell_repeats_and_no_more(tasks: Tasks, batch: An
     a = tasks.submit(task_instance="ffffffff-ffff-4fff-bfff-ffffffffffff")
     b = tasks.submit(task_instance="00000000-0000-4000-8000-000000000000")
     assert tasks.submit(task_instance="ffffffff-ffff-4fff-bfff-ffffffffffff") == a
+    assert a != b
     jobs = batch.describe_jobs(jobs=[a, b])["jobs"]
     assert [job["status"] for job in jobs] == ["RUNNABLE", "RUNNABLE"]

@@ -125,6 +125,27 @@ def test_a_later_try_runs_after_the_end_of_an_earlier_one_whatever_the_clocks_sa
     assert stage.status("second") == "STARTING"
 
 
+def test_a_live_job_is_that_of_its_try_whichever_release_submits_it_again() -> None:
+    old, new = tried(1), made(1, "019a-1")
+    for first, again in ((old, new), (new, old)):
+        stage = a_stage()
+        stage.submit("first", **first)
+        assert stage.give(JobSubmitted(spec=a_spec("again", **again))) == "first"
+
+
+@pytest.mark.parametrize(("later_ms", "same"), [(-1, True), (0, True), (1, False)])
+def test_a_job_that_ended_during_an_update_does_not_run_again_unless_its_run_was_made_again(
+    later_ms: int, same: bool
+) -> None:
+    """The instance of a run that was deleted and made again is younger than the job."""
+    stage, created_at = a_stage(), 1_800_000_000_000
+    ended = a_spec("ended", **tried(1), created_at=created_at)
+    began = f"{created_at + later_ms:012x}"
+    instance = f"{began[:8]}-{began[8:]}-7000-8000-000000000000"
+    fact = JobSubmitted(spec=a_spec("again", **made(1, instance)), newest=ended)
+    assert stage.give(fact) == ("ended" if same else "again")
+
+
 def test_a_try_that_names_its_instance_is_not_measured_by_one_that_did_not() -> None:
     """The run may have been deleted and made again while Airflow got a new release of this provider."""
     stage = a_stage()

@@ -74,16 +74,34 @@ def earlier_submit(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
     token = fact.spec.token
     if not token:
         return None
-    live = turn.world.job_by_token.get(token) or submitted_without_instance(turn, fact.spec)
-    return live or turn.ended_by_token.get(token) or fact.earlier_job
+    live = turn.world.job_by_token.get(token) or live_over_releases(turn, fact.spec)
+    return live or turn.ended_by_token.get(token) or fact.earlier_job or ended_over_releases(fact)
 
 
-def submitted_without_instance(turn: Turn, spec: JobSpec) -> JobId | None:
-    """The live job of this try from a client that did not name task instances yet."""
+def live_over_releases(turn: Turn, spec: JobSpec) -> JobId | None:
+    """The live job of this try, where either that or this submit is of a client that names no task instances yet."""
     known = job_of_task(turn, spec)
-    if known is None or known.spec.task_instance or not spec.task_instance:
+    if known is None or bool(known.spec.task_instance) == bool(spec.task_instance):
         return None
     return known.job_id if known.spec.try_number == spec.try_number else None
+
+
+def ended_over_releases(fact: facts.JobSubmitted) -> JobId | None:
+    """The ended job of this try from a client that named no task instances yet.
+
+    A run that was deleted and made again has the same tries; but its instances are younger than that job.
+    """
+    spec, ended = fact.spec, fact.newest
+    if ended is None or ended.task_instance or ended.try_number != spec.try_number:
+        return None
+    began = instance_began(spec.task_instance)
+    return ended.job_id if began is not None and began <= ended.created_at else None
+
+
+def instance_began(task_instance: str) -> int | None:
+    """When Airflow made it, in ms since 1970: the first 48 bits of a UUID of version 7 (RFC 9562)."""
+    is_dated = len(task_instance) == 36 and task_instance[14] == "7"
+    return int(task_instance.replace("-", "")[:12], 16) if is_dated else None
 
 
 def job_of_task(turn: Turn, spec: JobSpec) -> Job | None:
