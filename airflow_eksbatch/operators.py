@@ -441,7 +441,7 @@ class EKSBatchOperator(BaseOperator):
 
     def _end_out_of_time(self, context: Context) -> None:
         """The task fails whatever comes of it: a service that is away must not hold a worker."""
-        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused, job_url
         from airflow_eksbatch.outcome import UNPLACED, end_job
 
         reason = "execution_timeout of the Airflow task"
@@ -452,6 +452,8 @@ class EKSBatchOperator(BaseOperator):
             why = str(error) or "no answer in time"
             self.log.error("Out of time; the job may run on until its own timeout: %s", why)
             return
+        if self._endpoint:
+            self.job_url = job_url(self._endpoint, job_id)
         self.log.error("Out of time: terminated job %s, which was %s", job_id, status)
         if status in UNPLACED:
             self.log.error(

@@ -258,9 +258,11 @@ def test_a_task_out_of_time_ends_its_job_and_says_that_waiting_counts(
     """Started in the triggerer: there is no note, and the token finds the job."""
     job = job_of(a_task(command=["run"]), a_context())
     there.does(there.service.change(job, "RUNNABLE"))
+    task = a_task(command=["run"])
     with pytest.raises(TaskDeferralTimeout):
-        a_task(command=["run"]).resume_execution("__fail__", OUT_OF_TIME, a_context())
+        task.resume_execution("__fail__", OUT_OF_TIME, a_context())
     assert [body["jobId"] for body in there.service.bodies("terminatejob")] == [job]
+    assert task.job_url == f"eksbatch/eksbatch_default/job/{job}"
     said = capsys.readouterr().out
     assert f"terminated job {job}, which was RUNNABLE" in said
     assert "execution_timeout counts the wait" in said
@@ -278,9 +280,11 @@ def test_a_task_out_of_time_fails_also_while_the_service_is_away(
 
 @pytest.mark.parametrize("make", [EKSBatchOperator, partial(EKSBatchJobSensor, job_id="1")])
 def test_the_button_of_a_task_whose_wait_failed_stays(
-    there: Elsewhere, make: Callable[..., Any]
+    there: Elsewhere, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]
 ) -> None:
     """Airflow asks for it at every end that a worker has a part in, and keeps the answer."""
+    monkeypatch.setattr(outcome, "END_S", 0.5)
+    there.does(there.service.stop())
     shown = "eksbatch/eksbatch_default/job/1"
 
     def xcom_pull(task_id: str, *, key: str, map_indexes: int) -> str | None:
