@@ -132,7 +132,7 @@ def test_events_go_on_after_a_cursor_without_a_gap(service: RunningService, run:
 
 
 @pytest.mark.parametrize("path", ["", "/log", "/explain", "/log?follow=1"])
-@pytest.mark.parametrize("job_id", ["none", "none:1", "%00", "x" * 3000, "..%2f..%2fetc"])
+@pytest.mark.parametrize("job_id", ["none", "none:1", "x" * 3000, "..%2f..%2fetc"])
 def test_a_job_that_does_not_exist_is_a_404(raw: Raw, job_id: str, path: str) -> None:
     reply = raw("GET", f"/v1/eksbatch/jobs/{job_id}{path}")
     assert reply.status == 404
