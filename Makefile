@@ -21,7 +21,7 @@ check: lint ## lint and the quick tests: under a minute
 bench: .venv/ready ## measure, and keep results with their conditions in tests/benchmarks
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-test-cluster: .venv/ready ## tests on a real Kubernetes; needs Go 1.26, root, and tests/kubernetes/install.sh
+test-cluster: .venv/ready ## tests on a real Kubernetes; needs Go 1.26, root, and tests/install.sh
 	@$(BIN)/python -m tests.kubernetes.rig.binaries && $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS) $(or $(T),tests/kubernetes)
 
 bench-cluster: .venv/ready ## pods bound per second: ours, a bare client, kube-scheduler; ARGS="--pods 5000 --nodes 500"

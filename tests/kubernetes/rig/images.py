@@ -40,9 +40,7 @@ Entry = tuple[tarfile.TarInfo, bytes]
 def _busybox_files() -> Iterable[Entry]:
     found = shutil.which("busybox")
     if found is None:
-        raise FileNotFoundError(
-            "busybox: tests/kubernetes/install.sh installs what real nodes need"
-        )
+        raise FileNotFoundError("busybox: tests/install.sh installs what real nodes need")
     listed = subprocess.run([found, "--list"], capture_output=True, text=True, check=True)
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "var"):
         yield _directory(name)

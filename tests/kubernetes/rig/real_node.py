@@ -84,7 +84,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RealNode:
-    """Ready when made. Needs root and what tests/kubernetes/install.sh installs."""
+    """Ready when made. Needs root and what tests/install.sh installs."""
 
     def __init__(
         self,
