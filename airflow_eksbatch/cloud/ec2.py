@@ -32,8 +32,8 @@ from airflow_eksbatch.cloud.aws.sightings import (
     Known,
     Seen,
     ask_for_ends,
+    find_by_node,
     list_by,
-    list_by_node,
     look_up,
     tag_again,
 )
@@ -114,21 +114,16 @@ class Ec2Cloud:
         try:
             offerings, blueprint = await self._look_into(environment)
         except ValueError as error:
-            self._launches.forget(environment.name)
-            self._launches.troubles[environment.name] = str(error)
+            self._launches.plans[environment.name] = str(error)
             raise
-        self._launches.forget(environment.name)
-        self._launches.blueprints[environment.name] = blueprint
+        self._launches.plans[environment.name] = blueprint
         return offerings
 
     async def launch(self, effects: list[LaunchNode]) -> list[Fact]:
         for name in {effect.compute_environment for effect in effects}:
-            if not self._launches.knows(name):
+            if name not in self._launches.plans:
                 raise CloudDown(f"Compute environment {name} has not been looked into yet.")
-        there = {
-            seen.node_id: seen
-            for seen in await list_by_node(self._aws, [e.node_id for e in effects])
-        }
+        there = await find_by_node(self._aws, [e.node_id for e in effects])
         return await self._launches.make(effects, there)
 
     async def terminate(self, effects: list[TerminateNode | TerminateStray]) -> list[Fact]:
@@ -141,14 +136,13 @@ class Ec2Cloud:
             self._know(instance_id, effect.node_id, effect.compute_environment)
         facts: list[Fact] = []
         if unnamed:
-            seen_of_them = await list_by_node(self._aws, unnamed)
-            found = {seen.node_id: seen for seen in seen_of_them if seen.node_id in set(unnamed)}
-            node_ids.update((seen.instance_id, node_id) for node_id, seen in found.items())
-            self._known.update(
-                (seen.instance_id, Known(node_id=node_id, uuid=seen.uuid))
-                for node_id, seen in found.items()
-            )
-            facts += [never_was(node_id) for node_id in unnamed if node_id not in found]
+            found = await find_by_node(self._aws, unnamed)
+            for node_id in unnamed:
+                if (seen := found.get(node_id)) is None:
+                    facts.append(never_was(node_id))
+                else:
+                    node_ids[seen.instance_id] = node_id
+                    self._known[seen.instance_id] = Known(node_id=node_id, uuid=seen.uuid)
         ids = {e.instance_id for e in effects if isinstance(e, TerminateStray)} | set(node_ids)
         missing = await self._end(ids)
         # By what was asked for: a full look may meanwhile have forgotten them.
@@ -204,7 +198,7 @@ class Ec2Cloud:
                 raise CloudDown(f"EC2 does not let us end {', '.join(sorted(ids))}.")
             self._known = {i: k for i, k in self._known.items() if k.uuid != known.uuid}
         self._environments.pop(environment, None)
-        self._launches.forget(environment)
+        self._launches.plans.pop(environment, None)
 
     async def stop(self) -> None:
         """Instances stay; the next start finds them."""
@@ -227,10 +221,10 @@ class Ec2Cloud:
     async def _prices(self) -> list[Fact]:
         """What environments may buy, at today's prices; one of which that cannot be found out keeps what it has."""
         facts: list[Fact] = []
-        for name, blueprint in list(self._launches.blueprints.items()):
+        for name, blueprint in list(self._launches.plans.items()):
             environment = self._environments.get(name)
-            if environment is None:
-                continue  # Deleted meanwhile
+            if environment is None or isinstance(blueprint, str):
+                continue  # Deleted meanwhile, or nothing can be bought
             try:
                 sold = await self._catalogue.sold(environment, list(blueprint.subnets))
             except (AwsRefusal, CloudDown, ValueError) as error:
@@ -239,7 +233,7 @@ class Ec2Cloud:
             self._aws.troubles.over("offerings", of=name)
             offerings = within_bid(sold, bid_percentage_of(environment))
             # Else it was checked anew meanwhile, or deleted.
-            if self._launches.blueprints.get(name) is blueprint:
+            if self._launches.plans.get(name) is blueprint:
                 facts.append(
                     OfferingsListed(
                         compute_environment=name, offerings=offerings, made_from=environment

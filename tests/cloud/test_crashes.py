@@ -22,6 +22,7 @@ from airflow_eksbatch.core.engine.facts import (
     LaunchRefused,
 )
 from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.floor.clock import Backoff
 from tests.cloud.account import Account, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.watching import asynchronous
@@ -105,7 +106,7 @@ async def test_whatever_goes_wrong_no_node_has_two_instances_and_none_is_left(
     2. Now and then the service dies before it has committed what it was told.
     3. In the end all nodes are ended, and a full look finds the strays.
     """
-    monkeypatch.setattr(launches, "PAUSE_FIRST_S", 0.001)
+    monkeypatch.setattr(launches, "PAUSE", Backoff(first_s=0.001))
     monkeypatch.setattr(launches, "PAUSES_MAX", 2)
     luck, memory = random.Random(seed), Memory()
     cloud = await revived(account)

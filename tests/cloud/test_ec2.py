@@ -28,6 +28,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import Offering
+from airflow_eksbatch.floor.clock import Backoff
 from tests.cloud.account import PRICES, ZONES, Account, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.watching import Hands, asynchronous, watching
@@ -539,7 +540,7 @@ async def test_a_zone_without_addresses_uses_its_other_subnet(account: Account, 
 async def test_a_throttled_launch_is_asked_for_again_and_is_no_refusal(
     account: Account, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launches, "PAUSE_FIRST_S", 0.01)
+    monkeypatch.setattr(launches, "PAUSE", Backoff(first_s=0.01))
     cloud, offerings = await opened(account)
     door.refuse("RunInstances", "RequestLimitExceeded", status=503, times=5)
     facts = await cloud.launch([launch(offerings[0], n) for n in range(4)])

@@ -13,6 +13,7 @@ import msgspec
 
 from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.port import CloudDown
+from airflow_eksbatch.floor.clock import Backoff
 
 # SQS's own most, both: a long wait costs one request, and ten notices are one answer.
 WAIT_S = 20
@@ -66,7 +67,7 @@ class NoticeQueue:
     def __init__(self, aws: Aws, queue: str, rest_s: float) -> None:
         self._aws = aws
         self._queue = queue
-        self._rest_s = rest_s
+        self._rest = Backoff(first_s=rest_s, most_s=REST_S_MAX)
         self._url = queue if "://" in queue else ""
 
     async def read(self, act_on: Callable[[list[Notice]], Awaitable[None]]) -> None:
@@ -86,8 +87,8 @@ class NoticeQueue:
                 self._aws.troubles.over(TROUBLE)
             except (AwsRefusal, CloudDown) as error:
                 self._aws.troubles.note(TROUBLE, f"Queue {self._queue}: {error}")
-                await asyncio.sleep(min(REST_S_MAX, self._rest_s * 2 ** min(failures, 16)))
                 failures += 1
+                await asyncio.sleep(self._rest.after(failures))
 
     async def _receive(self) -> list[dict[str, Any]]:
         if not self._url:

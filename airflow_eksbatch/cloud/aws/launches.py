@@ -31,10 +31,10 @@ from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED
-from airflow_eksbatch.floor.clock import now_ms
+from airflow_eksbatch.floor.clock import Backoff, now_ms
 
-# Throttled launches wait half a second, then twice as long each time: about a minute in all.
-PAUSE_FIRST_S, PAUSE_MOST_S, PAUSES_MAX = 0.5, 10.0, 9
+# Throttled launches wait about a minute in all.
+PAUSE, PAUSES_MAX = Backoff(first_s=0.5, most_s=10.0), 9
 
 
 class Launches:
@@ -50,9 +50,8 @@ class Launches:
         launched: Callable[[LaunchNode, str], Fact],
         tell: Callable[[list[Fact]], None],
     ) -> None:
-        self.blueprints: dict[str, Blueprint] = {}
-        """By the name of its compute environment, and why another has none."""
-        self.troubles: dict[str, str] = {}
+        self.plans: dict[str, Blueprint | str] = {}
+        """What instances of a compute environment are made from, or why none can be made; by its name."""
         self._aws = aws
         self._pace = pace
         self._turn = asyncio.Lock()
@@ -62,17 +61,10 @@ class Launches:
         self._launched = launched
         self._tell = tell
 
-    def knows(self, environment: str) -> bool:
-        return environment in self.blueprints or environment in self.troubles
-
     def hope_again(self, environment: str) -> None:
         """A person may have mended it."""
         self._just_refused.forget(environment)
         self._doubts.forget(environment)
-
-    def forget(self, environment: str) -> None:
-        for kept in (self.blueprints, self.troubles):
-            kept.pop(environment, None)
 
     async def make(self, effects: Sequence[LaunchNode], there: Mapping[NodeId, Seen]) -> list[Fact]:
         """Each answer is told as it comes: all may take a minute at EC2's pace.
@@ -137,16 +129,16 @@ class Launches:
         return launch_refused(effect, self._judge(effect, error), error.code, error.message)
 
     def _judge(self, effect: LaunchNode, refusal: AwsRefusal) -> Meaning:
-        blueprint = self.blueprints.get(effect.compute_environment)
-        types = blueprint.instance_types if blueprint else ()
+        plan = self.plans.get(effect.compute_environment)
+        types = plan.instance_types if isinstance(plan, Blueprint) else ()
         return self._doubts.judge(effect, refusal.code, refusal.message, types)
 
     async def _request(self, effect: LaunchNode) -> dict[NodeId, str]:
         """Instance ids by node id, from the first subnet of its zone that has addresses. Raises AwsRefusal."""
         name = effect.compute_environment
-        blueprint = self.blueprints.get(name)
-        if blueprint is None:
-            raise AwsRefusal("InvalidComputeEnvironment", self.troubles[name])
+        blueprint = self.plans[name]
+        if isinstance(blueprint, str):
+            raise AwsRefusal("InvalidComputeEnvironment", blueprint)
         refusal = AwsRefusal(NO_ADDRESSES, f"No subnet stands in {effect.offering.zone}.")
         for subnet in subnets_for(blueprint, effect):
             try:
@@ -178,11 +170,12 @@ class Launches:
             except Throttled:
                 if pauses == PAUSES_MAX:
                     raise
-                self._pace.slow_down(min(PAUSE_MOST_S, PAUSE_FIRST_S * 2**pauses))
                 pauses += 1
+                self._pace.slow_down(PAUSE.after(pauses))
             except AwsRefusal as error:
                 if error.code not in (TOKEN_USED, TOKEN_ENDED, NO_ADDRESSES):
                     meaning = self._judge(effect, error)
+                    # That a lot is beyond a quota says nothing of one machine.
                     if not (meaning is Meaning.QUOTA and effect.together):
                         self._just_refused.note(effect, meaning, error.code, error.message)
                 raise

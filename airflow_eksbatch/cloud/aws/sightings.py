@@ -104,10 +104,11 @@ async def list_by(aws: Aws, filter_name: str, values: Sequence[str]) -> list[See
     return found
 
 
-async def list_by_node(aws: Aws, node_ids: Sequence[NodeId]) -> list[Seen]:
-    """Also those that were made with them. Ended ones before live ones, the oldest last: so that one counts for its node."""
+async def find_by_node(aws: Aws, node_ids: Sequence[NodeId]) -> dict[NodeId, Seen]:
+    """The one that counts for each node, the oldest live one; also for nodes whose instances were made with them."""
     seen = await list_by(aws, f"tag:{labels.NODE_UID}", [f"*{node_id}*" for node_id in node_ids])
-    return sorted(seen, key=lambda s: (not s.has_ended, -s.launched_at, s.instance_id))
+    seen.sort(key=lambda s: (not s.has_ended, -s.launched_at, s.instance_id))
+    return {one.node_id: one for one in seen}
 
 
 async def look_up(aws: Aws, instance_ids: Collection[str]) -> tuple[list[Seen], set[str]]:
