@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.hooks import (
     AsyncBatchClient,
     EKSBatchHook,
@@ -31,7 +32,7 @@ from airflow_eksbatch.submission import Submission
 
 ASKING_NEEDS = ("aiohttp", "botocore.auth", "botocore.awsrequest", "botocore.credentials")
 LOG_S = 10  # for the last lines of a job's output, which must not hold its end back
-LONGEST_PAUSE_S = 30.0
+BACKOFF = Backoff(first_s=0.5, most_s=30.0)
 SUBMIT_ROUNDS = 4  # a definition to register, a share to drop, and one to spare
 # For ending a job: longer than a fail-over, shorter than Airflow's on_kill_timeout of 30 s.
 END_S = 25
@@ -150,15 +151,15 @@ async def patiently(
     The patience with one kind of trouble begins with that trouble: what came before it had nothing to mend.
     """
     began = time.monotonic()
-    pause_s, trouble, troubled_at = 0.5, None, began
+    failures, trouble, troubled_at = 0, None, began
     while True:
         try:
-            if trouble:
+            if failures:
                 await feed.renewed_service()
             return await ask()
         except ServiceAway as error:
             now = time.monotonic()
-            first = trouble is None
+            failures += 1
             if trouble is not type(error):
                 trouble, troubled_at = type(error), now
             until, allowed_s = min(
@@ -167,10 +168,9 @@ async def patiently(
             left_s = until - now
             if left_s <= 0:
                 raise ServiceAway(f"gave up after {allowed_s:g} s: {error}") from error
-            if first:
+            if failures == 1:
                 tell(error)
-        await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        await asyncio.sleep(min(BACKOFF.after(failures), left_s))
 
 
 def _once_each(say: Callable[[str], Any]) -> Callable[[str], Any]:

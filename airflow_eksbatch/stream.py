@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from airflow_eksbatch.endpoint import Endpoint, NotLetIn, ServiceAway
+from airflow_eksbatch.floor.clock import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,7 @@ SILENCE_S = 2 * HEARTBEAT_S  # a stopping server may keep a dead socket open for
 GATHER_S = 0.05  # looks of tasks that start together become one call
 LOOK_UP_S = 60.0  # a key or URL that is changed in the connection is used after so long
 LOOK_AT_ONCE = 100  # DescribeJobs takes no more
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 15.0
+BACKOFF = Backoff()
 FAILED_CHILDREN_TOLD = 10
 FROM_NOW = -1
 
@@ -178,17 +178,17 @@ class JobFeed:
                 await self._drop_service()
 
     async def _read_for_ever(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        failures = 0
         while True:
             try:
                 async for _ in self._read_once():
-                    pause_s = FIRST_PAUSE_S
+                    failures = 0
                 trouble = "the service closed the event stream"
             except Exception as error:
                 trouble = str(error) or type(error).__name__
             self._report_trouble(trouble)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            failures += 1
+            await asyncio.sleep(BACKOFF.after(failures))
 
     async def _read_once(self) -> AsyncIterator[None]:
         service = await self.renewed_service()
@@ -278,17 +278,17 @@ class JobFeed:
             self._look_wanted.set()
 
     async def _look_for_ever(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        failures = 0
         while True:
             await self._look_wanted.wait()
             await asyncio.sleep(GATHER_S)
             try:
                 await self._look_once()
-                pause_s = FIRST_PAUSE_S
+                failures = 0
             except Exception as error:
                 self._report_trouble(str(error) or type(error).__name__)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                failures += 1
+                await asyncio.sleep(BACKOFF.after(failures))
 
     async def _look_once(self) -> None:
         self._unseen &= self._waiters_by_job.keys()

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from airflow_eksbatch import outcome, stream
+from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.hooks import (
     AsyncBatchClient,
     Endpoint,
@@ -123,7 +124,7 @@ def test_patience_with_what_a_person_has_to_mend_begins_when_that_begins(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(outcome, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(outcome, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(outcome, "BACKOFF", Backoff(most_s=0.01))
 
     async def asked_at(*moments: tuple[float, ServiceAway | None]) -> None:
         nonlocal now
