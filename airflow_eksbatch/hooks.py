@@ -91,43 +91,30 @@ class EKSBatchHook(BaseHook):
 
     def endpoint(self) -> Endpoint:
         """Where the service is; starts the embedded one if none is configured."""
-        from airflow.sdk.exceptions import AirflowNotFoundException
-
         try:
             found = self._configured(self.get_connection(self.conn_id))
-        except AirflowNotFoundException as error:
-            found = self._without_connection(error)
         except Exception as error:
-            raise self._unreadable(error) from error
+            found = self._without_connection(error)
         return self._named(found or self._embedded())
 
     async def aendpoint(self) -> Endpoint:
         """The same, for the triggerer's event loop."""
         import asyncio
 
-        from airflow.sdk.exceptions import AirflowNotFoundException
-
         try:
             found = self._configured(await self.aget_connection(self.conn_id))
-        except AirflowNotFoundException as error:
-            found = self._without_connection(error)
         except Exception as error:
-            raise self._unreadable(error) from error
+            found = self._without_connection(error)
         return self._named(found or await asyncio.to_thread(self._embedded))
 
     async def running_endpoint(self) -> Endpoint:
         """For pages that everybody may ask for who may log in to Airflow: only connections of our type, and nothing is started."""
         import asyncio
 
-        from airflow.sdk.exceptions import AirflowNotFoundException
-
-        found = None
         try:
             connection = await self.aget_connection(self.conn_id)
-        except AirflowNotFoundException as error:
-            self._without_connection(error)
         except Exception as error:
-            raise self._unreadable(error) from error
+            found = self._without_connection(error)
         else:
             if connection.conn_type != self.conn_type:
                 raise ServiceNotNamed(
@@ -147,6 +134,10 @@ class EKSBatchHook(BaseHook):
 
     def _without_connection(self, error: Exception) -> None:
         """Airflow says the same when what keeps connections does not answer: then no job may end up elsewhere."""
+        from airflow.sdk.exceptions import AirflowNotFoundException
+
+        if not isinstance(error, AirflowNotFoundException):
+            raise ServiceNotNamed(f"connection {self.conn_id} cannot be read: {error}") from error
         if self.conn_id in _naming:
             raise ServiceNotNamed(
                 f"connection {self.conn_id} cannot be read now; it was there before"
@@ -159,9 +150,6 @@ class EKSBatchHook(BaseHook):
         if self.conn_id not in _missing:
             _missing.add(self.conn_id)
             self.log.info("There is no connection %s: the embedded service is used", self.conn_id)
-
-    def _unreadable(self, error: Exception) -> ServiceNotNamed:
-        return ServiceNotNamed(f"connection {self.conn_id} cannot be read: {error}")
 
     def _embedded(self) -> Endpoint:
         try:
