@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from airflow_eksbatch.core.engine.facts import InstanceLaunched, NodeClosed
@@ -126,10 +128,8 @@ def test_a_sequential_array_says_who_is_next() -> None:
         ({}, "ce has 0 of at most 64 vCPUs and may launch nodes for it."),
     ],
 )
-def test_each_environment_says_why_it_has_no_room(
-    environment: dict[str, object], words: str
-) -> None:
-    world = a_world(an_environment(**environment), a_job("a"))  # type: ignore[arg-type]
+def test_each_environment_says_why_it_has_no_room(environment: dict[str, Any], words: str) -> None:
+    world = a_world(an_environment(**environment), a_job("a"))
     assert words in why(world, "a")
 
 
@@ -224,9 +224,9 @@ def stuck(world: World, job_id: str, now: int = NOW) -> str | None:
     ],
 )
 def test_what_keeps_a_job_from_ever_being_placed_begins_as_aws_says_it(
-    environment: dict[str, object], words: str
+    environment: dict[str, Any], words: str
 ) -> None:
-    world = a_world(an_environment(**environment), a_job("a"))  # type: ignore[arg-type]
+    world = a_world(an_environment(**environment), a_job("a"))
     assert (stuck(world, "a") or "").startswith(words)
 
 

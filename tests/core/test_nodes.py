@@ -240,7 +240,7 @@ def test_news_of_nodes_that_nobody_knows_is_ignored() -> None:
 
 def test_an_instance_that_answers_after_it_was_given_up_is_ended() -> None:
     stage = Stage(a_world(an_environment(state="DISABLED", status="DELETING")))
-    stage.world.with_(a_node("n1", status=NodeStatus.REQUESTED))  # type: ignore[attr-defined]
+    stage.world.add_node(a_node("n1", status=NodeStatus.REQUESTED))
     stage.step()
     stage.step(InstanceLaunched(node_id=NodeId("n1"), instance_id="i-1", at=NOW))
     assert [effect.instance_id for effect in stage.of(TerminateNode)] == ["i-1"]

@@ -96,7 +96,7 @@ def test_an_instance_that_was_granted_begins_it_anew() -> None:
 def test_one_that_lost_its_node_has_the_whole_time_from_then_on() -> None:
     """The others of its class have been stuck for long, and it ran for hours."""
     stage = a_stage(a_limit())
-    stage.world.with_(a_node("n1"))  # type: ignore[attr-defined]
+    stage.world.add_node(a_node("n1"))
     stage.submit("lost", vcpus=4)
     stage.run()
     after_minutes(stage, 120)
@@ -113,7 +113,7 @@ def test_one_that_lost_its_node_has_the_whole_time_from_then_on() -> None:
 
 def test_what_becomes_runnable_later_in_an_array_has_the_whole_time_too() -> None:
     stage = a_stage(a_limit())
-    stage.world.with_(a_node("n1"))  # type: ignore[attr-defined]
+    stage.world.add_node(a_node("n1"))
     stage.submit("a", size=2, vcpus=4, depends_on=(Dependency(type=DependencyType.SEQUENTIAL),))
     stage.run()
     stage.world.close_node(stage.world.nodes[NodeId("n1")], "cordoned")
@@ -128,7 +128,7 @@ def test_what_becomes_runnable_later_in_an_array_has_the_whole_time_too() -> Non
 
 def test_of_an_array_what_waits_is_cancelled_and_what_runs_goes_on() -> None:
     stage = a_stage(a_limit())
-    stage.world.with_(a_node("n1", allocatable=an_amount(1)))  # type: ignore[attr-defined]
+    stage.world.add_node(a_node("n1", allocatable=an_amount(1)))
     stage.submit("a", size=3, vcpus=1)
     stage.run()
     stage.world.close_node(stage.world.nodes[stage.live("a").node_id], "cordoned")
