@@ -297,8 +297,7 @@ class LocalCluster:
         pod = Pod(PodDirectory(self._directory / record.pod), record, pid)
         pod.running_at = None if record.has_inits else now_ms()
         self._enter(pod)
-        for fact in pod.facts():
-            self._feeds.tell([fact])
+        self._feeds.tell(pod.facts())
 
     def _enter(self, pod: Pod) -> None:
         """From now on its end is awaited."""

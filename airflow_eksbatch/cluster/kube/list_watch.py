@@ -17,13 +17,14 @@ import msgspec
 from airflow_eksbatch.cluster.kube.connection import ApiError, Connection, Query
 from airflow_eksbatch.cluster.kube.objects import Metadata
 from airflow_eksbatch.cluster.port import ClusterDown
+from airflow_eksbatch.floor.clock import Backoff
 
 T = TypeVar("T")
 # One page of a list: large answers cost memory on both sides.
 PAGE = 1000
 # The API server ends a watch after about this long; all at once would be a burst of new ones.
 WATCH_S = (240, 480)
-BACKOFF_S = (0.1, 10.0)
+PAUSE = Backoff(first_s=0.1, most_s=10.0)
 # A watch that ends sooner and has said nothing is trouble, though it ended well.
 SHORT_S = 1.0
 HTTP_GONE = 410
@@ -178,8 +179,7 @@ class ListWatch(Generic[T]):
     async def _pause(self, error: Exception) -> None:
         self.failures += 1
         self._tell_trouble(f"{self._path}: {error}", self.failures)
-        first, most = BACKOFF_S
-        pause_s = min(most, first * 2 ** min(self.failures - 1, 16)) * random.uniform(0.5, 1.5)
+        pause_s = PAUSE.after(self.failures) * random.uniform(0.5, 1.5)
         told_s = error.retry_after_s if isinstance(error, ApiError) else 0.0
         await asyncio.sleep(max(pause_s, told_s))
 
