@@ -14,7 +14,6 @@ from airflow_eksbatch.core.planner.hold import (
     has_waited_long,
     is_coming,
     is_full,
-    is_in_reach,
     takes_work,
 )
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue
@@ -335,7 +334,7 @@ def explain_free_room(world: World, job: Job, free: list[Node], now: int) -> lis
 def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
     """Nodes kept free for jobs of other classes that have waited too long, and for whom."""
     held: dict[str, Job] = {}
-    roomiest, ways = Roomiest(world), Ways(world, now)
+    ways = Ways(world, now)
     for name, lines in lines_by_queue(world, now).items():
         queue = world.queues.get(name)
         for line in lines if queue is not None else ():
@@ -347,11 +346,7 @@ def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
             if line.job_class.turned_away:
                 continue
             if has_waited_long(world, line, now) and not fits_anywhere(world, queue, shape):
-                node = roomiest.node_for(shape, queue.compute_environments, line.job_class.where)
-                nodes = [node] if node is not None else []
-                if not nodes and not is_coming(world, queue, line.job_class):
-                    nodes = ways.make(queue, line.job_class)
-                for node in nodes:
+                for node in ways.nodes_for(queue, line.job_class):
                     held.setdefault(node.node_id, keeper)
     return held
 
@@ -438,14 +433,14 @@ def explain_kept_headroom(
 
 def first_kept_waiting(world: World, queue: JobQueue, now: int) -> ClassLine | None:
     """Of the classes that have waited too long and could have a node, the one whose turn is first."""
-    roomiest = Roomiest(world)
+    ways = Ways(world, now)
     turns = Turns(world, queue, lines_by_queue(world, now).get(queue.name, []), now, places=1)
     while (turn := turns.next()) is not None:
         line, _ = turn
         if (
             not line.job_class.turned_away
             and has_waited_long(world, line, now)
-            and is_in_reach(world, roomiest, queue, line.job_class, now)
+            and ways.is_in_reach(queue, line.job_class)
         ):
             return line
         turns.served(0, blocked=True)

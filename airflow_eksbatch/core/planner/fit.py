@@ -9,14 +9,7 @@ from functools import cached_property
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.hold import (
-    Roomiest,
-    Ways,
-    has_waited_long,
-    is_coming,
-    is_in_reach,
-    takes_work,
-)
+from airflow_eksbatch.core.planner.hold import Ways, has_waited_long, takes_work
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Placement
@@ -123,7 +116,7 @@ class Fit:
         return {
             x: 1 if x.turned_away else count
             for x, count in demand.items()
-            if not x.turned_away or self._roomiest.node_for(x.shape, names, x.where) is None
+            if not x.turned_away or self.ways.roomiest.node_for(x.shape, names, x.where) is None
         }
 
     def _find_refuge(self, name: str, job_class: JobClass, count: int) -> None:
@@ -190,28 +183,20 @@ class Fit:
 
     # Back-fill could keep a large job waiting for ever.
 
-    @cached_property
-    def _roomiest(self) -> Roomiest:
-        return Roomiest(self._world)
-
     def _keep_room(self, queue: JobQueue, job_class: JobClass, headroom: Headroom | None) -> None:
         """Of what the queue may still take, room for one of these: unless nothing could hold it anyway."""
         if headroom is None or headroom.kept_for is not None:
             return
-        if is_in_reach(self._world, self._roomiest, queue, job_class, self._now):
+        if self.ways.is_in_reach(queue, job_class):
             headroom.keep_for(job_class)
 
     def _hold_node(self, queue: JobQueue, job_class: JobClass, floors: list[Floor]) -> None:
         """A node takes nothing younger until one of these fits there, or until it is gone for a larger one."""
-        node = self._roomiest.node_for(job_class.shape, queue.compute_environments, job_class.where)
-        nodes = [node] if node is not None else []
-        if not nodes and not is_coming(self._world, queue, job_class):
-            nodes = self.ways.make(queue, job_class)
-        for held in nodes:
-            if held.node_id not in self._held:
-                self._held.add(held.node_id)
+        for node in self.ways.nodes_for(queue, job_class):
+            if node.node_id not in self._held:
+                self._held.add(node.node_id)
                 for floor in floors:
-                    floor.hold(held.node_id, held.free)
+                    floor.hold(node.node_id, node.free)
 
 
 def sold_of(world: World, queue: str, demand: Demand) -> Demand:

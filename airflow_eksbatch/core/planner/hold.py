@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -93,9 +94,10 @@ def rank(node: Node) -> tuple[int, str]:
 
 
 class Ways:
-    """Jobs that waited too long and that no node here could ever hold: each environment buys for one of them first.
+    """Jobs that waited too long, and the nodes that take nothing younger for them.
 
-    Where its maximum is used up by smaller nodes, the emptiest take no new work and go: what runs is not stopped.
+    Of those that no node here could ever hold each environment buys for one first. Where its maximum is used up by
+    smaller nodes, the emptiest take no new work and go: what runs is not stopped.
     """
 
     def __init__(self, world: World, now: int) -> None:
@@ -107,19 +109,45 @@ class Ways:
         self._now = now
         self._in_the_way: dict[str, list[Node] | None] = {}
 
+    @cached_property
+    def roomiest(self) -> Roomiest:
+        """In most beats nobody has waited too long, and nobody asks for it."""
+        return Roomiest(self._world)
+
+    def nodes_for(self, queue: JobQueue, job_class: JobClass) -> list[Node]:
+        """The nodes that take nothing younger: the one that is kept for one of these, or those that go for a larger one."""
+        names = queue.compute_environments
+        node = self.roomiest.node_for(job_class.shape, names, job_class.where)
+        if node is not None:
+            return [node]
+        return [] if is_coming(self._world, queue, job_class) else self.make(queue, job_class)
+
     def make(self, queue: JobQueue, job_class: JobClass) -> list[Node]:
         """The nodes that take no new work for it."""
         for name in queue.compute_environments:
-            if name in self.first or not may_be_bought(self._world, name, job_class, self._now):
-                continue
-            if name not in self._in_the_way:
-                self._in_the_way[name] = nodes_in_the_way(self._world, name)
-            nodes = self._in_the_way[name]
+            nodes = self._nodes_to_empty(name, job_class) if name not in self.first else None
             if nodes is not None:
                 self.first[name] = queue.name, job_class
                 self.emptied.update(node.node_id for node in nodes)
                 return nodes
         return []
+
+    def is_in_reach(self, queue: JobQueue, job_class: JobClass) -> bool:
+        """Whether one of these may find a node at all: one that is there, is coming, or can be bought."""
+        names = queue.compute_environments
+        return (
+            self.roomiest.node_for(job_class.shape, names, job_class.where) is not None
+            or is_coming(self._world, queue, job_class)
+            or any(self._nodes_to_empty(name, job_class) is not None for name in names)
+        )
+
+    def _nodes_to_empty(self, name: str, job_class: JobClass) -> list[Node] | None:
+        """Those without which this environment may buy for it; None where it may not buy at all."""
+        if not may_be_bought(self._world, name, job_class, self._now):
+            return None
+        if name not in self._in_the_way:
+            self._in_the_way[name] = nodes_in_the_way(self._world, name)
+        return self._in_the_way[name]
 
 
 def is_full(world: World, name: str) -> bool:
@@ -141,18 +169,3 @@ def nodes_in_the_way(world: World, name: str) -> list[Node] | None:
             chosen.append(node)
             staying -= node.offering.vcpus
     return chosen if staying < environment.max_vcpus else None
-
-
-def is_in_reach(
-    world: World, roomiest: Roomiest, queue: JobQueue, job_class: JobClass, now: int
-) -> bool:
-    """Whether one of these may find a node at all: one that is there, is coming, or can be bought."""
-    names = queue.compute_environments
-    return (
-        roomiest.node_for(job_class.shape, names, job_class.where) is not None
-        or is_coming(world, queue, job_class)
-        or any(
-            may_be_bought(world, name, job_class, now) and nodes_in_the_way(world, name) is not None
-            for name in names
-        )
-    )
