@@ -89,9 +89,8 @@ def local(given: argparse.Namespace) -> int:
 
 def keys(given: argparse.Namespace) -> int:
     """Access keys, in the database itself: they are needed before the service answers."""
-    import time
-
     from airflow_eksbatch.api.auth import new_key
+    from airflow_eksbatch.floor.clock import now_ms
 
     with _store(given) as store:
         _check_schema(store.prepare())
@@ -115,7 +114,7 @@ def keys(given: argparse.Namespace) -> int:
                 raise NotThere(f"There is no key {given.access_key}.")
             return show(given, {"deleted": given.access_key}, lambda: print("deleted"))
         access_key, secret = new_key()
-        store.put_key(access_key, secret, given.note, time.time_ns() // 1_000_000)
+        store.put_key(access_key, secret, given.note, now_ms())
     made = {"accessKeyId": access_key, "secretAccessKey": secret}
 
     def tell() -> None:

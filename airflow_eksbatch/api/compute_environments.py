@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Operation, now_ms, offer_change
+from airflow_eksbatch.api.port import Call, Operation, offer_change
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import check_name, check_namespace, check_tags, name_of, page
 from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, Deleted

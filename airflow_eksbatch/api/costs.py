@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from airflow_eksbatch.api.port import Desk, now_ms
+from airflow_eksbatch.api.port import Desk
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.shapes import bill_wire, cost_wire, status_in
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Attempt, Job

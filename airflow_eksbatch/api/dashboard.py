@@ -15,7 +15,8 @@ from airflow_eksbatch.api.extension import (
     read_output,
 )
 from airflow_eksbatch.api.job_reads import ended_jobs, find_jobs, live_jobs, views_of
-from airflow_eksbatch.api.port import Desk, now_ms
+from airflow_eksbatch.api.port import Desk
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import name_of
 from airflow_eksbatch.api.wire.shapes import job_summary
 from airflow_eksbatch.core.engine import views

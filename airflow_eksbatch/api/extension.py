@@ -11,7 +11,8 @@ import msgspec
 
 from airflow_eksbatch.api.costs import cost_of_attempt, cost_of_job, get_costs
 from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
-from airflow_eksbatch.api.port import Desk, now_ms
+from airflow_eksbatch.api.port import Desk
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import split_job_id
 from airflow_eksbatch.api.wire.shapes import (
     cost_wire,

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.port import Call, Operation
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.container_properties import pod_from_container
 from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Desk, Operation, now_ms
+from airflow_eksbatch.api.port import Call, Desk, Operation
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import name_of, page_token, position_of, split_job_id
 from airflow_eksbatch.api.wire.shapes import JobView, job_detail, job_summary, status_in, summary_of
 from airflow_eksbatch.core.model import limits, ranges

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Operation, now_ms
+from airflow_eksbatch.api.port import Call, Operation
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
 from airflow_eksbatch.api.wire.pod_properties import check_pod, find_definition, resolve_pod

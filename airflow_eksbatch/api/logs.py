@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from airflow_eksbatch.api.port import Desk, now_ms
+from airflow_eksbatch.api.port import Desk
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Attempt, JobId
 

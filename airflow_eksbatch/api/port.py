@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -78,11 +77,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Operation = Callable[[Call], Awaitable[dict[str, Any]]]
-
-
-def now_ms() -> int:
-    """Epoch milliseconds, as every timestamp on this wire."""
-    return time.time_ns() // 1_000_000
 
 
 async def offer_change(desk: Desk, change: Callable[[], Fact]) -> Any:

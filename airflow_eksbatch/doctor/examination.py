@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from airflow_eksbatch.doctor.clocks import lease_patience
 from airflow_eksbatch.doctor.endpoint import look_at_service
 from airflow_eksbatch.doctor.findings import Report
 from airflow_eksbatch.doctor.stores import look_at_database
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import Settings, add_settings, read_settings
 from airflow_eksbatch.service.wiring import make_aws, make_ways
 from airflow_eksbatch.store.port import StoreView
@@ -82,7 +82,7 @@ def examine(question: Question) -> Report:
 def leader_url(view: StoreView) -> str:
     """Where the one that leads is reached; empty while nobody does, and for the embedded service."""
     url, mark, _ = view.leader.partition("#")
-    return url if mark and view.leads_until > time.time() * 1000 else ""
+    return url if mark and view.leads_until > now_ms() else ""
 
 
 async def _look_outside(

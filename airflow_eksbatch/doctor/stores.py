@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from airflow_eksbatch.core.planner.words import span
 from airflow_eksbatch.doctor.clocks import Stopwatch, judge_clock, lease_patience
 from airflow_eksbatch.doctor.findings import Group
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
 from airflow_eksbatch.store.port import StoreError, StoreView
@@ -94,7 +94,7 @@ def _judge_schema(group: Group, view: StoreView, place: str) -> None:
             f"{place}: schema version {view.schema_version}; a service of this release brings it to "
             f"{view.newest_version} when it leads, and older replicas cannot go on then"
         )
-        if view.leads_until > time.time() * 1000:
+        if view.leads_until > now_ms():
             group.ok("database", f"{behind}. An older one leads now; there is nothing to do.")
         else:
             group.warn("database", f"{behind}.", "eksbatch migrate    # with the same --database")
@@ -105,7 +105,7 @@ def _judge_schema(group: Group, view: StoreView, place: str) -> None:
 
 
 def _judge_lead(group: Group, view: StoreView) -> None:
-    now = int(time.time() * 1000)
+    now = now_ms()
     who = view.leader.partition("#")[0]
     if view.leads_until > now:
         group.ok("leader", f"{who} leads; its lease lasts {span(view.leads_until - now)} more.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.web import pages
 
 Fetch = Callable[..., Awaitable[Any]]
@@ -109,10 +109,6 @@ def make_web_app(fetch: Fetch) -> Starlette:
         ],
         exception_handlers={404: nowhere, Trouble: trouble, Rejected: refused},
     )
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def page(name: str, now: int, view: Mapping[str, Any], status: int = 200) -> HTMLResponse:
