@@ -39,11 +39,6 @@ FIELDS = (
 )
 
 MIN_MEMORY_MIB = 4
-MIN_TIMEOUT_S = limits.TIMEOUT_S_MIN
-MAX_ATTEMPTS = limits.ATTEMPTS_MAX
-MAX_ARRAY_SIZE = limits.ARRAY_SIZE_MAX
-MAX_DEPENDENCIES = limits.DEPENDENCIES_MAX
-MAX_PRIORITY = 9_999
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _SHARE = re.compile(r"[A-Za-z0-9]{1,255}")
@@ -117,14 +112,16 @@ def _check_env(value: Any) -> None:
 
 
 def _check_array_size(value: Any) -> None:
-    _whole("array_size", value, 1, MAX_ARRAY_SIZE)
+    _whole("array_size", value, 1, limits.ARRAY_SIZE_MAX)
 
 
 def _check_depends_on(value: Any) -> None:
     if not isinstance(value, (list, tuple)):
         raise BadArguments("depends_on must be a list of job ids, task ids or dicts")
-    if len(value) > MAX_DEPENDENCIES:
-        raise BadArguments(f"depends_on takes at most {MAX_DEPENDENCIES} jobs, got {len(value)}")
+    if len(value) > limits.DEPENDENCIES_MAX:
+        raise BadArguments(
+            f"depends_on takes at most {limits.DEPENDENCIES_MAX} jobs, got {len(value)}"
+        )
 
 
 def _check_name(name: str, pattern: re.Pattern[str], rule: str) -> Any:
@@ -141,7 +138,7 @@ def _check_share(value: Any) -> None:
 
 
 def _check_timeout(value: Any) -> None:
-    _whole("timeout", value, MIN_TIMEOUT_S, 2**31, why=" seconds")
+    _whole("timeout", value, limits.TIMEOUT_S_MIN, 2**31, why=" seconds")
 
 
 _CHECKS: dict[str, Any] = {
@@ -155,12 +152,12 @@ _CHECKS: dict[str, Any] = {
     "gpus": lambda value: _whole("gpus", value, 0, 1024),
     "array_size": _check_array_size,
     "depends_on": _check_depends_on,
-    "attempts": lambda value: _whole("attempts", value, 1, MAX_ATTEMPTS),
+    "attempts": lambda value: _whole("attempts", value, 1, limits.ATTEMPTS_MAX),
     "retry_strategy": _check_mapping("retry_strategy"),
     "timeout_s": _check_timeout,
     "share_identifier": _check_share,
     "scheduling_priority_override": lambda value: _whole(
-        "scheduling_priority_override", value, 0, MAX_PRIORITY
+        "scheduling_priority_override", value, 0, limits.SCHEDULING_PRIORITY_MAX
     ),
     "parameters": _check_mapping("parameters"),
     "tags": _check_mapping("tags"),
@@ -207,5 +204,5 @@ def job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | No
     if timeout is not None:
         return int(seconds(timeout))
     if execution_timeout is not None:
-        return max(MIN_TIMEOUT_S, int(execution_timeout.total_seconds()))
+        return max(limits.TIMEOUT_S_MIN, int(execution_timeout.total_seconds()))
     return None

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.endpoint import Endpoint, NotLetIn, ServiceAway
 from airflow_eksbatch.floor.clock import Backoff
 
@@ -24,7 +25,6 @@ HEARTBEAT_S = 5
 SILENCE_S = 2 * HEARTBEAT_S  # a stopping server may keep a dead socket open for a minute
 GATHER_S = 0.05  # looks of tasks that start together become one call
 LOOK_UP_S = 60.0  # a key or URL that is changed in the connection is used after so long
-LOOK_AT_ONCE = 100  # DescribeJobs takes no more
 BACKOFF = Backoff()
 FAILED_CHILDREN_TOLD = 10
 FROM_NOW = -1
@@ -292,7 +292,7 @@ class JobFeed:
 
     async def _look_once(self) -> None:
         self._unseen &= self._waiters_by_job.keys()
-        job_ids = sorted(self._unseen)[:LOOK_AT_ONCE]
+        job_ids = sorted(self._unseen)[: limits.DESCRIBE_MAX]
         if job_ids:
             answer = await self.call("describejobs", {"jobs": job_ids})
             jobs = {job["jobId"]: job for job in answer["jobs"]}
