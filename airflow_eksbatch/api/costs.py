@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from airflow_eksbatch.api.port import Desk
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.shapes import bill_wire, cost_wire, status_in
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Attempt, Job
@@ -14,6 +13,7 @@ from airflow_eksbatch.core.model.resources import FREE, NO_BILL, Bill, Cost
 from airflow_eksbatch.core.world import books
 from airflow_eksbatch.core.world.books import HOUR_MS, Entry, Use
 from airflow_eksbatch.core.world.world import World
+from airflow_eksbatch.floor.clock import now_ms
 
 DAY_MS = 24 * HOUR_MS
 JOBS_MAX = 1_000

@@ -16,7 +16,6 @@ from airflow_eksbatch.api.extension import (
 )
 from airflow_eksbatch.api.job_reads import ended_jobs, find_jobs, live_jobs, views_of
 from airflow_eksbatch.api.port import Desk
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import name_of
 from airflow_eksbatch.api.wire.shapes import job_summary
 from airflow_eksbatch.core.engine import views
@@ -24,6 +23,7 @@ from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Job, JobId, JobStatus
 from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store.port import JobQuery
 
 JOBS_SHOWN = 50

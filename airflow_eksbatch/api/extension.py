@@ -12,7 +12,6 @@ import msgspec
 from airflow_eksbatch.api.costs import cost_of_attempt, cost_of_job, get_costs
 from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
 from airflow_eksbatch.api.port import Desk
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import split_job_id
 from airflow_eksbatch.api.wire.shapes import (
     cost_wire,
@@ -26,6 +25,7 @@ from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store.port import Store
 
 NOT_FOUND = "ResourceNotFoundException"

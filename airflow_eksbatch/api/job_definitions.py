@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.container_properties import pod_from_container
 from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page
@@ -24,6 +23,7 @@ from airflow_eksbatch.core.engine.facts import DefinitionDeregistered, Definitio
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
+from airflow_eksbatch.floor.clock import now_ms
 
 
 async def register(call: Call) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Desk, Operation
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import name_of, page_token, position_of, split_job_id
 from airflow_eksbatch.api.wire.shapes import JobView, job_detail, job_summary, status_in, summary_of
 from airflow_eksbatch.core.model import limits, ranges
@@ -25,6 +24,7 @@ from airflow_eksbatch.core.planner.explain_room import why_stuck
 from airflow_eksbatch.core.planner.order import Turns
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.world import World
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store.port import JobQuery, Store
 
 SNAPSHOT_JOBS = 100

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
 from airflow_eksbatch.api.wire.pod_properties import check_pod, find_definition, resolve_pod
@@ -32,6 +31,7 @@ from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import RetryStrategy
 from airflow_eksbatch.core.world.world import World
+from airflow_eksbatch.floor.clock import now_ms
 
 AIRFLOW_JOB = "airflow:"
 TASK_TOKEN = "t:"

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from airflow_eksbatch.api.port import Desk
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import Attempt, JobId
+from airflow_eksbatch.floor.clock import now_ms
 
 GROUP = "/aws/batch/job"
 # AWS's own bounds of one answer.
