@@ -180,7 +180,7 @@ def test_a_sensor_ends_on_a_worker_where_an_operator_would(
     with a_dag():
         sensor = EKSBatchJobSensor(task_id="wait", job_id="1", **arguments)
     with pytest.raises(TaskDeferred) as deferred:
-        sensor.execute({})  # type: ignore[typeddict-item]
+        sensor.execute({})
     kwargs = deferred.value.trigger.serialize()[1]
     assert (kwargs["resume"], kwargs["resume_failed"]) == expected
 
@@ -260,9 +260,9 @@ def test_the_docstring_names_the_defaults_that_are_not_in_the_signature() -> Non
 
 def test_an_array_described_by_another_task_is_told_where_that_goes() -> None:
     with a_dag():
-        other = EKSBatchOperator(task_id="other")
+        described: Any = EKSBatchOperator(task_id="other").output
         with pytest.raises(BadArguments, match="goes into array_size"):
-            EKSBatchOperator(task_id="month", array_properties=other.output)  # type: ignore[arg-type]
+            EKSBatchOperator(task_id="month", array_properties=described)
 
 
 def test_a_misspelt_argument_is_refused() -> None:
