@@ -58,23 +58,27 @@ class Connections:
             raise AirflowNotFoundException(f"The conn_id `{name}` isn't defined")
         return self.known[name]
 
+    async def aget(self, name: str) -> Any:
+        return self.get(name)
+
 
 @pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
+    """All there are, none to begin with, and none read before."""
     kept = Connections()
-
-    async def aget(name: str) -> Any:
-        return kept.get(name)
-
     monkeypatch.setattr(EKSBatchHook, "get_connection", staticmethod(kept.get))
-    monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(aget))
-    monkeypatch.setattr(hooks, "find_or_start_embedded", lambda: EMBEDDED)
+    monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(kept.aget))
     monkeypatch.setattr(hooks, "_naming", set())
     return kept
 
 
 @pytest.fixture(params=["on a worker", "in the triggerer"])
-def ask(request: pytest.FixtureRequest, connections: Connections) -> Ask:
+def ask(
+    request: pytest.FixtureRequest, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> Ask:
+    """Where the embedded service would be found or started."""
+    monkeypatch.setattr(hooks, "find_or_start_embedded", lambda: EMBEDDED)
+
     def asked(name: str) -> Endpoint:
         hook = EKSBatchHook(name)
         on_worker = request.param == "on a worker"
@@ -263,16 +267,10 @@ def test_a_running_service_is_found_with_the_key_that_it_wants(
     "ask_here",
     [lambda: EKSBatchHook().endpoint(), lambda: asyncio.run(EKSBatchHook().running_endpoint())],
 )
+@pytest.mark.usefixtures("connections")
 def test_where_it_is_forbidden_nothing_becomes_the_embedded_service(
     monkeypatch: pytest.MonkeyPatch, home: Path, ask_here: Callable[[], Endpoint]
 ) -> None:
-    nothing = Connections()
-
-    async def aget(name: str) -> Any:
-        return nothing.get(name)
-
-    monkeypatch.setattr(EKSBatchHook, "get_connection", staticmethod(nothing.get))
-    monkeypatch.setattr(EKSBatchHook, "aget_connection", staticmethod(aget))
     monkeypatch.setenv("EKSBATCH_EMBEDDED", "never")
     with pytest.raises(ServiceNotNamed, match="EKSBATCH_EMBEDDED=never"):
         ask_here()

@@ -74,9 +74,10 @@ def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def waiting(
-    feed: JobFeed, job: str, heard: asyncio.Queue[str]
+    feed: JobFeed, job: str, place: str = ""
 ) -> tuple[asyncio.Task[JobOutcome], asyncio.Queue[str]]:
-    return asyncio.create_task(follow(feed, job, heard.put_nowait)), heard
+    heard = asyncio.Queue[str]()
+    return asyncio.create_task(follow(feed, job, heard.put_nowait, place)), heard
 
 
 async def until(heard: asyncio.Queue[str], words: str) -> str:
@@ -199,7 +200,7 @@ def test_a_job_that_another_service_does_not_know_has_not_failed() -> None:
             feed = connection.feed()
             async with reading(feed):
                 job = await submit(feed, SUBMISSION, 60, lambda _: None)
-                ending, heard = waiting(feed, job, asyncio.Queue())
+                ending, heard = waiting(feed, job)
                 await until(heard, "SUBMITTED")
                 connection.names(wrong.url)
                 await feed.renewed_service()
@@ -230,8 +231,7 @@ def test_a_job_of_another_process_waits_for_the_service_that_has_it(
             connection = Connection(wrong.url, embedded=True)
             feed = connection.feed()
             async with reading(feed):
-                heard = asyncio.Queue[str]()
-                ending = asyncio.create_task(follow(feed, job, heard.put_nowait, ours.url))
+                ending, heard = waiting(feed, job, ours.url)
                 await until(heard, "the service at embedded does not know job")
                 connection.names(ours.url)
                 await until(heard, "SUBMITTED")
