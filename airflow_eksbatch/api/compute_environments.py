@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation, offer_change
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import check_name, check_namespace, check_tags, name_of, page
 from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import ComputeEnvironmentPut, Deleted
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.floor.clock import now_ms
 
 Wire = dict[str, Any]
 STRATEGIES = {
@@ -140,14 +140,12 @@ async def update(call: Call) -> Wire:
     check_update_policy(request.get("updatePolicy") or {})
     name = name_of(call.input["computeEnvironment"])
 
-    def change() -> ComputeEnvironmentPut:
-        before = call.desk.world.compute_environments.get(name)
-        if before is None:
-            raise Rejected(f"Compute environment {name} does not exist.")
-        wire = {**wire_of(before), **request}
+    def change(before: ComputeEnvironment) -> ComputeEnvironmentPut:
+        told = wire_of(before)
+        wire = {**told, **request}
         for key in ("computeResources", "eksConfiguration"):
             if key in request:
-                wire[key] = {**(wire_of(before).get(key) or {}), **request[key]}
+                wire[key] = {**(told.get(key) or {}), **request[key]}
         # A wish of this one update and not kept (AWS): the check that follows it finds the newest image.
         newest = bool((wire.get("computeResources") or {}).pop(NEWEST_IMAGE, False))
         environment = environment_from(wire, before)
@@ -158,7 +156,13 @@ async def update(call: Call) -> Wire:
             replaces_nodes=newest or machines(environment) != machines(before),
         )
 
-    return names_of(await offer_change(call.desk, change))
+    environment = await offer_change(
+        call.desk,
+        f"Compute environment {name}",
+        lambda world: world.compute_environments.get(name),
+        change,
+    )
+    return names_of(environment)
 
 
 def check_update_policy(policy: Wire) -> None:

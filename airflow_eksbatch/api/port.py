@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from airflow_eksbatch.core.engine.facts import Fact
-from airflow_eksbatch.core.model.errors import Outdated
+from airflow_eksbatch.core.model.errors import Outdated, Rejected
 from airflow_eksbatch.core.model.job import Attempt
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.store.port import Store
@@ -79,11 +79,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 Operation = Callable[[Call], Awaitable[dict[str, Any]]]
 
 
-async def offer_change(desk: Desk, change: Callable[[], Fact]) -> Any:
+async def offer_change(
+    desk: Desk, what: str, find: Callable[[World], T | None], change: Callable[[T], Fact]
+) -> Any:
     """An update made from what is there, made anew as long as somebody else is quicker: nobody's is lost."""
     while True:
         await desk.settled()
+        before = find(desk.world)
+        if before is None:
+            raise Rejected(f"{what} does not exist.")
         try:
-            return await desk.offer(change())
+            return await desk.offer(change(before))
         except Outdated:
             pass

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Operation, offer_change
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.api.wire.names import SHARE, check_name, check_tags, name_of, page
 from airflow_eksbatch.api.wire.shapes import without_nothing
 from airflow_eksbatch.core.engine.facts import Deleted, PolicyPut, QueuePut
@@ -16,6 +15,7 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job_queue import JobQueue, TimeLimit
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareWeight
 from airflow_eksbatch.core.planner.explain_room import AT_MAXIMUM, NO_CAPACITY, TOO_LARGE
+from airflow_eksbatch.floor.clock import now_ms
 
 PRIORITY_MAX = 1_000
 DECAY_S_MAX = 604_800
@@ -145,14 +145,14 @@ async def update_queue(call: Call) -> dict[str, Any]:
     if request.get("schedulingPolicyArn"):
         changes["policy"] = name_of(request["schedulingPolicyArn"])
 
-    def change() -> QueuePut:
-        before = call.desk.world.queues.get(name)
-        if before is None:
-            raise Rejected(f"Job queue {name} does not exist.")
+    def change(before: JobQueue) -> QueuePut:
         queue = msgspec.structs.replace(before, **changes)
         return QueuePut(queue=queue, create=False, seen=before)
 
-    return names_of_queue(await offer_change(call.desk, change))
+    queue = await offer_change(
+        call.desk, f"Job queue {name}", lambda world: world.queues.get(name), change
+    )
+    return names_of_queue(queue)
 
 
 async def delete_queue(call: Call) -> dict[str, Any]:
@@ -258,14 +258,12 @@ async def update_policy(call: Call) -> dict[str, Any]:
     name, given = name_of(call.input["arn"]), fair_share(call.input)
     changes = given if "fairsharePolicy" in call.input else {}
 
-    def change() -> PolicyPut:
-        before = call.desk.world.policies.get(name)
-        if before is None:
-            raise Rejected(f"Scheduling policy {name} does not exist.")
+    def change(before: SchedulingPolicy) -> PolicyPut:
         policy = msgspec.structs.replace(before, **changes)
         return PolicyPut(policy=policy, create=False, seen=before)
 
-    await offer_change(call.desk, change)
+    what = f"Scheduling policy {name}"
+    await offer_change(call.desk, what, lambda world: world.policies.get(name), change)
     return {}
 
 
