@@ -11,7 +11,7 @@ from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeStatus
-from airflow_eksbatch.core.planner.explain_room import may_take, why_stuck
+from airflow_eksbatch.core.planner.explain_room import may_take, stuck_by
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.trials import Stuck
 
@@ -44,8 +44,8 @@ def look_for_stuck(turn: Turn, name: str) -> None:
 def note_stuck(turn: Turn, queue: JobQueue, job_class: JobClass) -> None:
     """A pool that is asked once more is no end of the wait; an instance that was granted is, and so is a second look."""
     stuck, known = turn.world.trials.stuck, turn.world.trials.stuck.get(job_class)
-    reason = (why_stuck(turn.world, job_class, turn.now) or "").partition(" - ")[0]
-    if reason:
+    reason = stuck_by(turn.world, job_class, turn.now)
+    if reason is not None:
         if known is None or known.reason != reason:
             stuck[job_class] = Stuck(reason=reason, since=turn.now)
         elif known.paused:

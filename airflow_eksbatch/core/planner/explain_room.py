@@ -98,22 +98,27 @@ def explain_where(world: World, job: Job, where: Where | None) -> list[str]:
 
 def able_nodes(world: World, queue: JobQueue, shape: Resources, where: Where | None) -> list[Node]:
     """Open nodes that could hold the job when empty."""
-    return [
-        node
-        for node in world.nodes.values()
-        if node.is_open
-        and node.compute_environment in queue.compute_environments
-        and takes_work(world, node.compute_environment)
-        and shape.fits(node.allocatable)
-        and (where is None or where.allows(node.offering))
-    ]
+    nodes = world.nodes.values()
+    return [n for n in nodes if n.is_open and may_take(world, queue, n, shape, where)]
 
 
 # ---- in the words of AWS
 
 
 def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
-    """statusReason of runnable jobs that no environment of their queue can take as things are; None if they just wait.
+    """statusReason of runnable jobs that no environment of their queue can take as things are; None if they just wait."""
+    queue, obstacle = world.queues.get(job_class.queue), stuck_by(world, job_class, now)
+    if queue is None or obstacle is None:
+        return None
+    sentences = [
+        explain_environment(world, name, job_class.shape, job_class.where, now)
+        for name in queue.compute_environments
+    ]
+    return f"{obstacle} - {' '.join(sentences)}"
+
+
+def stuck_by(world: World, job_class: JobClass, now: int) -> str | None:
+    """What that statusReason begins with.
 
     AWS gives one only if all environments have the problem; of different ones the nearest to going away is told.
     Nodes are looked at last, and not where an environment may grow.
@@ -130,10 +135,7 @@ def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
         obstacles.append(obstacle)
     if any(may_take(world, queue, node, shape, where) for node in world.nodes.values()):
         return None
-    sentences = [
-        explain_environment(world, name, shape, where, now) for name in queue.compute_environments
-    ]
-    return f"{min(obstacles, key=OBSTACLES.index)} - {' '.join(sentences)}"
+    return min(obstacles, key=OBSTACLES.index)
 
 
 def obstacle_of(
