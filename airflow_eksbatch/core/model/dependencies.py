@@ -18,10 +18,10 @@ def awaited_wholes(spec: JobSpec) -> list[JobId]:
 
 def awaited(job: Job) -> set[JobId]:
     """Everybody whose end, or whose children's ends, it may have to hear of."""
-    named = {entry.job_id for entry in job.spec.depends_on if entry.job_id}
-    return (
-        {*job.waits_for, *named} if job.follows is None else {*job.waits_for, *named, job.follows}
-    )
+    found = {*job.waits_for, *(entry.job_id for entry in job.spec.depends_on if entry.job_id)}
+    if job.follows is not None:
+        found.add(job.follows)
+    return found
 
 
 def awaited_pairs(spec: JobSpec) -> list[JobId]:
