@@ -72,6 +72,8 @@ class KubernetesBed:
     checked = (MANAGED.name,)
     lost_program = (128, "StartError: failed to create", "")
     stopped_in_init = None
+    # Seen with the API alone: a kubelet that has begun to end a container with one grace mostly goes on with it.
+    heeds_a_shorter_grace = False
 
     def __init__(self, plane: ControlPlane, home: Path) -> None:
         self._plane = plane

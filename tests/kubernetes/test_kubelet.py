@@ -239,6 +239,23 @@ async def test_a_container_that_does_not_listen_is_killed_after_its_grace(
         assert (end.cause, end.exit_code) == (Cause.EXITED, 137)
 
 
+@asynchronous
+async def test_of_all_graces_the_shortest_is_what_the_kubelet_is_told(
+    plane: ControlPlane, node: RealNode, tmp_path: Path
+) -> None:
+    """What it makes of one that is shortened while it ends a container is its own."""
+    script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+    async with on(plane, tmp_path) as (cluster, watch):
+        await cluster.create_pod(a_pod("hasty-0-1", node=NODE, containers=[shell(script)]))
+        await watch.until(PodRunning, "hasty-0-1")
+        for grace_s in (3600, 1, 3600):
+            await cluster.delete_pod(delete("hasty-0-1", grace_s=grace_s))
+        asked = plane.admin.get(path_of("hasty-0-1"))["metadata"]["deletionGracePeriodSeconds"]
+        assert asked == 1
+        plane.admin.delete(path_of("hasty-0-1"), gracePeriodSeconds="0")
+        await watch.until(PodEnded, "hasty-0-1")
+
+
 def evict(plane: ControlPlane, pod: str) -> None:
     """As `kubectl drain` does."""
     namespace, name = path_of(pod).split("/")[-3::2]
