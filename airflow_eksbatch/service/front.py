@@ -80,7 +80,7 @@ class Standby:
 
     def _ask(
         self, leader: str, scope: Scope, receive: Receive
-    ) -> aiohttp.client._RequestContextManager:  # pyright: ignore[reportPrivateUsage]
+    ) -> aiohttp.client._RequestContextManager:
         path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
         headers = [
             (k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"] if _passes(k)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from airflow_eksbatch.api.app import OPERATIONS
-from airflow_eksbatch.api.port import ApiSettings, Call
+from airflow_eksbatch.api.port import ApiSettings, Call, Desk
 from airflow_eksbatch.api.wire.model import request_check
 from airflow_eksbatch.core.engine.facts import Fact
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId
@@ -34,14 +34,17 @@ class StageStore:
         return []
 
 
-class StageDesk:
-    """`Desk`, as far as operations on jobs need one."""
+class StageDesk(Desk):
+    """As far as operations on jobs need one."""
 
     settings = ApiSettings()
-    trouble = None
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+
+    @property
+    def trouble(self) -> str | None:
+        return None
 
     @property
     def world(self) -> World:
@@ -56,9 +59,23 @@ class StageDesk:
     async def ask(self, question: Callable[[Any], Any]) -> Any:
         return question(StageStore(self.stage))
 
+    async def read_log(self, attempt: Attempt, offset: int, limit: int) -> tuple[bytes, int] | None:
+        raise NotImplementedError
+
+    def subscribe(self, cursor: int) -> AsyncIterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    async def control_cloud(self, request: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def metrics_text(self) -> bytes:
+        raise NotImplementedError
+
+    # ---- callers
+
     async def answer(self, operation: str, **given: Any) -> dict[str, Any]:
         checked = request_check(operation)(given, "")
-        call = Call(desk=self, input=checked, headers={}, access_key="")  # type: ignore[arg-type]
+        call = Call(desk=self, input=checked, headers={}, access_key="")
         return await OPERATIONS[operation](call)
 
     def ask_for(self, operation: str, **given: Any) -> dict[str, Any]:

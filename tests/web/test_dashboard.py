@@ -250,14 +250,14 @@ def test_a_large_world_costs_a_page_no_more_than_a_small_one(busy: RunningServic
 class AwayDesk(StageDesk):
     """Of a service whose database is away."""
 
-    async def ask(self, question: object) -> object:
+    async def ask(self, question: object) -> Any:
         raise unavailable("The database cannot be read now: it is away.")
 
 
 @pytest.mark.parametrize("path", ["/", "/job/x", "/cost"])
 def test_trouble_of_the_service_is_a_page_that_says_so(path: str) -> None:
     desk = AwayDesk(Stage(a_world()))
-    reply = ask_app(make_web_app(fetch_from(desk)), path)  # type: ignore[arg-type]
+    reply = ask_app(make_web_app(fetch_from(desk)), path)
     assert reply.status == 503
     assert "it is away" in Checked(reply.body.decode()).text
 
