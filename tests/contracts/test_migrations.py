@@ -90,9 +90,6 @@ def test_a_second_start_changes_nothing(database: Database) -> None:
 def test_what_a_released_version_wrote_is_read_by_this_one(
     database: Database, released: int
 ) -> None:
-    with database.open_raw() as connection:
-        for step in migrations.STEPS[:released]:
-            step(connection)
     put(database, released)
     assert version(database) == released
     store = database.open()
@@ -118,9 +115,6 @@ def test_who_does_not_lead_leaves_an_older_schema_as_it_is(
     database: Database, released: int
 ) -> None:
     """1 an older release leads 2 another prepares to stand by 3 it takes the lease and brings the schema forward."""
-    with database.open_raw() as connection:
-        for step in migrations.STEPS[:released]:
-            step(connection)
     put(database, released)
     before = database.columns()
     store = database.store()

@@ -292,14 +292,25 @@ def test_a_newer_database_ends_the_start_with_one_sentence(tmp_path: Path) -> No
     assert "newer" in one_sentence(cli("serve", "--home", str(tmp_path), "--port", "0"))
 
 
+def led_by_an_older_release(file: Path) -> int:
+    """A database whose leader has its lease for an hour; its schema version."""
+    return an_older_database(file, "http://127.0.0.1:9#older", (int(time.time()) + 3_600) * 1000)
+
+
+def stands_by(make_service: MakeService, file: Path) -> RunningService:
+    """A service of this release beside that leader."""
+    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
+    service.start_beside()
+    return service
+
+
 def test_a_standby_leaves_an_older_schema_to_whoever_leads(
     make_service: MakeService, tmp_path: Path
 ) -> None:
     """1 an older release leads 2 this one stands by 3 the other is gone 4 this one leads, with its own schema."""
     file = tmp_path / "older.db"
-    older = an_older_database(file, "http://127.0.0.1:9#older", (int(time.time()) + 3_600) * 1000)
-    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
-    service.start_beside()
+    older = led_by_an_older_release(file)
+    service = stands_by(make_service, file)
     assert schema_version(file) == older
     end_lease(file)
     service.wait_until_ready()
@@ -312,13 +323,12 @@ def test_a_new_leader_waits_for_a_database_that_is_in_trouble_just_then(
 ) -> None:
     """1 an older release leads and dies 2 the database takes the lease and no schema 3 it does again."""
     file = tmp_path / "older.db"
-    older = an_older_database(file, "http://127.0.0.1:9#older", (int(time.time()) + 3_600) * 1000)
+    older = led_by_an_older_release(file)
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute(
             "CREATE TRIGGER trouble BEFORE DELETE ON eksbatch_meta BEGIN SELECT RAISE(ABORT, 'not now'); END"
         )
-    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
-    service.start_beside()
+    service = stands_by(make_service, file)
     end_lease(file)
     wait_for("its trouble", lambda: "not now" in service.text, within_s=60)
     assert schema_version(file) == older
@@ -334,9 +344,8 @@ def test_a_standby_that_a_newer_release_has_overtaken_ends_and_lets_the_lease_go
 ) -> None:
     """1 this one stands by 2 the leader is replaced by a newer release 3 which dies 4 this one cannot follow."""
     file, newer = tmp_path / "newer.db", len(migrations.STEPS) + 1
-    an_older_database(file, "http://127.0.0.1:9#other", (int(time.time()) + 3_600) * 1000)
-    service = make_service("--database", f"sqlite:///{file}", "--port", "0", command="serve")
-    service.start_beside()
+    led_by_an_older_release(file)
+    service = stands_by(make_service, file)
     set_version(file, newer)
     end_lease(file)
     assert service.ended() == 2
