@@ -12,7 +12,14 @@ import msgspec
 
 from airflow_eksbatch.api.port import Call, Desk, Operation
 from airflow_eksbatch.api.wire.names import name_of, page_token, position_of, split_job_id
-from airflow_eksbatch.api.wire.shapes import JobView, job_detail, job_summary, status_in, summary_of
+from airflow_eksbatch.api.wire.shapes import (
+    JobView,
+    capacity,
+    job_detail,
+    job_summary,
+    status_in,
+    summary_of,
+)
 from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
@@ -364,10 +371,6 @@ def standing(world: World, line: ClassLine) -> Iterator[tuple[Job, str]]:
     for job in line.first(SNAPSHOT_JOBS, world.jobs):
         for index in ranges.indices(job.runnable):
             yield job, f"{job.job_id}:{index}" if job.is_array else job.job_id
-
-
-def capacity(cpu_m: int) -> list[dict[str, Any]]:
-    return [{"capacityUnit": "cpu", "quantity": cpu_m / 1000}]
 
 
 def share_utilization(usages: Iterable[ShareUsage]) -> dict[str, Any]:

@@ -360,6 +360,10 @@ def container_view(view: JobView, last: Attempt | None) -> Wire:
     return wire
 
 
+def capacity(cpu_m: int) -> list[Wire]:
+    return [{"capacityUnit": "cpu", "quantity": cpu_m / 1000}]
+
+
 def job_summary(view: JobView, settings: ApiSettings) -> Wire:
     """JobSummary of ListJobs."""
     job, spec = view.job, view.job.spec
@@ -375,7 +379,7 @@ def job_summary(view: JobView, settings: ApiSettings) -> Wire:
         "stoppedAt": stopped_at(view, last),
         "jobDefinition": settings.arn(f"job-definition/{spec.definition}"),
         "shareIdentifier": spec.share or None,
-        "capacityUsage": [{"capacityUnit": "cpu", "quantity": spec.resources.cpu_m / 1000}],
+        "capacityUsage": capacity(spec.resources.cpu_m),
         "isCancelled": is_cancelled(view) or None,
         "isTerminated": is_terminated(view, last) or None,
     }
