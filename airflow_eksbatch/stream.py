@@ -82,6 +82,8 @@ class Waiter:
         """Of the service that has the job, as far as that is known."""
         self.told_of = ""
         """A place that does not know the job."""
+        self.next_look: asyncio.TimerHandle | None = None
+        """Whether another one knows it by then."""
         self.failed_children: list[str] = []
         self._news: asyncio.Queue[JobNews] = asyncio.Queue()
 
@@ -314,7 +316,9 @@ class JobFeed:
 
     def _tell_of_another_place(self, waiter: Waiter, place: str) -> None:
         """Once; and look again when the connection is looked up anew, though the stream may be well."""
-        self.loop.call_later(LOOK_UP_S, self._want_look, [waiter.job_id])
+        if waiter.next_look is not None:
+            waiter.next_look.cancel()  # Each look and each new stream come here
+        waiter.next_look = self.loop.call_later(LOOK_UP_S, self._want_look, [waiter.job_id])
         if waiter.told_of != place:
             waiter.told_of = place
             trouble = (

@@ -241,6 +241,24 @@ def test_a_job_of_another_process_waits_for_the_service_that_has_it(
     play(scenario)
 
 
+def test_who_waits_for_another_place_is_looked_after_once_however_often_it_is_told() -> None:
+    """As it is with each look, and with each stream that begins anew."""
+
+    async def scenario() -> None:
+        feed = Connection("http://127.0.0.1:1").feed()
+        waiter = stream.Waiter("job", "http://there")
+        looks: list[asyncio.TimerHandle] = []
+        for _ in range(3):
+            feed._tell_of_another_place(waiter, "http://here")
+            assert waiter.next_look is not None
+            looks.append(waiter.next_look)
+        assert [look.cancelled() for look in looks] == [True, True, False]
+        looks[-1].cancel()
+        await feed.close()
+
+    play(scenario)
+
+
 def test_a_job_that_its_own_service_does_not_know_has_failed() -> None:
     async def scenario() -> None:
         async with ContractService() as service:
