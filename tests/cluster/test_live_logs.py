@@ -21,6 +21,7 @@ from airflow_eksbatch.cluster.kube.live_logs import GAP, LiveLogs
 from airflow_eksbatch.cluster.kube.objects import Pod
 from airflow_eksbatch.cluster.outputs import OutputFiles
 from airflow_eksbatch.core.model.job import PodName
+from airflow_eksbatch.floor.clock import Backoff
 from tests.cluster.objects import a_kube_pod, ended, running
 from tests.cluster.test_connection import a_kubeconfig, served
 
@@ -34,6 +35,10 @@ class Kubelet:
     def __init__(self) -> None:
         self.files: defaultdict[str, bytearray] = defaultdict(bytearray)
         self.pod: Pod = a_kube_pod(status=running())
+        self.is_there = True
+        """Its node."""
+        self.is_silent = False
+        """It answers nobody."""
         self.asked: Counter[str] = Counter()
         """Requests, by container, and all that follow as `follow`."""
         self.sent_bytes = 0
@@ -65,6 +70,8 @@ class Kubelet:
         follows = "follow" in request.query
         self.asked[container] += 1
         self.asked["follow"] += follows
+        if self.is_silent:
+            return web.Response(status=503)
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
@@ -105,7 +112,13 @@ def played(home: Path, scenario: Scenario) -> None:
         ).connect("c")
         outputs = OutputFiles(home / "logs")
         outputs.open()
-        logs = LiveLogs(connection, home / "live", outputs, lambda _: kubelet[0].pod)
+        logs = LiveLogs(
+            connection,
+            home / "live",
+            outputs,
+            look=lambda _: kubelet[0].pod,
+            is_there=lambda _: kubelet[0].is_there,
+        )
         try:
             await asyncio.wait_for(scenario(kubelet[0], logs, outputs), 30)
         finally:
@@ -209,6 +222,58 @@ def test_a_silence_is_no_failure_however_often_it_comes(
     played(tmp_path, scenario)
 
 
+def test_a_reader_gets_more_when_a_kubelet_is_back_after_many_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_logs, "AGAIN", Backoff(first_s=0.01, most_s=0.01))
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        await kubelet.says(b"before\n")
+        await shows(logs, b"before\n")
+        kubelet.is_silent, asked = True, kubelet.asked["default"]
+        await kubelet.breaks()
+
+        async def many_tries() -> bool:
+            return kubelet.asked["default"] > asked + 2 * live_logs.TRIES_MAX
+
+        await until(many_tries)
+        kubelet.is_silent = False
+        await kubelet.says(b"after\n")
+        await shows(logs, b"after\n")
+        assert await output(logs) == b"before\nafter\n"
+
+    played(tmp_path, scenario)
+
+
+def test_what_nobody_reads_is_let_go_unless_its_machine_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is all that there will be of the output."""
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        await kubelet.says(b"up\n")
+        await shows(logs, b"up\n")
+        await logs.tend()
+        assert logs.has(POD)
+        monkeypatch.setattr(live_logs, "UNREAD_S_MAX", 0.0)
+        kubelet.is_there, kubelet.is_silent = False, True
+        await kubelet.breaks()
+        await logs.tend()
+        kubelet.pod = a_kube_pod(status=ended())
+        await logs.tend()
+        await logs.keep(POD)
+        assert outputs.read(POD, 0, 100) == (b"up\n", 3)
+
+        kubelet.pod, kubelet.is_there = a_kube_pod(status=running()), True
+        assert not logs.has(POD)
+        await logs.read(POD, 0, 1)
+        assert logs.has(POD)
+        await logs.tend()
+        assert not logs.has(POD)
+
+    played(tmp_path, scenario)
+
+
 def test_of_a_huge_output_the_last_part_is_there_and_it_is_sent_once(tmp_path: Path) -> None:
     """1. more comes than anybody keeps; 2. its end is read live; 3. the pod ends, and its end is kept."""
 
@@ -229,7 +294,7 @@ def test_of_a_huge_output_the_last_part_is_there_and_it_is_sent_once(tmp_path: P
         (file,) = (tmp_path / "live").iterdir()
         assert file.stat().st_blocks * 512 < 40 * MIB
         await kubelet.ends(ended(1))
-        await logs.keep(POD, reachable=True)
+        await logs.keep(POD)
         assert outputs.read(POD, -len(last), MIB) == (last, size)
         first = outputs.read(POD, 0, 4)
         assert first is not None
@@ -246,7 +311,7 @@ def test_the_end_of_a_huge_output_is_kept_also_of_a_pod_that_nobody_followed(
     async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
         await kubelet.says(b"x" * 80 * MIB + b"ValueError\n")
         await kubelet.ends(ended(1))
-        await logs.keep(POD, reachable=True)
+        await logs.keep(POD)
         assert outputs.read(POD, -11, 100) == (b"ValueError\n", 80 * MIB + 11)
 
     played(tmp_path, scenario)

@@ -46,7 +46,7 @@ def played(
         outputs = OutputFiles(home / "logs")
         outputs.open()
         pods = {name: a_kube_pod(name, status=ended()) for name in (FIRST, SECOND)}
-        logs = LiveLogs(connection, home / "live", outputs, pods.get)
+        logs = LiveLogs(connection, home / "live", outputs, look=pods.get, is_there=lambda _: True)
         try:
             await scenario(kubelet, logs, outputs)
         finally:
@@ -60,7 +60,7 @@ def played(
 async def in_vain(logs: LiveLogs, pod: PodName) -> None:
     """To be asked again later."""
     with pytest.raises(ClusterDown, match=f"The output of {pod} cannot be read"):
-        await logs.keep(pod, reachable=True)
+        await logs.keep(pod)
 
 
 def test_a_kubelet_that_let_one_wait_is_left_alone_and_nothing_is_given_up(
@@ -91,13 +91,13 @@ def test_what_was_asked_for_in_vain_often_enough_is_lost_and_says_why(
             await in_vain(logs, FIRST)
         monkeypatch.setattr(live_logs, "SILENT_S", 30.0)
         for pod in (FIRST, SECOND):
-            await logs.keep(pod, reachable=True)
+            await logs.keep(pod)
             kept = outputs.read(pod, 0, 1000)
             assert kept is not None
             assert kept[0].startswith(f"eksbatch: the output of {pod} on ".encode())
         assert kubelet.asked == {FIRST: TRIES_MAX}
         # Who asks again, because the pod could not be deleted, finds it done.
-        await logs.keep(FIRST, reachable=True)
+        await logs.keep(FIRST)
         assert list((tmp_path / "live").iterdir()) == []
 
     played(tmp_path, scenario)

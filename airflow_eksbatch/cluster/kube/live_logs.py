@@ -24,7 +24,7 @@ from airflow_eksbatch.cluster.kube.objects import ContainerSpec, ContainerStatus
 from airflow_eksbatch.cluster.outputs import Outputs
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.model.job import PodName
-from airflow_eksbatch.floor.clock import within
+from airflow_eksbatch.floor.clock import Backoff, within
 
 # Where a stream broke is known by so many bytes before.
 LAST_BYTES = 1024
@@ -40,6 +40,8 @@ REST_S_MAX = 20.0
 TRIES_MAX = 3
 SILENT_S = 30.0
 LOOK_S = 0.1
+# How often a stream is tried again while its pod lives.
+AGAIN = Backoff(first_s=LOOK_S, most_s=5.0)
 # A job may be silent for hours, and a connection may die without a word: then it is made again, which costs a look
 # through what the kubelet has (10 MiB unless told otherwise).
 SILENCE_S_MAX = 600.0
@@ -97,15 +99,22 @@ SPOKE = Silence(until=0.0, why="the node is gone")
 
 
 class LiveLogs:
-    """For one cluster; `look` says how a pod is now."""
+    """For one cluster; `look` says how a pod is now, `is_there` whether a node is."""
 
     def __init__(
-        self, connection: Connection, directory: Path, outputs: Outputs, look: Look
+        self,
+        connection: Connection,
+        directory: Path,
+        outputs: Outputs,
+        *,
+        look: Look,
+        is_there: Callable[[str], bool],
     ) -> None:
         self._connection = connection
         self._directory = directory
         self._outputs = outputs
         self._look = look
+        self._is_there = is_there
         self._followers: dict[PodName, Follower] = {}
         self._tries: dict[PodName, int] = {}
         self._silent: dict[str, Silence] = {}
@@ -144,13 +153,14 @@ class LiveLogs:
                 follower.is_held = True
                 await within(OPEN_S_MAX, follower.is_open)
 
-    async def keep(self, pod: PodName, *, reachable: bool) -> None:
+    async def keep(self, pod: PodName) -> None:
         """Put the output away for good. Raises ClusterDown while it makes sense to ask again."""
         if self._outputs.has(pod):
             # The pod could not be deleted then, or who did it led no more.
             await self._put_away(pod, None)
             return
         follower, now = self._followers.get(pod), self._look(pod)
+        reachable = now is not None and self._is_there(now.spec.node_name)
         whole: Path | None = None
         if follower is not None:
             await follower.wait(REST_S_MAX if reachable else LOOK_S)
@@ -164,10 +174,13 @@ class LiveLogs:
         """To be called now and then: let go what nobody reads, put away what is left of pods that are gone."""
         now = time.monotonic()
         for pod, follower in list(self._followers.items()):
-            is_old = now - follower.wanted_at > UNREAD_S_MAX
-            if is_old and self._look(pod) is None:
+            if now - follower.wanted_at <= UNREAD_S_MAX:
+                continue
+            seen = self._look(pod)
+            if seen is None:
                 await self._put_away(pod, follower.file)
-            elif is_old and not follower.is_held:
+            elif not follower.is_held and self._is_there(seen.spec.node_name):
+                # Of a machine that is gone it is all that there will be.
                 self._let_go(pod)
 
     async def close(self) -> None:
@@ -279,7 +292,8 @@ class LiveLogs:
                     lasted_s = time.monotonic() - began_at
                     in_vain = taken.offset == before and lasted_s < SILENCE_S_MAX / 2
                     failures = failures + 1 if in_vain else 1
-                    if failures == TRIES_MAX:
+                    now = self._look(name)
+                    if failures >= TRIES_MAX and (now is None or now.is_over):
                         raise
                 else:
                     failures = 0
@@ -288,7 +302,7 @@ class LiveLogs:
             elif now is None or now.is_over:
                 return
             follower.has_part.set()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(AGAIN.after(failures) if failures else LOOK_S)
 
     async def _ends_soon(self, name: PodName, container: str) -> bool:
         """Whether the container has ended, as the end of its stream says."""

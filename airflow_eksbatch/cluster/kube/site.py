@@ -75,7 +75,9 @@ class Site:
         self._nodes = NodeBook(lambda node: self._pods.are_on(node))
         hosts = Hosts(self._nodes.host_of, self._nodes.is_there, lambda: connection.ahead_ms)
         self._pods = PodBook(hosts)
-        self.logs = LiveLogs(connection, directory, outputs, self._look)
+        self.logs = LiveLogs(
+            connection, directory, outputs, look=self._look, is_there=self._nodes.is_there
+        )
         self._created: dict[PodName, str] = {}
         """Namespaces of pods that the watch has not shown yet."""
         self._without_rights: dict[str, float] = {}
@@ -272,7 +274,7 @@ class Site:
         seen = self._pods.get(pod)
         if seen is None:
             if self.logs.has(pod):
-                await self.logs.keep(pod, reachable=False)
+                await self.logs.keep(pod)
             return
         if seen.is_leaving:
             return
@@ -289,7 +291,7 @@ class Site:
     async def _keep_and_delete(self, seen: Seen) -> None:
         if isinstance(seen.end, PodEnded):
             try:
-                await self.logs.keep(seen.name, reachable=self._nodes.is_there(seen.node))
+                await self.logs.keep(seen.name)
             except OSError as error:
                 raise ClusterDown(f"The output of {seen.name} cannot be kept: {error}") from error
         await self._delete(seen.name, seen.namespace, 0, seen.pod.metadata.uid)
