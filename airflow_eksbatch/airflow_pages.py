@@ -163,13 +163,13 @@ class Reader:
                 return None
             raise Trouble(str(error)) from error
 
-    async def output(self, path: str, asked: dict[str, str]) -> tuple[str, str]:
+    async def output(self, path: str, asked: dict[str, str]) -> tuple[bytes, str]:
         """Text, and the offset from which it goes on: one answer holds 16 MiB."""
         try:
-            text, headers = await self._ask(path, asked)
+            output, headers = await self._ask(path, asked)
         except ServiceRefused as error:
             raise Trouble(str(error), status=404) from error
-        return text, headers.get(GOES_ON_AT, "")
+        return output, headers.get(GOES_ON_AT, "")
 
     async def check_may_see(self, job: dict[str, Any] | None) -> None:
         """Commands and output of a task are for those to whom Airflow shows the logs of its DAG.
@@ -196,17 +196,19 @@ class Reader:
                 status=FORBIDDEN,
             ) from error
 
-    async def _ask(self, path: str, asked: dict[str, str] | None) -> tuple[str, Mapping[str, str]]:
+    async def _ask(
+        self, path: str, asked: dict[str, str] | None
+    ) -> tuple[bytes, Mapping[str, str]]:
         """One request; a service that does not answer may be elsewhere by now, or want another key."""
         try:
             client = await self._services.client_of(self._conn_id)
             try:
-                answer = await client.get_with_headers(path, asked)
+                answer = await client.read(path, asked)
             except ServiceAway:
                 renewed = await self._services.renewed_client_of(self._conn_id)
                 if renewed is client:
                     raise
-                client, answer = renewed, await renewed.get_with_headers(path, asked)
+                client, answer = renewed, await renewed.read(path, asked)
         except ServiceAway as error:
             raise Trouble(f"The service cannot be asked: {error}.") from error
         self._deployment = client.endpoint.deployment

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from airflow_eksbatch.core.model import limits
+
+LOGGING_INTERVAL_S_MIN = 1.0
 
 # What may be templated. The operator's template fields, the trigger's keyword arguments and the
 # keys read here are this one list: Airflow renders in the triggerer only what all three name.
@@ -199,6 +202,22 @@ def seconds(value: float | timedelta) -> float:
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
 
 
+def logging_interval_s(value: Any) -> float | None:
+    """How often to look at an output; each look is a request."""
+    if value is None:
+        return None
+    try:
+        interval_s = seconds(value)
+    except (TypeError, ValueError):
+        interval_s = 0.0
+    if not LOGGING_INTERVAL_S_MIN <= interval_s < math.inf:
+        raise BadArguments(
+            f"logging_interval must be seconds or a timedelta, at least {LOGGING_INTERVAL_S_MIN:g} s, "
+            f"got {value!r}"
+        )
+    return interval_s
+
+
 def job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | None:
     """The job's own limit. AWS Batch knows none below 60 s; Airflow's is kept by Airflow itself."""
     if timeout is not None:
@@ -206,3 +225,22 @@ def job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | No
     if execution_timeout is not None:
         return max(limits.TIMEOUT_S_MIN, int(execution_timeout.total_seconds()))
     return None
+
+
+def one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
+    """What has two names, by the one that was used."""
+    if value is not None and other_value is not None:
+        raise BadArguments(f"give {name} or {other}, not both")
+    return other_value if value is None else value
+
+
+def size_in(array_properties: Any) -> Any:
+    """Of an array, as BatchOperator takes it."""
+    if array_properties is None:
+        return None
+    if not isinstance(array_properties, Mapping):
+        raise BadArguments(
+            f'array_properties must be a dict such as {{"size": 12}}, got '
+            f"{type(array_properties).__name__}; what a template or a task gives goes into array_size"
+        )
+    return array_properties.get("size")

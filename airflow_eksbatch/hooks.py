@@ -348,37 +348,39 @@ class AsyncBatchClient:
         self, operation: str, body: dict[str, Any], headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
         """One operation of the Batch API, such as `describejobs`."""
-        text, _ = await self._ask("POST", f"/v1/{operation}", json.dumps(body).encode(), headers)
+        told, _ = await self._ask("POST", f"/v1/{operation}", json.dumps(body).encode(), headers)
         try:
-            return json.loads(text) if text else {}
+            return json.loads(told) if told else {}
         except ValueError:
+            text = told[:100].decode(errors="replace")
             raise ServiceAway(
-                f"{self.endpoint.url} does not answer as the service does: {text[:100]!r}"
+                f"{self.endpoint.url} does not answer as the service does: {text!r}"
             ) from None
 
     async def get(self, path: str, params: dict[str, Any] | None = None) -> str:
         """The text of one of the service's own pages under /v1/eksbatch/."""
-        return (await self.get_with_headers(path, params))[0]
+        return (await self.read(path, params))[0].decode(errors="replace")
 
-    async def get_with_headers(
+    async def read(
         self, path: str, params: dict[str, Any] | None = None
-    ) -> tuple[str, Mapping[str, str]]:
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The same as it was sent, since jobs print what they like, and its headers."""
         return await self._ask("GET", _with_query(f"/v1/eksbatch/{path}", params))
 
     async def _ask(
         self, method: str, path: str, data: bytes = b"", headers: dict[str, str] | None = None
-    ) -> tuple[str, Mapping[str, str]]:
+    ) -> tuple[bytes, Mapping[str, str]]:
         import aiohttp
 
         try:
             opened = self._request(method, path, data=data, headers=headers, total_s=CALL_TIMEOUT_S)
             async with opened as answer:
-                # Jobs write what they like, also into outputs.
-                text = await answer.text(errors="replace")
+                told = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServiceAway(f"{self.endpoint.url}: {error or type(error).__name__}") from error
-        raise_for_answer(answer.status, answer.headers.get("x-amzn-ErrorType", ""), text)
-        return text, answer.headers
+        kind = answer.headers.get("x-amzn-ErrorType", "")
+        raise_for_answer(answer.status, kind, told.decode(errors="replace"))
+        return told, answer.headers
 
     async def lines(
         self, path: str, params: dict[str, Any], silence_s: float

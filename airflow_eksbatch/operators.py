@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from airflow.sdk import BaseOperator
 
-from airflow_eksbatch.arguments import FIELDS, BadArguments, check_fields, job_timeout_s, seconds
+from airflow_eksbatch.arguments import (
+    FIELDS,
+    BadArguments,
+    check_fields,
+    job_timeout_s,
+    logging_interval_s,
+    one_of,
+    seconds,
+    size_in,
+)
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
 from airflow_eksbatch.templates import (
@@ -117,7 +126,11 @@ class EKSBatchOperator(BaseOperator):
     :param deferrable: False keeps a worker slot while the job runs.
     :param wait_for_completion: False succeeds as soon as the job is submitted.
     :param submit_within: seconds or timedelta for which a service that is away is asked again.
-    :param log_lines: how many last lines of the job's output go to the task's log.
+    :param log_lines: how many last lines of the job's output go to the task's log when it has ended.
+    :param logging_interval: seconds or timedelta, at least 1 s: so often the log shows what is new
+        of the output while the job runs, at most ``log_lines`` lines each time; of arrays it does
+        not. Default: only at the end. Each look is a request to the service and, on Kubernetes,
+        keeps a stream from the node open, for 256 jobs of a cluster at a time.
     :param conn_id: connection of type ``eksbatch``; without it the embedded service is used.
     :param aws_conn_id: the same, as BatchOperator calls it.
 
@@ -172,6 +185,7 @@ class EKSBatchOperator(BaseOperator):
         wait_for_completion: bool = True,
         submit_within: float | timedelta = timedelta(hours=1),
         log_lines: int = 50,
+        logging_interval: float | timedelta | None = None,
         conn_id: str = "eksbatch_default",
         aws_conn_id: str | None = None,
         **kwargs: Any,
@@ -180,9 +194,9 @@ class EKSBatchOperator(BaseOperator):
         super().__init__(**kwargs)
         for name in FIELDS:
             setattr(self, name, given.get(name))
-        self.env = _one_of("env", env, "env_vars", env_vars)
-        size = _size_in(array_properties)
-        self.array_size = _one_of("array_size", array_size, "array_properties", size)
+        self.env = one_of("env", env, "env_vars", env_vars)
+        size = size_in(array_properties)
+        self.array_size = one_of("array_size", array_size, "array_properties", size)
         self.timeout_s = job_timeout_s(timeout, self.execution_timeout)
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
@@ -194,6 +208,7 @@ class EKSBatchOperator(BaseOperator):
         self._endpoint: Endpoint | None = None
         self._sent: Submission | None = None
         try:
+            self.logging_interval_s = logging_interval_s(logging_interval)
             check_fields(self._fields())
         except BadArguments as error:
             raise BadArguments(f"task {self.task_id}: {error}") from None
@@ -241,6 +256,7 @@ class EKSBatchOperator(BaseOperator):
             "push_result": self.do_xcom_push,
             "submit_within_s": self.submit_within_s,
             "log_lines": self.log_lines,
+            "logging_interval_s": self.logging_interval_s,
         }
 
     def _start_args(self) -> StartTriggerArgs | None:
@@ -399,13 +415,17 @@ class EKSBatchOperator(BaseOperator):
         """The worker waits itself, on the same stream and by the same code as the trigger."""
         import msgspec
 
-        from airflow_eksbatch.outcome import feed_for, follow, reading, say_output
+        from airflow_eksbatch.outcome import feed_for, follow, reading
 
         async def wait() -> Any:
             async with reading(feed_for(self.conn_id)) as feed:
-                outcome = await follow(feed, job_id, self.log.info)
-                await say_output(feed, outcome, self.log_lines, self.log.info)
-                return outcome
+                return await follow(
+                    feed,
+                    job_id,
+                    self.log.info,
+                    log_lines=self.log_lines,
+                    log_every_s=self.logging_interval_s,
+                )
 
         return self._finished(context, msgspec.to_builtins(asyncio.run(wait())))
 
@@ -474,20 +494,3 @@ def _of(context: Context, name: str) -> Any:
 def _store(context: Context) -> Any:
     """Notes that outlive the try; not reachable from the triggerer."""
     return _of(context, "task_state_store")
-
-
-def _one_of(name: str, value: Any, other: str, other_value: Any) -> Any:
-    if value is not None and other_value is not None:
-        raise BadArguments(f"give {name} or {other}, not both")
-    return other_value if value is None else value
-
-
-def _size_in(array_properties: Any) -> Any:
-    if array_properties is None:
-        return None
-    if not isinstance(array_properties, Mapping):
-        raise BadArguments(
-            f'array_properties must be a dict such as {{"size": 12}}, got '
-            f"{type(array_properties).__name__}; what a template or a task gives goes into array_size"
-        )
-    return array_properties.get("size")

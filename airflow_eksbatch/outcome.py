@@ -27,11 +27,12 @@ from airflow_eksbatch.hooks import (
     ServiceRefused,
     job_url,
 )
+from airflow_eksbatch.job_output import JobOutput
 from airflow_eksbatch.stream import ENDED, JobFeed, JobNews, Waiter, exit_code_of, feed_of
 from airflow_eksbatch.submission import Submission
 
 ASKING_NEEDS = ("aiohttp", "botocore.auth", "botocore.awsrequest", "botocore.credentials")
-LOG_S = 10  # for the last lines of a job's output, which must not hold its end back
+LOOK_S = 10  # for a look at what the end of a job does not tell, which must not hold it back
 BACKOFF = Backoff(first_s=0.5, most_s=30.0)
 SUBMIT_ROUNDS = 4  # a definition to register, a share to drop, and one to spare
 # For ending a job: longer than a fail-over, shorter than Airflow's on_kill_timeout of 30 s.
@@ -210,14 +211,23 @@ async def submit_once(
 
 
 async def follow(
-    feed: JobFeed, job_id: str, say: Callable[[str], Any], place: str = ""
+    feed: JobFeed,
+    job_id: str,
+    say: Callable[[str], Any],
+    *,
+    place: str = "",
+    log_lines: int = 0,
+    log_every_s: float | None = None,
 ) -> JobOutcome:
     """Wait until the job has ended, saying what happens; the outcome is from its last event only.
 
     :param place: of the service that has it, if it may have been submitted by another process.
+    :param log_lines: how many last lines of its output are said at the end.
+    :param log_every_s: how often so many last lines of what is new are said before.
     """
+    output = JobOutput(feed, job_id, say, lines=log_lines, every_s=log_every_s)
     with feed.waiting_for(job_id, place) as waiter:
-        last = await _hear_the_end(feed, waiter, say)
+        last = await _hear_the_end(feed, waiter, say, output)
         if last.cost_usd:
             say(f"Job {job_id} cost {last.cost_usd:.6f} USD")
         outcome = JobOutcome(
@@ -231,6 +241,7 @@ async def follow(
         )
         if outcome.status == "FAILED":
             outcome = await _looked_into(feed, outcome)
+        await output.say_last(is_array=outcome.is_array, has_failed=outcome.status == "FAILED")
         return outcome
 
 
@@ -243,7 +254,9 @@ async def url_of(feed: JobFeed, job_id: str) -> str:
     return job_url(service.endpoint, job_id)
 
 
-async def _hear_the_end(feed: JobFeed, waiter: Waiter, say: Callable[[str], Any]) -> JobNews:
+async def _hear_the_end(
+    feed: JobFeed, waiter: Waiter, say: Callable[[str], Any], output: JobOutput
+) -> JobNews:
     shown: tuple[str, int] = ("", 0)
     explaining: asyncio.Task[None] | None = None
     try:
@@ -262,9 +275,12 @@ async def _hear_the_end(feed: JobFeed, waiter: Waiter, say: Callable[[str], Any]
                 say(f"Job {waiter.job_id} is {news.status}{attempt}{because}")
                 if explaining is not None:
                     explaining.cancel()
+                # The output of an array is that of its children.
+                output.is_running(news.status == "RUNNING" and not news.is_array)
                 if news.status != "RUNNING":
                     explaining = asyncio.create_task(_explain(feed, waiter.job_id, say))
     finally:
+        output.leave()
         if explaining is not None:
             explaining.cancel()
 
@@ -280,7 +296,7 @@ async def _explain(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> Non
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, EXPLAIN_LONGEST_S)
         try:
-            async with _explaining.setdefault(feed, asyncio.Lock()), asyncio.timeout(LOG_S):
+            async with _explaining.setdefault(feed, asyncio.Lock()), asyncio.timeout(LOOK_S):
                 service: Any = await feed.service()
                 answer = json.loads(await service.get(f"jobs/{job_id}/explain"))
                 await asyncio.sleep(EXPLAIN_GAP_S)
@@ -306,7 +322,7 @@ async def _explain(feed: JobFeed, job_id: str, say: Callable[[str], Any]) -> Non
 async def _looked_into(feed: JobFeed, outcome: JobOutcome) -> JobOutcome:
     """Whether it failed or was ended by somebody is only in DescribeJobs."""
     with contextlib.suppress(ServiceAway, ServiceRefused, TimeoutError):
-        async with asyncio.timeout(LOG_S):
+        async with asyncio.timeout(LOOK_S):
             jobs = (await feed.call("describejobs", {"jobs": [outcome.job_id]}))["jobs"]
         for job in jobs:
             code = exit_code_of(job)
@@ -317,34 +333,6 @@ async def _looked_into(feed: JobFeed, outcome: JobOutcome) -> JobOutcome:
                 reason=outcome.reason or job.get("statusReason") or "",
             )
     return outcome
-
-
-async def say_output(
-    feed: JobFeed, outcome: JobOutcome, lines: int, say: Callable[[str], Any]
-) -> None:
-    """The last lines of the job's output; of an array, those of a child that failed."""
-    if not lines:
-        return
-    try:
-        async with asyncio.timeout(LOG_S):
-            service: Any = await feed.service()
-            job_id = await _whose_output(service, outcome)
-            text = await service.get(f"jobs/{job_id}/log", {"tail": lines}) if job_id else ""
-    except (ServiceAway, ServiceRefused, TimeoutError) as error:
-        say(f"The output of job {outcome.job_id} cannot be shown: {error}")
-        return
-    for line in text.splitlines()[-lines:]:
-        say(f"[{job_id}] {line}")
-
-
-async def _whose_output(service: Any, outcome: JobOutcome) -> str:
-    if not outcome.is_array:
-        return outcome.job_id
-    if outcome.status != "FAILED":
-        return ""
-    asked = {"arrayJobId": outcome.job_id, "jobStatus": "FAILED", "maxResults": 1}
-    children = (await service.call("listjobs", asked))["jobSummaryList"]
-    return str(children[0]["jobId"]) if children else ""
 
 
 async def status_of(feed: JobFeed, job_id: str) -> str | None:

@@ -26,7 +26,6 @@ from airflow_eksbatch.outcome import (
     feed_for,
     follow,
     reading,
-    say_output,
     submit,
     url_of,
 )
@@ -56,6 +55,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
     :param cancel_on_kill: whether the job ends when a user ends or clears the task.
     :param submit_within_s: how long a service that is away is asked again to take the job.
     :param log_lines: how many last lines of the job's output go to the task's log.
+    :param logging_interval_s: how often what is new of it goes there while the job runs.
     """
 
     supports_triggerer_queue = True
@@ -75,6 +75,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         cancel_on_kill: bool = True,
         submit_within_s: float = DEFAULT_SUBMIT_WITHIN_S,
         log_lines: int = DEFAULT_LOG_LINES,
+        logging_interval_s: float | None = None,
         **fields: Any,
     ) -> None:
         super().__init__()
@@ -90,6 +91,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         self.cancel_on_kill = cancel_on_kill
         self.submit_within_s = submit_within_s
         self.log_lines = log_lines
+        self.logging_interval_s = logging_interval_s
         # Attributes of the operator's names: Airflow renders those in the triggerer.
         for name in FIELDS:
             setattr(self, name, fields.pop(name, None))
@@ -99,8 +101,9 @@ class EKSBatchJobTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         options = ("conn_id", "job_id", "resume", "resume_failed", "retries", "from_worker", "wait")
-        more = ("place", "push_result", "cancel_on_kill", "submit_within_s", "log_lines", *FIELDS)
-        found = {name: getattr(self, name) for name in (*options, *more)}
+        more = ("place", "push_result", "cancel_on_kill", "submit_within_s", "log_lines")
+        names = (*options, *more, "logging_interval_s", *FIELDS)
+        found = {name: getattr(self, name) for name in names}
         kwargs = {name: value for name, value in found.items() if value is not None}
         return "airflow_eksbatch.triggers.EKSBatchJobTrigger", kwargs
 
@@ -148,13 +151,18 @@ class EKSBatchJobTrigger(BaseEventTrigger):
                 url = await url_of(feed, self.job_id)
                 return JobOutcome(job_id=self.job_id, status="SUBMITTED", url=url)
             self.log.info("Waiting for job %s", self.job_id)
-            outcome = await follow(feed, self.job_id, self.log.info, self.place)
+            return await follow(
+                feed,
+                self.job_id,
+                self.log.info,
+                place=self.place,
+                log_lines=self.log_lines,
+                log_every_s=self.logging_interval_s,
+            )
         except (BadArguments, ServiceRefused) as error:
             return JobOutcome(job_id="", status="FAILED", reason=str(error), final=True)
         except ServiceAway as error:
             return JobOutcome(job_id="", status="FAILED", reason=str(error))
-        await say_output(feed, outcome, self.log_lines, self.log.info)
-        return outcome
 
     async def _submitted(self, feed: JobFeed) -> str:
         ti: Any = self.task_instance

@@ -230,13 +230,14 @@ class Api:
             return StreamingResponse(
                 extension.follow_output(self._desk, job_id, query), media_type=media
             )
-        text, offset = await extension.read_output(self._desk, job_id, query)
+        output = await extension.read_output(self._desk, job_id, query)
         # Text of jobs: a browser must not make a page of it.
         headers = {
-            "x-eksbatch-next-offset": str(offset),
+            "x-eksbatch-attempt": str(output.attempt),
+            "x-eksbatch-next-offset": str(output.offset),
             "x-content-type-options": "nosniff",
         }
-        return Response(text, media_type=media, headers=headers)
+        return Response(output.text, media_type=media, headers=headers)
 
     async def explain(self, request: Request, body: bytes, access_key: str) -> Response:
         return json_response(await extension.explain_job(self._desk, request.path_params["job_id"]))

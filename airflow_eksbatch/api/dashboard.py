@@ -94,7 +94,7 @@ async def job(desk: Desk, asked: Asked) -> dict[str, Any] | None:
     if is_array:
         # Its children tell their own; what one wants to see here is how the array as a whole went.
         found["story"] = [event for event in found["story"] if event["jobId"] == detail["jobId"]]
-    output = b"" if is_array else (await read_output(desk, job_id, {"tail": OUTPUT_LINES}))[0]
+    output = b"" if is_array else (await read_output(desk, job_id, {"tail": OUTPUT_LINES})).text
     ended = detail["status"] in {status.value for status in TERMINAL}
     return {
         **found,

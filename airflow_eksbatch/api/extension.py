@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -166,12 +166,21 @@ async def find_attempt(desk: Desk, job_id: str, number: int) -> Attempt | None:
     raise not_found(f"Attempt {number} of job {job_id}")
 
 
-async def read_output(desk: Desk, job_id: str, query: Query) -> tuple[bytes, int]:
-    """Output of an attempt and where it goes on; empty before it begins."""
+class Output(NamedTuple):
+    """Of an attempt: a part of it, and where it goes on."""
+
+    text: bytes
+    offset: int
+    attempt: int
+    """0 before the first one."""
+
+
+async def read_output(desk: Desk, job_id: str, query: Query) -> Output:
+    """Output of an attempt; empty before it begins."""
     attempt = await find_attempt(desk, job_id, number_in(query, "attempt", 0))
     tail = number_in(query, "tail", 0)
     if attempt is None:
-        return b"", 0
+        return Output(b"", 0, 0)
     if tail > 0:
         return await read_tail(desk, attempt, tail)
     offset = max(0, number_in(query, "offset", 0))
@@ -182,17 +191,15 @@ async def read_output(desk: Desk, job_id: str, query: Query) -> tuple[bytes, int
             break
         blocks.append(found[0])
         offset = found[1]
-    return b"".join(blocks), offset
+    return Output(b"".join(blocks), offset, attempt.number)
 
 
-async def read_tail(desk: Desk, attempt: Attempt, lines: int) -> tuple[bytes, int]:
+async def read_tail(desk: Desk, attempt: Attempt, lines: int) -> Output:
     """The last lines, whole ones."""
     found = await desk.read_log(attempt, -TAIL_BYTES, TAIL_BYTES)
-    if found is None:
-        return b"", 0
-    output, offset = found
-    kept = output.splitlines(keepends=True)[-lines:]
-    return b"".join(kept), offset
+    text, offset = found or (b"", 0)
+    kept = text.splitlines(keepends=True)[-lines:]
+    return Output(b"".join(kept), offset, attempt.number)
 
 
 async def follow_output(desk: Desk, job_id: str, query: Query) -> AsyncIterator[bytes]:

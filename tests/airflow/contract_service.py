@@ -25,7 +25,11 @@ class ContractService:
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.definitions: set[str] = set()
         self.events: list[dict[str, Any]] = []
-        self.outputs: dict[str, str] = {}
+        self.outputs: dict[str, list[bytes]] = {}
+        self.looks = 0
+        """At outputs."""
+        self.most_looks_at_once = 0
+        self._looking = 0
         self.refusal = ""
         self.busy = 0
         self.fifo = False
@@ -179,7 +183,28 @@ class ContractService:
         return {}
 
     async def _log(self, request: web.Request) -> web.Response:
-        return web.Response(text=self.outputs.get(request.match_info["job"], ""))
+        """Outputs of attempts, one after the other; the last one if none is named."""
+        self.looks += 1
+        self._looking += 1
+        self.most_looks_at_once = max(self.most_looks_at_once, self._looking)
+        async with self._changed:
+            self._changed.notify_all()
+        await asyncio.sleep(0.001)  # time enough for another one to come in between
+        self._looking -= 1
+        if self.strange:
+            return web.Response(status=404, text="page not found")
+        outputs = self.outputs.get(request.match_info["job"], [])
+        number = int(request.query.get("attempt", len(outputs)))
+        output = outputs[number - 1] if outputs else b""
+        headers = {"x-eksbatch-attempt": str(number), "x-eksbatch-next-offset": str(len(output))}
+        tail = output.splitlines(keepends=True)[-int(request.query["tail"]) :]
+        return web.Response(body=b"".join(tail), headers=headers)
+
+    async def output_was_looked_at(self, more: int) -> None:
+        """So many times from now."""
+        wanted = self.looks + more
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.looks >= wanted)
 
     async def _explain(self, request: web.Request) -> web.Response:
         job = request.match_info["job"]

@@ -219,6 +219,23 @@ def test_callbacks_of_tasks_that_start_in_the_triggerer_know_their_run_and_what_
     assert airflow.rest.xcom("callbacks", run, "good", "_link_EKSBatchJobLink")
 
 
+def test_output_is_in_the_log_while_the_job_runs_if_that_was_asked_for(airflow: Airflow) -> None:
+    run = started(airflow, "talking")
+    for task_id, state in (("direct", "deferred"), ("blocking", "running")):
+        wait_for(
+            f"the output of {task_id}",
+            lambda task_id=task_id: "] early" in airflow.rest.task_log("talking", run, task_id),
+            within_s=WAIT_S,
+            poll_s=0.25,
+        )
+        assert task_of(airflow, "talking", run, task_id)["state"] == state
+    (airflow.home / "heard").touch()
+    assert airflow.wait_for_run("talking", run) == "success"
+    for task_id in ("direct", "blocking"):
+        log = airflow.rest.task_log("talking", run, task_id)
+        assert [log.count(f"] {word}") for word in ("early", "late")] == [1, 1]
+
+
 def test_marking_a_task_failed_ends_its_job_and_clearing_it_starts_another(
     airflow: Airflow, service: Embedded
 ) -> None:

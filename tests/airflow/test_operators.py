@@ -233,6 +233,8 @@ def test_the_job_gets_the_time_limit_of_the_task() -> None:
         ({"vcpus": 0.3}, "task month: vcpus must be a multiple of 0.25"),
         ({"env": {"A": "1"}, "env_vars": {"B": "2"}}, "give env or env_vars, not both"),
         ({"array_size": 3, "array_properties": {"size": 3}}, "not both"),
+        ({"logging_interval": 0}, "logging_interval must be .* at least 1 s, got 0"),
+        ({"logging_interval": "often"}, "logging_interval must be .*, got 'often'"),
         ({"array_properties": "{{ params.size }}"}, "array_properties must be a dict .* got str"),
     ],
 )

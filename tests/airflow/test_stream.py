@@ -77,7 +77,7 @@ def waiting(
     feed: JobFeed, job: str, place: str = ""
 ) -> tuple[asyncio.Task[JobOutcome], asyncio.Queue[str]]:
     heard = asyncio.Queue[str]()
-    return asyncio.create_task(follow(feed, job, heard.put_nowait, place)), heard
+    return asyncio.create_task(follow(feed, job, heard.put_nowait, place=place)), heard
 
 
 async def until(heard: asyncio.Queue[str], words: str) -> str:

@@ -167,7 +167,12 @@ def test_a_default_share_is_dropped_where_the_job_queue_has_no_shares_and_says_s
     play(scenario)
 
 
-def test_three_hundred_tasks_share_one_connection_and_coalesce_their_looks(play: Any) -> None:
+def test_three_hundred_tasks_share_one_connection_and_coalesce_their_looks(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a slow machine submits come one by one, and looks are gathered by time.
+    monkeypatch.setattr(stream, "GATHER_S", 0.5)
+
     async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
         tasks = [
             asyncio.create_task(triggered(a_trigger(f"t{n}", log_lines=0), manager))
@@ -187,7 +192,7 @@ def test_a_failed_job_tells_its_reason_and_the_end_of_its_output(play: Any, caps
     async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
         ending = asyncio.create_task(triggered(a_trigger(), manager))
         [job] = await service.submitted()
-        service.outputs[job] = "loading\nno such file: 2012.csv\n"
+        service.outputs[job] = [b"loading\nno such file: 2012.csv\n"]
         await service.change(job, "FAILED", exitCode=3, statusReason="Essential container exited")
         assert isinstance(await ending, TaskFailedEvent)
 
@@ -256,7 +261,7 @@ def test_an_array_tells_which_children_failed_and_shows_the_output_of_one(
     async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
         ending = asyncio.create_task(triggered(a_trigger(array_size=12), manager))
         [job] = await service.submitted()
-        service.outputs[f"{job}:7"] = "division by zero\n"
+        service.outputs[f"{job}:7"] = [b"division by zero\n"]
         await service.change(f"{job}:7", "FAILED", statusReason="exited 1")
         await service.change(job, "FAILED", statusReason="Array Child Job failed", parent=True)
         assert isinstance(await ending, TaskFailedEvent)

@@ -73,6 +73,7 @@ def test_output_is_read_whole_from_an_offset_and_from_its_end(
     assert b"oops" in whole.body
     end = int(whole.headers["x-eksbatch-next-offset"])
     assert end == len(whole.body)
+    assert whole.headers["x-eksbatch-attempt"] == "1"
     assert raw("GET", f"{path}?offset=7").body == whole.body[7:]
     assert raw("GET", f"{path}?offset={end}").body == b""
     assert raw("GET", f"{path}?tail=1").body == whole.body.splitlines(keepends=True)[-1]

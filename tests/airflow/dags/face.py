@@ -97,5 +97,13 @@ with a_dag("orphan"):
         **SMALL,
     )
 
+with a_dag("talking"):
+    DONE = Path(os.environ["AIRFLOW_HOME"]) / "heard"
+    TALK = f"echo early; until test -e {DONE}; do sleep 0.1; done; echo late"
+    EKSBatchOperator(task_id="direct", command=TALK, logging_interval=1, **SMALL)
+    EKSBatchOperator(
+        task_id="blocking", command=TALK, logging_interval=1, deferrable=False, **SMALL
+    )
+
 with a_dag("slow"):
     EKSBatchOperator(task_id="slow", command="sleep 20; echo done", **SMALL)
