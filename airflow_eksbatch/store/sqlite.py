@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.store.sql import WRITES, SqlStore
 
 BUSY_MS = 10_000
+WAL_AGAIN_S = 0.02
 
 
 def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore:
@@ -37,7 +39,7 @@ def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore
         connection.isolation_level = None  # transactions are begun below, not by the driver
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _use_wal(cursor)
         # An answer means it is on disk, also after a power cut; one beat is one sync.
         cursor.execute("PRAGMA synchronous = FULL")
         if pages_max is not None:
@@ -51,6 +53,20 @@ def sqlite_store(path: Path | None, *, pages_max: int | None = None) -> SqlStore
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return SqlStore(engine, insert, lambda error: _explain(error, path))
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Of those who come to a new file at once one does it; the others are told at once that it is busy, whatever `busy_timeout` says."""
+    until = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(WAL_AGAIN_S)
+        else:
+            return
 
 
 def _make_room_for(path: Path) -> None:
