@@ -68,6 +68,22 @@ STATUS = {
     "UnknownOperationException": 404,
 }
 DENIED = 403
+READS = ("Describe", "List", "Get")
+# Where a request that changes something says of what.
+NAMED_BY = (
+    "jobId",
+    "jobName",
+    "jobDefinition",
+    "jobDefinitionName",
+    "jobQueue",
+    "jobQueueName",
+    "computeEnvironment",
+    "computeEnvironmentName",
+    "arn",
+    "name",
+    "resourceArn",
+    "jobs",
+)
 BODY_BYTES_MAX = limits.SUBMIT_BYTES_MAX + 64 * 1024
 # Known keys are read again after so long; unknown ones may cost a query each time, so they wait for one that all share.
 KEYS_S, UNKNOWN_KEYS_S = 5.0, 1.0
@@ -180,7 +196,13 @@ class Api:
             headers=request.headers,
             access_key=access_key,
         )
-        return json_response(await operation(call))
+        answer = await operation(call)
+        if not name.startswith(READS):
+            what = next((str(given[key]) for key in NAMED_BY if given.get(key)), None)
+            # Where nothing is signed, anybody may name any key.
+            is_signed = self._desk.settings.auth != "open"
+            self._desk.tell_changed(name, what, access_key if is_signed else None)
+        return json_response(answer)
 
     async def batch(self, request: Request, body: bytes, access_key: str) -> Response:
         """POST /v1/<operation>."""

@@ -66,6 +66,10 @@ class Desk(Protocol):
 
     def metrics_text(self) -> bytes: ...
 
+    def tell_changed(self, operation: str, what: str | None, by: str | None, /) -> None:
+        """For the log: an operation that changes something was answered; `by` is the access key, None without one."""
+        ...
+
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The validated input of an operation, who asks, and the desk."""

@@ -39,6 +39,7 @@ class ServiceDesk:
         cluster: Cluster,
         control: CloudControl | None,
         metrics_text: Callable[[], bytes],
+        tell_changed: Callable[[str, str | None, str | None], None],
     ) -> None:
         self.settings = settings
         self._loop = loop
@@ -48,6 +49,7 @@ class ServiceDesk:
         self._cluster = cluster
         self._control = control
         self.metrics_text = metrics_text
+        self.tell_changed = tell_changed
 
     @property
     def world(self) -> World:

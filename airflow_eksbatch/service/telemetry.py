@@ -222,6 +222,11 @@ class Telemetry:
             node=event.node_id,
         )
 
+    def changed(self, operation: str, what: str | None, by: str | None) -> None:
+        """Who asked for a change. Jobs come by the thousand, so those who submit them are told to `debug` only."""
+        say = self.log.debug if operation == "SubmitJob" else self.log.info
+        say(operation, what=what, by=by)
+
     # ---- trouble
 
     def effect_failed(self, effect: Effect, reason: str, failures: int) -> None:

@@ -202,6 +202,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         cluster=cluster,
         control=control,
         metrics_text=metrics_text,
+        tell_changed=telemetry.changed,
     )
     watches = {"cluster": cluster.watch, "cloud": cloud.watch}
     return Process(

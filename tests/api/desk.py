@@ -71,6 +71,9 @@ class StageDesk(Desk):
     def metrics_text(self) -> bytes:
         raise NotImplementedError
 
+    def tell_changed(self, operation: str, what: str | None, by: str | None, /) -> None:
+        raise NotImplementedError
+
     # ---- callers
 
     async def answer(self, operation: str, **given: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.endpoint import WRONG_HOST, NotLetIn, ServiceRefused, raise_for_answer
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.terminal import Client, Sentence
+from tests.airflow.processes import wait_for
 from tests.api.asking import Raw, Reply, ask_app
 from tests.api.desk import StageDesk
 from tests.build import a_world
@@ -110,6 +111,31 @@ def test_a_created_key_opens_the_whole_api(closed: RunningService, key: Key) -> 
     assert batch.list_tags_for_resource(resourceArn=arn)["tags"] == tags
     batch.untag_resource(resourceArn=arn, tagKeys=list(tags))
     assert batch.list_tags_for_resource(resourceArn=arn)["tags"] == {}
+
+
+def test_the_log_says_who_asked_for_a_change(closed: RunningService, key: Key) -> None:
+    """And neither who has only looked, nor what was refused."""
+    batch = closed.batch(key.access_key, key.secret)
+    fair = {"shareDistribution": [{"shareIdentifier": "a"}]}
+    arn = batch.create_scheduling_policy(name="told", fairsharePolicy=fair)["arn"]
+    with pytest.raises(ClientError):
+        batch.create_scheduling_policy(name="told", fairsharePolicy=fair)
+    batch.describe_scheduling_policies(arns=[arn])
+    batch.delete_scheduling_policy(arn=arn)
+
+    def told() -> list[tuple[str, str, str]]:
+        lines = [json.loads(line) for line in closed.output if line.startswith("{")]
+        return [
+            (line["event"], line["what"], line["by"])
+            for line in lines
+            if "SchedulingPolic" in line["event"]
+        ]
+
+    wait_for("both lines", lambda: len(told()) > 1, within_s=30)
+    assert told() == [
+        ("CreateSchedulingPolicy", "told", key.access_key),
+        ("DeleteSchedulingPolicy", arn, key.access_key),
+    ]
 
 
 @pytest.mark.parametrize(
