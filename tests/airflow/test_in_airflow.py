@@ -222,6 +222,7 @@ def test_callbacks_of_tasks_that_start_in_the_triggerer_know_their_run_and_what_
 def test_output_is_in_the_log_while_the_job_runs_if_that_was_asked_for(airflow: Airflow) -> None:
     run = started(airflow, "talking")
     for task_id, state in (("direct", "deferred"), ("blocking", "running")):
+        wait_for_task(airflow, "talking", run, task_id, state)
         wait_for(
             f"the output of {task_id}",
             lambda task_id=task_id: "] early" in airflow.rest.task_log("talking", run, task_id),
