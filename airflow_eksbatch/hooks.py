@@ -378,8 +378,9 @@ class AsyncBatchClient:
                 told = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServiceAway(f"{self.endpoint.url}: {error or type(error).__name__}") from error
-        kind = answer.headers.get("x-amzn-ErrorType", "")
-        raise_for_answer(answer.status, kind, told.decode(errors="replace"))
+        if answer.status >= 400:
+            kind = answer.headers.get("x-amzn-ErrorType", "")
+            raise_for_answer(answer.status, kind, told.decode(errors="replace"))
         return told, answer.headers
 
     async def lines(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -50,17 +51,30 @@ class JobOutput:
         self._say = say
         self._lines = lines
         self._every_s = every_s
+        self._first = 0
+        """The attempt with which following began."""
         self._attempt = 0
+        """The one of which something was seen last."""
         self._said = 0
-        """Bytes of that attempt's output."""
+        """Bytes of its output."""
+        self._is_behind = False
+        """What was seen last ended before that."""
         self._looking: asyncio.Task[None] | None = None
 
-    def is_running(self, running: bool) -> None:
-        """Look every so often while it is, and once more when it is not any more."""
-        if self._lines and self._every_s is not None and (running or self._looking is not None):
-            self.leave()
-            looking = self._look_on(self._every_s) if running else self._try_to_say(self._job_id)
-            self._looking = asyncio.create_task(looking, name=f"output {self._job_id}")
+    def begin(self, attempt: int) -> None:
+        """An attempt runs: look every so often."""
+        if self._lines and self._every_s is not None:
+            self._first = self._first or attempt
+            self._turn_to(self._look_on(self._every_s))
+
+    def pause(self) -> None:
+        """None runs now: what the last one said is looked at once more."""
+        if self._looking is not None:
+            self._turn_to(self._try_to_say())
+
+    def _turn_to(self, looking: Coroutine[Any, Any, None]) -> None:
+        self.leave()
+        self._looking = asyncio.create_task(looking, name=f"output {self._job_id}")
 
     def leave(self) -> None:
         if self._looking is not None:
@@ -80,7 +94,8 @@ class JobOutput:
                 if job_id:
                     await self._say_new(job_id, is_over=True)
         except (ServiceAway, ServiceRefused, TimeoutError) as error:
-            self._say(f"The output of job {self._job_id} cannot be shown: {error}")
+            why = str(error) or "no answer in time"
+            self._say(f"The output of job {self._job_id} cannot be shown: {why}")
 
     async def _failed_child(self) -> str:
         asked = {"arrayJobId": self._job_id, "jobStatus": "FAILED", "maxResults": 1}
@@ -90,42 +105,50 @@ class JobOutput:
     async def _look_on(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
-            await self._try_to_say(self._job_id)
+            await self._try_to_say()
 
-    async def _try_to_say(self, job_id: str) -> None:
+    async def _try_to_say(self) -> None:
         """What cannot be read now is read later; the stream tells of a service that is away."""
         looks = _looks.setdefault(self._feed, asyncio.Semaphore(LOOKS_MAX))
         try:
             async with looks, asyncio.timeout(LOOK_S):
-                await self._say_new(job_id, is_over=False)
+                await self._say_new(self._job_id, is_over=False)
         except (ServiceAway, ServiceRefused, TimeoutError):
             return
 
     async def _say_new(self, job_id: str, *, is_over: bool) -> None:
-        former, tail = self._attempt, await self._tail(job_id)
-        if former and tail.attempt != former:
-            self._say_rest(job_id, await self._tail(job_id, former), is_over=True)
-            self._attempt, self._said = tail.attempt, 0
-        self._attempt = tail.attempt
+        tail = await self._tail(job_id)
+        for former in range(self._attempt or self._first or tail.attempt, tail.attempt):
+            # One that never had a pod has no output.
+            with contextlib.suppress(ServiceRefused):
+                self._say_rest(job_id, await self._tail(job_id, former), is_over=True)
         self._say_rest(job_id, tail, is_over=is_over)
 
     async def _tail(self, job_id: str, attempt: int = 0) -> Tail:
         service: Any = await self._feed.service()
         asked = {"tail": self._lines, **({"attempt": attempt} if attempt else {})}
         text, headers = await service.read(f"jobs/{job_id}/log", asked)
-        # Services of a release before this one do not say which attempt it is.
         number = int(headers.get("x-eksbatch-attempt", 0))
         return Tail(number, text, int(headers.get("x-eksbatch-next-offset", 0)))
 
     def _say_rest(self, job_id: str, tail: Tail, *, is_over: bool) -> None:
-        """The lines after those that were said; a line without an end yet is said when it has one, or when all is over."""
-        text = tail.text if is_over else tail.text[: tail.text.rfind(b"\n") + 1]
+        """The lines after those that were said; one without an end yet waits for it, or until all is over."""
+        if tail.attempt != self._attempt:
+            self._attempt, self._said, self._is_behind = tail.attempt, 0, False
+        if tail.end < self._said and (is_over or self._is_behind):
+            # It is counted anew, as where another replica reads what the node still has of it.
+            self._said = 0
+        self._is_behind = tail.end < self._said
+        ended = max(tail.text.rfind(b"\n"), tail.text.rfind(b"\r")) + 1
+        text = tail.text if is_over else tail.text[:ended]
         end = tail.end - len(tail.text) + len(text)
         new = end - self._said
-        if new <= 0:
+        if new <= 0 or not text:
             return
         if self._said and new > len(text):
             self._say(f"[{job_id}] ({new - len(text):,} bytes of output between, not shown here)")
-        for line in text[-new:].decode(errors="replace").splitlines():
-            self._say(f"[{job_id}] {line}")
+        for line in text[-new:].decode(errors="replace").removesuffix("\n").split("\n"):
+            # Of a progress bar, which is written over itself, what a terminal shows in the end.
+            shown = line.rstrip("\r").rpartition("\r")[2]
+            self._say(f"[{job_id}] {shown}")
         self._said = end

@@ -130,7 +130,8 @@ class EKSBatchOperator(BaseOperator):
     :param logging_interval: seconds or timedelta, at least 1 s: so often the log shows what is new
         of the output while the job runs, at most ``log_lines`` lines each time; of arrays it does
         not. Default: only at the end. Each look is a request to the service and, on Kubernetes,
-        keeps a stream from the node open, for 256 jobs of a cluster at a time.
+        keeps a stream from the node open: of 256 jobs of a cluster at a time, and what others
+        print is in the log when they have ended.
     :param conn_id: connection of type ``eksbatch``; without it the embedded service is used.
     :param aws_conn_id: the same, as BatchOperator calls it.
 

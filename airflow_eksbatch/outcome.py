@@ -276,7 +276,10 @@ async def _hear_the_end(
                 if explaining is not None:
                     explaining.cancel()
                 # The output of an array is that of its children.
-                output.is_running(news.status == "RUNNING" and not news.is_array)
+                if news.status == "RUNNING" and not news.is_array:
+                    output.begin(shown[1])
+                else:
+                    output.pause()
                 if news.status != "RUNNING":
                     explaining = asyncio.create_task(_explain(feed, waiter.job_id, say))
     finally:

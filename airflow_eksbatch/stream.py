@@ -30,6 +30,7 @@ FAILED_CHILDREN_TOLD = 10
 FROM_NOW = -1
 
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
+UNDER_WAY = frozenset({"STARTING", "RUNNING"})
 
 # Where each service's stream was left, by URL: the stream closes with its last waiter and the
 # next one must not begin at "now" in between.
@@ -352,7 +353,7 @@ def news_from_job(job: dict[str, Any] | None) -> JobNews:
         status=job["status"],
         reason=job.get("statusReason") or "",
         exit_code=exit_code_of(job),
-        attempt=len(ended),
+        attempt=len(ended) + (job["status"] in UNDER_WAY),
         # Only our own service says which attempts were free.
         attempts=sum(one.get("charged", True) for one in ended),
         is_array=bool((job.get("arrayProperties") or {}).get("size")),

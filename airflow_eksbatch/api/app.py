@@ -69,6 +69,7 @@ STATUS = {
 }
 DENIED = 403
 READS = ("Describe", "List", "Get")
+NAME_SHOWN_MAX = 200
 # Where a request that changes something says of what.
 NAMED_BY = (
     "jobId",
@@ -198,7 +199,8 @@ class Api:
         )
         answer = await operation(call)
         if not name.startswith(READS):
-            what = next((str(given[key]) for key in NAMED_BY if given.get(key)), None)
+            named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
+            what = next(named, None)
             # Where nothing is signed, anybody may name any key.
             is_signed = self._desk.settings.auth != "open"
             self._desk.tell_changed(name, what, access_key if is_signed else None)

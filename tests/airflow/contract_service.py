@@ -25,7 +25,8 @@ class ContractService:
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.definitions: set[str] = set()
         self.events: list[dict[str, Any]] = []
-        self.outputs: dict[str, list[bytes]] = {}
+        self.outputs: dict[str, list[bytes | None]] = {}
+        """Of each attempt; None for one that never was."""
         self.looks = 0
         """At outputs."""
         self.most_looks_at_once = 0
@@ -189,13 +190,15 @@ class ContractService:
         self.most_looks_at_once = max(self.most_looks_at_once, self._looking)
         async with self._changed:
             self._changed.notify_all()
-        await asyncio.sleep(0.001)  # time enough for another one to come in between
+        await asyncio.sleep(0.02)  # time enough for another one to come in between
         self._looking -= 1
         if self.strange:
             return web.Response(status=404, text="page not found")
         outputs = self.outputs.get(request.match_info["job"], [])
         number = int(request.query.get("attempt", len(outputs)))
         output = outputs[number - 1] if outputs else b""
+        if output is None:
+            return _refused("ResourceNotFoundException", f"Attempt {number} does not exist.", 404)
         headers = {"x-eksbatch-attempt": str(number), "x-eksbatch-next-offset": str(len(output))}
         tail = output.splitlines(keepends=True)[-int(request.query["tail"]) :]
         return web.Response(body=b"".join(tail), headers=headers)

@@ -114,7 +114,7 @@ def test_a_created_key_opens_the_whole_api(closed: RunningService, key: Key) -> 
 
 
 def test_the_log_says_who_asked_for_a_change(closed: RunningService, key: Key) -> None:
-    """And neither who has only looked, nor what was refused."""
+    """And neither who has only looked, nor what was refused as a whole."""
     batch = closed.batch(key.access_key, key.secret)
     fair = {"shareDistribution": [{"shareIdentifier": "a"}]}
     arn = batch.create_scheduling_policy(name="told", fairsharePolicy=fair)["arn"]

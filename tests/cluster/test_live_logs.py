@@ -245,10 +245,11 @@ def test_a_reader_gets_more_when_a_kubelet_is_back_after_many_tries(
     played(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
 def test_what_nobody_reads_is_let_go_unless_its_machine_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
-    """Then it is all that there will be of the output."""
+    """Then it is all that there will be of the output, also before anybody knows of the machine."""
 
     async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
         await kubelet.says(b"up\n")
@@ -256,20 +257,61 @@ def test_what_nobody_reads_is_let_go_unless_its_machine_is_gone(
         await logs.tend()
         assert logs.has(POD)
         monkeypatch.setattr(live_logs, "UNREAD_S_MAX", 0.0)
-        kubelet.is_there, kubelet.is_silent = False, True
+        kubelet.is_there, kubelet.is_silent = not is_known, True
+        before = kubelet.asked["default"]
         await kubelet.breaks()
+
+        async def is_tried_again() -> bool:
+            return kubelet.asked["default"] > before + 1
+
+        await until(is_tried_again)
         await logs.tend()
+        kubelet.is_there = False
         kubelet.pod = a_kube_pod(status=ended())
         await logs.tend()
         await logs.keep(POD)
         assert outputs.read(POD, 0, 100) == (b"up\n", 3)
 
-        kubelet.pod, kubelet.is_there = a_kube_pod(status=running()), True
+        kubelet.pod, kubelet.is_there, kubelet.is_silent = a_kube_pod(status=running()), True, False
         assert not logs.has(POD)
         await logs.read(POD, 0, 1)
         assert logs.has(POD)
         await logs.tend()
         assert not logs.has(POD)
+
+    played(tmp_path, scenario)
+
+
+def test_who_comes_back_reads_all_that_was_said_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only what comes first of it."""
+    monkeypatch.setattr(live_logs, "UNREAD_S_MAX", 0.0)
+    monkeypatch.setattr(live_logs, "FIRST_PART_S_MAX", 20.0)
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        for number in range(1, 4):
+            await kubelet.says(b"x" * 3 * MIB + b"%d\n" % number)
+            assert await logs.read(POD, -2, 2) == (b"%d\n" % number, number * (3 * MIB + 2))
+            await logs.tend()
+            assert not logs.has(POD)
+
+    played(tmp_path, scenario)
+
+
+def test_who_only_watches_gives_way_to_a_pod_that_is_being_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_logs, "FOLLOWERS_MAX", 1)
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        await kubelet.says(b"up\n")
+        await shows(logs, b"up\n")
+        ending = a_kube_pod("ending", status=running())
+        await logs.hold(ending)
+        assert (logs.has(POD), logs.has(PodName("ending"))) == (False, True)
+        await logs.hold(kubelet.pod)
+        assert (logs.has(POD), logs.has(PodName("ending"))) == (False, True)
 
     played(tmp_path, scenario)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from airflow_eksbatch.core.model.job import JobId
-from airflow_eksbatch.store import migrations, schema
+from airflow_eksbatch.store import migrations, schema, sqlite
 from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError
 from tests.build import NOW
 from tests.contracts.databases import Database
@@ -197,6 +199,22 @@ def more(number: int) -> Any:
     return lambda connection: connection.exec_driver_sql(
         f"ALTER TABLE eksbatch_keys ADD COLUMN more_{number} TEXT"
     )
+
+
+def test_a_new_sqlite_file_is_waited_for_while_another_service_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite has no patience of its own with who changes to WAL while somebody writes."""
+    file = tmp_path / "new.db"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(sqlite.time, "sleep", lambda _: other.execute("ROLLBACK"))
+    store = sqlite.sqlite_store(file)
+    store.open()
+    assert not other.in_transaction
+    assert list(store.load().jobs) == []
+    store.close()
+    other.close()
 
 
 def test_of_services_that_start_at_once_on_an_empty_database_all_start(database: Database) -> None:

@@ -74,11 +74,22 @@ class Follower:
         self.is_held = False
         """Its pod is being ended: the output is wanted whether somebody reads it or not."""
         self.is_whole = False
+        self.is_broken = False
+        """The last try brought no stream."""
         self.is_open = asyncio.Event()
         self.has_part = asyncio.Event()
+        self.came_at = 0.0
+        """When the last part of it came (monotonic seconds)."""
+        self.has_caught_up = False
+        """What had been said before it began is here."""
         self.taken: defaultdict[str, Taken] = defaultdict(Taken)
         """By container."""
         self.wanted_at = time.monotonic()
+
+    @property
+    def may_be_all(self) -> bool:
+        """Whether its part of the output may not be had again."""
+        return self.is_held or (self.is_broken and any(t.offset for t in self.taken.values()))
 
     async def wait(self, seconds: float) -> None:
         """Until it is over, or that long."""
@@ -134,8 +145,8 @@ class LiveLogs:
         follower.wanted_at = time.monotonic()
         if now is not None and now.is_over:
             await follower.wait(REST_S_MAX)
-        else:
-            await within(FIRST_PART_S_MAX, follower.has_part)
+        elif not follower.has_caught_up:
+            await self._catch_up(follower)
         output = follower.output
 
         def look() -> tuple[bytes, int] | None:
@@ -145,10 +156,24 @@ class LiveLogs:
 
         return await self._on_thread(look)
 
+    async def _catch_up(self, follower: Follower) -> None:
+        """Wait for what is there already: until nothing more comes, but not for long."""
+        until = time.monotonic() + FIRST_PART_S_MAX
+        await within(FIRST_PART_S_MAX, follower.has_part)
+        while True:
+            now = time.monotonic()
+            if now >= min(until, follower.came_at + LOOK_S):
+                break
+            await asyncio.sleep(LOOK_S / 2)
+        follower.has_caught_up = True
+
     async def hold(self, pod: Pod) -> None:
         """The pod is about to be ended: take what it has said and will say until then."""
         if not pod.is_over and _begun(pod):
-            follower = self._followers.get(PodName(pod.metadata.name)) or self._begin(pod)
+            follower = self._followers.get(PodName(pod.metadata.name))
+            if follower is None:
+                self._make_room()
+                follower = self._begin(pod)
             if follower is not None:
                 follower.is_held = True
                 await within(OPEN_S_MAX, follower.is_open)
@@ -179,8 +204,7 @@ class LiveLogs:
             seen = self._look(pod)
             if seen is None:
                 await self._put_away(pod, follower.file)
-            elif not follower.is_held and self._is_there(seen.spec.node_name):
-                # Of a machine that is gone it is all that there will be.
+            elif not follower.may_be_all and self._is_there(seen.spec.node_name):
                 self._let_go(pod)
 
     async def close(self) -> None:
@@ -197,6 +221,13 @@ class LiveLogs:
         follower = self._followers[name] = Follower(self._new_file(f"{name}.part"))
         follower.task = asyncio.create_task(self._follow(pod, follower), name=f"log {name}")
         return follower
+
+    def _make_room(self) -> None:
+        """Who only watches gives way to what could not be read later."""
+        if len(self._followers) >= FOLLOWERS_MAX:
+            spare = [(f.wanted_at, pod) for pod, f in self._followers.items() if not f.may_be_all]
+            if spare:
+                self._let_go(min(spare)[1])
 
     def _let_go(self, pod: PodName) -> None:
         follower = self._followers.pop(pod, None)
@@ -292,6 +323,7 @@ class LiveLogs:
                     lasted_s = time.monotonic() - began_at
                     in_vain = taken.offset == before and lasted_s < SILENCE_S_MAX / 2
                     failures = failures + 1 if in_vain else 1
+                    follower.is_broken = True
                     now = self._look(name)
                     if failures >= TRIES_MAX and (now is None or now.is_over):
                         raise
@@ -325,9 +357,11 @@ class LiveLogs:
             skip = taken.offset
             async for chunk in self._stream(pod, container, follow=follow):
                 follower.is_open.set()
+                follower.is_broken = False
                 fresh = chunk[skip:]
                 skip -= len(chunk) - len(fresh)
                 if fresh:
+                    follower.came_at = time.monotonic()
                     await self._append(follower, fresh)
                     taken.add(fresh)
                     follower.has_part.set()
