@@ -6,6 +6,7 @@ with Airflow(home, dags_folder) as airflow:
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import secrets
@@ -215,6 +216,8 @@ def settings(home: Path, dags_folder: Path, port: int) -> dict[str, str]:
             "simple_auth_manager_all_admins": True,
             "execution_api_server_url": f"http://127.0.0.1:{port}/execution/",
             "internal_api_secret_key": secrets.token_hex(16),
+            # Else whoever starts first writes one to airflow.cfg, and others may read half of that.
+            "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "dags_are_paused_at_creation": False,
         },
         "api": {

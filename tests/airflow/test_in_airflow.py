@@ -5,7 +5,6 @@ One Airflow and one service for all tests of this file; no test leaves a job beh
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -89,8 +88,6 @@ def airflow(service: Embedded) -> Iterator[Airflow]:
     env = {
         "EKSBATCH_HOME": str(service.home),
         "PYTHONPATH": str(HERE.parent.parent),
-        # One key for all processes: trigger arguments are encrypted with it.
-        "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": str(TAKEN_OVER_S),
     }
     # Not in pytest's own directory: another pytest would shut the database's user out of it.

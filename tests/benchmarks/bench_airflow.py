@@ -14,7 +14,6 @@ CPU seconds are of whole process trees, what has ended included; all runs on one
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import sys
@@ -281,7 +280,6 @@ def a_bench(home: Path, width: int, tasks: int) -> Iterator[Bench]:
         "BENCH_PIPE": str(pipe),
         "EKSBATCH_URL": service.url,
         "PYTHONPATH": str(HERE.parents[1]),
-        "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
     }
     try:
         with Airflow(home / "airflow", HERE / "dags", env) as airflow:

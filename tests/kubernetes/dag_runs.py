@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -30,8 +28,6 @@ def an_airflow() -> Iterator[Airflow]:
     """A real one with these DAGs."""
     env = {
         "PYTHONPATH": str(HERE.parents[1]),
-        # One key for all processes: trigger arguments are encrypted with it.
-        "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
     }
     # Not in pytest's own directory: another pytest would shut the database's user out of it.
     with (
