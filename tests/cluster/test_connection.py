@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.http_writer import StreamWriter
+from multidict import CIMultiDict
 
 from airflow_eksbatch.cluster.kube.connection import (
     ApiError,
@@ -227,6 +229,42 @@ def test_who_may_not_write_any_more_sends_nothing(tmp_path: Path) -> None:
         with pytest.raises(ClusterDown, match="may not lead any more"):
             await connection.write("POST", "/api", b"{}")
         assert seen == ["POST"]
+        await connection.close()
+
+    served(answer, scenario)
+
+
+def test_a_write_is_given_up_until_the_moment_in_which_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a process stood still between the headers of a request and its body."""
+    seen, standstills = list[str](), list[str]()
+    write_headers = StreamWriter.write_headers
+
+    async def write_headers_and_stand_still(
+        writer: StreamWriter, line: str, headers: CIMultiDict[str]
+    ) -> None:
+        await write_headers(writer, line, headers)
+        if not line.startswith("GET"):
+            standstills.append(line)
+
+    monkeypatch.setattr(StreamWriter, "write_headers", write_headers_and_stand_still)
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.method)
+        return web.json_response({})
+
+    async def scenario(url: str) -> None:
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), server=url)
+        connection = await Kubeconfig(file).connect("c")
+        assert await connection.get("/api") == b"{}"
+        connection.may_write = lambda: not standstills
+        for method in ("POST", "DELETE"):
+            standstills.clear()
+            with pytest.raises(ClusterDown, match="may not lead any more"):
+                await connection.write(method, "/api", b"{}")
+            assert standstills
+        assert seen == ["GET"]
         await connection.close()
 
     served(answer, scenario)

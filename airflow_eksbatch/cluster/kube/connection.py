@@ -127,16 +127,16 @@ class Connection:
         return apart_ms if abs(apart_ms) >= AGREE_MS else 0
 
     def _make_session(self) -> aiohttp.ClientSession:
-        """Over the client's own connections. A new one takes a while, so it is asked before each write as late as can be:
-        nothing of it was sent yet.
+        """Over the client's own connections. What is written is asked for as late as can be: a process may stand still at any
+        line, and aiohttp sends headers and body together, turns of the loop after it was told to.
         """
 
-        async def look(_: object, __: object, about: aiohttp.TraceRequestHeadersSentParams) -> None:
+        async def look(_: object, __: object, about: aiohttp.TraceRequestChunkSentParams) -> None:
             if about.method != "GET" and not self.may_write():
                 raise ClusterDown(f"{self.name}: this service may not lead any more")
 
         traces = aiohttp.TraceConfig()
-        traces.on_request_headers_sent.append(look)
+        traces.on_request_chunk_sent.append(look)
         return aiohttp.ClientSession(
             connector=self._client.rest_client.pool_manager.connector,
             connector_owner=False,
