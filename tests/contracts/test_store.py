@@ -497,6 +497,7 @@ def test_what_was_acknowledged_is_there_after_kill_9(database: Database) -> None
     said, draw = 0, random.Random(20261125)
     for _ in range(KILLS):
         said = kill_after(database.url, said + draw.randrange(1, 40))
+        database.wait_until_alone()
         store = database.open()
         writer.check(store, at_least=said)
         store.close()

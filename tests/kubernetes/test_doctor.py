@@ -294,7 +294,7 @@ def test_what_is_broken_is_named_with_its_fix(
 
     with spoil(plane):
         try:
-            plane.wait_for("the finding", named, within_s=20.0)
+            plane.wait_for("the finding", named, within_s=45.0)
         except Gone:
             raise AssertionError(seen) from None
 

@@ -6,7 +6,7 @@ import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.kubernetes.load import ENDS_WITHIN_S, PODS, Load, a_load, errors, sub
 from tests.kubernetes.rig import history
 from tests.kubernetes.rig.control_plane import ControlPlane
 from tests.kubernetes.rig.fake_nodes import FakeNodes
-from tests.kubernetes.rig.proxy import Proxy
+from tests.kubernetes.rig.proxy import Faults, Proxy
 from tests.service.running import RunningService
 
 # 100 submits are 25 arrays of 20 and 75 jobs.
@@ -82,9 +82,10 @@ def make_replica(plane: ControlPlane, database: Database, tmp_path: Path) -> Ite
     """Not started yet; each listens where it is known before, and may have a way to the API server of its own."""
     with ExitStack() as ends:
 
-        def make(kubeconfig: Path | None = None) -> RunningService:
+        def make(kubeconfig: Path | None = None, lease_s: int = 10) -> RunningService:
             port = free_port()
             options = ("--database", database.url, "--port", str(port), "--check-plans")
+            options += ("--lease-s", str(lease_s))
             kubeconfig = kubeconfig or plane.kubeconfig("eksbatch")
             replica = ends.enter_context(
                 service_for(kubeconfig, tmp_path / f"replica-{port}", *options)
@@ -145,14 +146,13 @@ def test_a_leader_that_was_stopped_is_fenced(
         leader, standby = make_replica(proxy.kubeconfig("eksbatch")), make_replica()
         with a_burst(plane, nodes, leader, standby) as load:
             assert leader.process is not None
-            if within_a_commit:
-                stop_in_a_commit(database, leader)
-            else:
-                leader.process.send_signal(signal.SIGSTOP)
+            with in_a_commit(database) if within_a_commit else nullcontext():
+                stop_between_writes(proxy, leader)
             stopped_at = datetime.now(UTC)
             print(f"the standby took over after {took_over(standby, stopped_at):.1f} s")
             before = writes(proxy)
             leader.process.send_signal(signal.SIGCONT)
+            proxy.faults = Faults()
             assert leader.process.wait(ENDS_WITHIN_S) == EXIT_FENCED
             assert writes(proxy) == before
             check(load)
@@ -160,9 +160,9 @@ def test_a_leader_that_was_stopped_is_fenced(
         assert last["event"] == "stopped: the lease is lost"
 
 
-def stop_in_a_commit(database: Database, leader: RunningService) -> None:
-    """Stopped while it holds the row of the lease, as every commit does."""
-    assert leader.process is not None
+@contextmanager
+def in_a_commit(database: Database) -> Iterator[None]:
+    """While the leader holds the row of the lease, as every commit does."""
     waits = (
         "SELECT count(*) FROM pg_locks WHERE relation = 'eksbatch_jobs'::regclass AND NOT granted"
     )
@@ -173,18 +173,34 @@ def stop_in_a_commit(database: Database, leader: RunningService) -> None:
             lambda: connection.exec_driver_sql(waits).scalar_one(),
             within_s=60,
         )
-        leader.process.send_signal(signal.SIGSTOP)
+        yield
+
+
+def stop_between_writes(proxy: Proxy, leader: RunningService) -> None:
+    """Where every write under way waits for its answer: nobody can call back what a system call is about to send."""
+    proxy.faults = Faults(holds_answers=True)
+    before = -1
+
+    def none_comes() -> bool:
+        nonlocal before
+        before, was = writes(proxy), before
+        return before == was
+
+    wait_for("all writes to be under way", none_comes, within_s=60, poll_s=0.5)
+    assert leader.process is not None
+    leader.process.send_signal(signal.SIGSTOP)
 
 
 def writes(proxy: Proxy) -> int:
-    return sum(count for asked, count in proxy.asked.items() if asked.is_write)
+    return sum(count for asked, count in list(proxy.asked.items()) if asked.is_write)
 
 
 def test_a_database_is_restarted_and_leadership_goes_on(
     plane: ControlPlane, nodes: FakeNodes, server: Server, make_replica: MakeReplica
 ) -> None:
     """1. it goes down at once, with every connection; 2. both replicas live; 3. the standby still takes over."""
-    leader, standby = make_replica(), make_replica()
+    # Longer than a restart takes on a machine that does much else.
+    leader, standby = make_replica(lease_s=20), make_replica(lease_s=20)
     with a_burst(plane, nodes, leader, standby) as load:
         server.restart()
         load.wait_for_pods(FEW * 4)

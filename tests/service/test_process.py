@@ -91,7 +91,7 @@ def test_a_second_service_on_the_database_stands_by_and_takes_over(
     make_service: MakeService, tmp_path: Path
 ) -> None:
     """1 one beats 2 another stands by 3 the first is killed 4 the second takes over, with its jobs."""
-    database = ("--database", f"sqlite:///{tmp_path / 'shared.db'}", "--lease-s", "1")
+    database = ("--database", f"sqlite:///{tmp_path / 'shared.db'}", "--lease-s", "5")
     first = make_service(*database, *QUICK, "--port", "0", home=tmp_path / "one").start()
     batch = first.batch()
     definition = a_definition(batch, "true")
@@ -157,7 +157,7 @@ def test_a_standby_serves_the_api_and_goes_on_alone_when_the_leader_is_killed(
 ) -> None:
     """1 signed calls through the standby 2 the leader is killed in a burst 3 every job accepted is there."""
     database = f"sqlite:///{tmp_path / 'shared.db'}"
-    options = ("--database", database, "--lease-s", "1", "--auth", "sigv4")
+    options = ("--database", database, "--lease-s", "5", "--auth", "sigv4")
     made = cli("keys", "create", "--json", "--database", database)
     key = json.loads(made.stdout)
     leader = a_replica(make_service, tmp_path, *options)[0].start()

@@ -9,6 +9,7 @@ A stream that breaks goes on where it broke, found by the last bytes that came: 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -67,8 +68,9 @@ class Taken(msgspec.Struct):
 class Follower:
     """One pod whose output is being written to a file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, node: str) -> None:
         self.file = file
+        self.node = node
         self.output = GrowingFile(file)
         self.task: asyncio.Task[None] | None = None
         self.is_held = False
@@ -188,7 +190,8 @@ class LiveLogs:
         reachable = now is not None and self._is_there(now.spec.node_name)
         whole: Path | None = None
         if follower is not None:
-            await follower.wait(REST_S_MAX if reachable else LOOK_S)
+            # Of a pod that is gone its kubelet may still send the rest.
+            await follower.wait(REST_S_MAX if self._is_there(follower.node) else LOOK_S)
             whole = follower.file if follower.is_whole or now is None else None
         if whole is None and now is not None and _begun(now):
             whole = await self._fetch(now) if reachable else None
@@ -218,7 +221,9 @@ class LiveLogs:
         if len(self._followers) >= FOLLOWERS_MAX:
             return None
         name = PodName(pod.metadata.name)
-        follower = self._followers[name] = Follower(self._new_file(f"{name}.part"))
+        follower = self._followers[name] = Follower(
+            self._new_file(f"{name}.part"), pod.spec.node_name
+        )
         follower.task = asyncio.create_task(self._follow(pod, follower), name=f"log {name}")
         return follower
 
@@ -258,7 +263,7 @@ class LiveLogs:
             if silence.is_given_up:
                 return None
             raise ClusterDown(f"The output of {name} cannot be read: {silence.why}")
-        taken = Follower(self._new_file(f"{name}.whole"))
+        taken = Follower(self._new_file(f"{name}.whole"), node)
         try:
             for status in _begun(pod):
                 await self._take(pod, status.name, taken, follow=False)
@@ -361,8 +366,9 @@ class LiveLogs:
                 fresh = chunk[skip:]
                 skip -= len(chunk) - len(fresh)
                 if fresh:
-                    follower.came_at = time.monotonic()
+                    follower.came_at = math.inf  # it is not here yet
                     await self._append(follower, fresh)
+                    follower.came_at = time.monotonic()
                     taken.add(fresh)
                     follower.has_part.set()
         except ApiError as error:

@@ -106,4 +106,5 @@ with a_dag("talking"):
     )
 
 with a_dag("slow"):
-    EKSBatchOperator(task_id="slow", command="sleep 20; echo done", **SMALL)
+    WOKEN = Path(os.environ["AIRFLOW_HOME"]) / "woken"
+    EKSBatchOperator(task_id="slow", command=f"until test -e {WOKEN}; do sleep 0.2; done", **SMALL)

@@ -25,7 +25,8 @@ with a_dag("containers"):
     EKSBatchOperator(task_id="fails", command="echo no such month; exit 3", **SMALL, **nodes)
     EKSBatchOperator(
         task_id="again",
-        command="echo attempt $AWS_BATCH_JOB_ATTEMPT; exit $((2 - AWS_BATCH_JOB_ATTEMPT))",
+        # The second one is heard of while it runs, also by a triggerer that has much to do.
+        command="echo attempt $AWS_BATCH_JOB_ATTEMPT; [ $AWS_BATCH_JOB_ATTEMPT = 2 ] && sleep 5",
         attempts=2,
         **SMALL,
         **nodes,

@@ -27,7 +27,7 @@ from yarl import URL
 from tests.airflow.rig import free_port
 from tests.kubernetes.rig.control_plane import LOOPBACK, ControlPlane
 
-START_S, CLOSE_S = 30.0, 0.1
+START_S, CLOSE_S, HELD_S = 30.0, 0.1, 0.02
 # Of one connection (RFC 9110, 7.6.1); the next one writes its own.
 OF_THE_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding", "host"})
 CUTS = ("ended", "broken", "torn")
@@ -82,6 +82,8 @@ class Faults:
     """Answered so, and never passed on."""
     lost: Callable[[Asked], Answer | None] = lambda asked: None
     """Passed on and done, but this is answered."""
+    holds_answers: bool = False
+    """What is written is passed on and done, and answered when this is over."""
 
 
 class Proxy:
@@ -125,7 +127,9 @@ class Proxy:
         return path
 
     def count(self, method: str, what: str) -> int:
-        return sum(n for one, n in self.asked.items() if (one.method, one.what) == (method, what))
+        return sum(
+            n for one, n in list(self.asked.items()) if (one.method, one.what) == (method, what)
+        )
 
     # -- in the thread --
 
@@ -177,6 +181,8 @@ class Proxy:
             # It cannot be reached: nor can we.
             return _break(request, web.Response())
         await _pass_time(faults)
+        while asked.is_write and self.faults.holds_answers:
+            await asyncio.sleep(HELD_S)
         answer = faults.lost(asked)
         if answer is not None:
             return answer.send()
