@@ -25,6 +25,11 @@ class ServiceAway(Exception):
     """How long at most."""
 
 
+def reason_of(error: Exception) -> str:
+    """Why nothing came of a request; a time limit of our own has no words."""
+    return str(error) or "no answer in time"
+
+
 class ServiceNotNamed(ServiceAway):
     """There is no such connection: misspelt, or whatever keeps connections does not answer."""
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+from airflow_eksbatch.endpoint import ServiceAway, ServiceRefused, reason_of
 from airflow_eksbatch.stream import JobFeed
 
 # For one look at an output, which must not hold the job's end back.
@@ -94,8 +94,7 @@ class JobOutput:
                 if job_id:
                     await self._say_new(job_id, is_over=True)
         except (ServiceAway, ServiceRefused, TimeoutError) as error:
-            why = str(error) or "no answer in time"
-            self._say(f"The output of job {self._job_id} cannot be shown: {why}")
+            self._say(f"The output of job {self._job_id} cannot be shown: {reason_of(error)}")
 
     async def _failed_child(self) -> str:
         asked = {"arrayJobId": self._job_id, "jobStatus": "FAILED", "maxResults": 1}

@@ -307,15 +307,14 @@ class EKSBatchOperator(BaseOperator):
         job = self.job_id or self._sent
         if not job or self._endpoint is None:
             return
-        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
+        from airflow_eksbatch.endpoint import ServiceAway, ServiceRefused, reason_of
         from airflow_eksbatch.outcome import end_from_anywhere
 
         reason = "the Airflow task was ended on its worker"
         try:
             self.log.info("Terminated job %s", end_from_anywhere(self._endpoint, job, reason))
         except (ServiceAway, ServiceRefused, TimeoutError) as error:
-            why = str(error) or "no answer in time"
-            self.log.warning("The job may run on until its own timeout: %s", why)
+            self.log.warning("The job may run on until its own timeout: %s", reason_of(error))
 
     def _submission(self, context: Context) -> Submission:
         run = run_facts(_of(context, "dag_run"))
@@ -462,7 +461,8 @@ class EKSBatchOperator(BaseOperator):
 
     def _end_out_of_time(self, context: Context) -> None:
         """The task fails whatever comes of it: a service that is away must not hold a worker."""
-        from airflow_eksbatch.hooks import ServiceAway, ServiceRefused, job_url
+        from airflow_eksbatch.endpoint import ServiceAway, ServiceRefused, reason_of
+        from airflow_eksbatch.hooks import job_url
         from airflow_eksbatch.outcome import UNPLACED, end_job
 
         reason = "execution_timeout of the Airflow task"
@@ -470,8 +470,9 @@ class EKSBatchOperator(BaseOperator):
             job = self._job_of_this_try(context) or self._submission(context)
             job_id, status = self._asked(lambda feed: end_job(feed, job, reason))
         except (BadArguments, ServiceAway, ServiceRefused, TimeoutError) as error:
-            why = str(error) or "no answer in time"
-            self.log.error("Out of time; the job may run on until its own timeout: %s", why)
+            self.log.error(
+                "Out of time; the job may run on until its own timeout: %s", reason_of(error)
+            )
             return
         if self._endpoint:
             self.job_url = job_url(self._endpoint, job_id)

@@ -17,7 +17,8 @@ from airflow.triggers.base import (
 )
 
 from airflow_eksbatch.arguments import FIELDS, BadArguments
-from airflow_eksbatch.hooks import ServiceAway, ServiceRefused, keep_named
+from airflow_eksbatch.endpoint import ServiceAway, ServiceRefused, reason_of
+from airflow_eksbatch.hooks import keep_named
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.outcome import (
     JobOutcome,
@@ -212,8 +213,7 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         try:
             await self._cancel_unless_handed_over()
         except (ServiceAway, ServiceRefused, TimeoutError) as error:
-            why = str(error) or "no answer in time"
-            self.log.warning("The job may run on until its own timeout: %s", why)
+            self.log.warning("The job may run on until its own timeout: %s", reason_of(error))
 
     async def _cancel_unless_handed_over(self) -> None:
         if await self._still_deferred():

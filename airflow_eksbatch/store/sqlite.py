@@ -16,6 +16,7 @@ from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.store.sql import WRITES, SqlStore
 
 BUSY_MS = 10_000
+# How long another takes to make a new file is a sync or two.
 WAL_AGAIN_S = 0.02
 
 

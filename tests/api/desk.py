@@ -35,7 +35,7 @@ class StageStore:
 
 
 class StageDesk(Desk):
-    """As far as operations on jobs need one."""
+    """As far as operations on jobs need one; what they have no use for is not implemented, so that a use is noticed."""
 
     settings = ApiSettings()
 

@@ -109,6 +109,7 @@ def limited(memory: str) -> Json:
 
 # Ends when it is told to, which the first process of a container otherwise would not.
 ENDLESS = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+DEAF = "trap '' TERM; echo up; while :; do sleep 0.05; done"
 ENDS: dict[str, tuple[Json, int | None, str]] = {
     "exit-3": ({"containers": [shell("exit 3")]}, 3, "Error"),
     "segv": ({"containers": [shell("sh -c 'kill -SEGV $$$$'; exit $?")]}, 139, "Error"),
@@ -230,9 +231,8 @@ async def test_a_container_that_cannot_start_is_told_and_can_be_ended(
 async def test_a_container_that_does_not_listen_is_killed_after_its_grace(
     plane: ControlPlane, node: RealNode, tmp_path: Path
 ) -> None:
-    script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
     async with on(plane, tmp_path) as (cluster, watch):
-        await cluster.create_pod(a_pod("deaf-0-1", node=NODE, containers=[shell(script)]))
+        await cluster.create_pod(a_pod("deaf-0-1", node=NODE, containers=[shell(DEAF)]))
         await watch.until(PodRunning, "deaf-0-1")
         await cluster.delete_pod(delete("deaf-0-1", grace_s=1))
         end = (await watch.until(PodEnded, "deaf-0-1")).end
@@ -244,9 +244,8 @@ async def test_of_all_graces_the_shortest_is_what_the_kubelet_is_told(
     plane: ControlPlane, node: RealNode, tmp_path: Path
 ) -> None:
     """What it makes of one that is shortened while it ends a container is its own."""
-    script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
     async with on(plane, tmp_path) as (cluster, watch):
-        await cluster.create_pod(a_pod("hasty-0-1", node=NODE, containers=[shell(script)]))
+        await cluster.create_pod(a_pod("hasty-0-1", node=NODE, containers=[shell(DEAF)]))
         await watch.until(PodRunning, "hasty-0-1")
         for grace_s in (3600, 1, 3600):
             await cluster.delete_pod(delete("hasty-0-1", grace_s=grace_s))
