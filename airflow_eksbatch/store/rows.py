@@ -41,6 +41,7 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     status_reason: str | None = msgspec.field(name="y", default=None)
     started_at: int | None = msgspec.field(name="sa", default=None)
     stopped_at: int | None = msgspec.field(name="so", default=None)
+    main_ended: Attempt | None = msgspec.field(name="me", default=None)
     bill: Bill = msgspec.field(name="b", default=NO_BILL)
 
 
@@ -135,6 +136,7 @@ def _job_from(spec: JobSpec, decoded: JobState) -> Job:
         status_reason=decoded.status_reason,
         started_at=decoded.started_at,
         stopped_at=decoded.stopped_at,
+        main_ended=decoded.main_ended,
         bill=NO_BILL if decoded.bill == NO_BILL else decoded.bill,
     )
 

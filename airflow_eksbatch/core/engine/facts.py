@@ -112,6 +112,8 @@ class PodSeen(Fact, frozen=True, kw_only=True):
 class PodRunning(Fact, frozen=True, kw_only=True):
     pod: PodName
     at: int
+    address: str = ""
+    """IP address of the pod; empty where it has none yet, and told again with it."""
 
 
 class PodEnded(Fact, frozen=True, kw_only=True):

@@ -7,7 +7,14 @@ import msgspec
 from airflow_eksbatch.core.engine.setbacks import watch_spot
 from airflow_eksbatch.core.engine.turn import News, Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
-from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, Tries
+from airflow_eksbatch.core.model.job import (
+    Attempt,
+    Job,
+    JobId,
+    JobStatus,
+    Tries,
+    pod_name,
+)
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import (
@@ -20,6 +27,7 @@ from airflow_eksbatch.core.model.retry import (
 )
 
 CHILD_FAILED = "Array Child Job failed"
+MAIN_NODE_ENDED = "The main node of its multi-node parallel job has ended"
 
 
 def start_attempt(turn: Turn, job: Job, index: int, node: Node) -> None:
@@ -35,10 +43,10 @@ def start_attempt(turn: Turn, job: Job, index: int, node: Node) -> None:
         node_name=node.node_name or "",
         created_at=turn.now,
     )
-    if before.placed > before.waited:
-        turn.world.totals.retries += 1
     turn.world.add_attempt(attempt, job.spec.resources, turn.now)
-    turn.tell(job, JobStatus.STARTING, index=index, attempt=attempt)
+    if job.leads(index):
+        turn.world.totals.retries += before.placed > before.waited
+        turn.tell(job, JobStatus.STARTING, index=index, attempt=attempt)
     turn.create_pod(attempt, job, node)
 
 
@@ -55,7 +63,9 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
     attempt.status = JobStatus.SUCCEEDED if end.succeeded else JobStatus.FAILED
     turn.world.end_attempt(attempt, turn.now)
     watch_idleness(turn, attempt)
-    if verdict.again:
+    if job.is_multi_node:
+        end_node(turn, job, attempt, at)
+    elif verdict.again:
         run_again(turn, job, attempt, verdict)
     else:
         job.tries.pop(attempt.index, None)
@@ -68,6 +78,59 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
             reason=end.status_reason,
             attempt=attempt,
         )
+
+
+# ---- multi-node jobs
+
+
+def end_node(turn: Turn, job: Job, attempt: Attempt, at: int) -> None:
+    """With its main node the job ends, or is tried again, as soon as no other of its nodes runs any more.
+
+    Another node's end is its own affair (AWS), unless it never began: then the main node would wait for it in vain.
+    """
+    assert attempt.end is not None
+    settled = "succeeded" if attempt.end.succeeded else "failed"
+    setattr(job, settled, ranges.add(getattr(job, settled), attempt.index))
+    turn.world.note_job(job)
+    others = [
+        turn.world.attempts[pod_name(job.job_id, index, number)]
+        for index, number in sorted(job.running.items())
+    ]
+    if attempt.index == 0:
+        job.main_ended = attempt
+        for other in others:
+            if attempt.address:
+                stop_attempt(turn, other, Cause.STOPPED, MAIN_NODE_ENDED)
+            else:  # its pod was never asked for
+                stopped = AttemptEnd(cause=Cause.STOPPED, status_reason=MAIN_NODE_ENDED)
+                end_attempt(turn, other, stopped, at)
+    elif others and others[0].index == 0 and others[0].stopping is None and not has_run(attempt):
+        cause = Cause.PLATFORM if attempt.end.cause is Cause.WAITING else attempt.end.cause
+        end = msgspec.structs.replace(attempt.end, cause=cause)
+        note_stop(turn, others[0], end)
+        turn.delete_pod(others[0])
+    if job.main_ended is not None and not job.running:
+        conclude(turn, job, job.main_ended)
+
+
+def has_run(attempt: Attempt) -> bool:
+    """A short life may be told by its end alone."""
+    has_exited = attempt.end is not None and attempt.end.exit_code is not None
+    return attempt.started_at is not None or has_exited
+
+
+def conclude(turn: Turn, job: Job, main: Attempt) -> None:
+    """No node runs any more: all of them together again, or never."""
+    assert main.end is not None
+    job.main_ended = None
+    verdict = judge(main, main.end, job)
+    if verdict.again:
+        job.succeeded = job.failed = ranges.EMPTY
+        run_again(turn, job, main, verdict)
+    else:
+        turn.world.totals.succeeded += main.end.succeeded
+        turn.world.totals.failed += not main.end.succeeded
+        finish(turn, job, main.end.status_reason, main)
 
 
 def judge(attempt: Attempt, end: AttemptEnd, job: Job) -> Verdict:
@@ -88,11 +151,14 @@ def run_again(turn: Turn, job: Job, attempt: Attempt, verdict: Verdict) -> None:
     charged = attempt.charged_before + verdict.charged
     waits = attempt.end is not None and attempt.end.cause is Cause.WAITING
     waited = attempt.waited_before + waits
-    job.tries[attempt.index] = Tries(placed=attempt.number, charged=charged, waited=waited)
+    tries = Tries(placed=attempt.number, charged=charged, waited=waited)
+    one = ((attempt.index, attempt.index + 1),)
+    members = ranges.whole(job.spec.size) if job.is_multi_node else one
+    job.tries.update(dict.fromkeys(ranges.indices(members), tries))
     turn.world.totals.free_retries += not (verdict.charged or waits)
     watch_spot(turn, job)
     job.runnable_again_at = turn.now
-    turn.world.make_runnable(job, ((attempt.index, attempt.index + 1),))
+    turn.world.make_runnable(job, members)
     reason = attempt.end.status_reason if attempt.end else None
     turn.tell(job, JobStatus.RUNNABLE, index=attempt.index, reason=reason, attempt=attempt)
 
@@ -132,7 +198,7 @@ def settle(
 ) -> None:
     """These indices, in no set at the moment, are finished; the last one finishes the job."""
     status = JobStatus.SUCCEEDED if succeeded else JobStatus.FAILED
-    number = ranges.count(members)
+    number = 1 if job.is_multi_node else ranges.count(members)
     totals = turn.world.totals
     if succeeded:
         job.succeeded = ranges.union(job.succeeded, members)

@@ -53,7 +53,7 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     )
     world.add_job(job)
     watch_spot(turn, job)
-    world.totals.jobs += spec.size
+    world.totals.jobs += spec.jobs
     if any(ends.get(entry.job_id) is False for entry in spec.depends_on):
         members, job.pending = job.pending, ranges.EMPTY
         settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)

@@ -13,7 +13,7 @@ from airflow_eksbatch.core.engine.setbacks import (
 )
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits, retry
-from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName
+from airflow_eksbatch.core.model.job import Attempt, Job, JobStatus, PodName, pod_name
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 from airflow_eksbatch.core.world.measured import kind_of
@@ -37,23 +37,39 @@ def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
     if attempt is None:
         delete_stray(turn, fact.pod, "")
         return
+    job = turn.world.jobs[attempt.job_id]
+    if job.is_multi_node and attempt.index == 0:
+        follow_main_node(turn, job, attempt, fact.address)
     if attempt.status is JobStatus.RUNNING:
         return
-    job = turn.world.jobs[attempt.job_id]
     note_taken(turn, job)
     forget_rests(turn, environment_of(turn, attempt))
     attempt.status = JobStatus.RUNNING
     attempt.seen_at = attempt.seen_at or fact.at
     attempt.started_at = fact.at
+    turn.world.note_attempt(attempt)
+    if not job.leads(attempt.index):
+        return
     if job.started_at is None or not job.is_array:
         job.started_at = fact.at
         turn.world.note_job(job)
     if attempt.number == 1:
         note_wait(turn, max(0, fact.at - (job.runnable_at or job.spec.created_at)))
-    turn.world.note_attempt(attempt)
     turn.tell(job, JobStatus.RUNNING, index=attempt.index, attempt=attempt)
     if job.spec.timeout_s is not None:
         turn.world.wake_at(fact.at + job.spec.timeout_s * 1000, "timeout", fact.pod)
+
+
+def follow_main_node(turn: Turn, job: Job, main: Attempt, address: str) -> None:
+    """The other nodes begin when it runs, and know where it is."""
+    if main.address or not address:
+        return
+    main.address = address
+    turn.world.note_attempt(main)
+    for index, number in job.running.items():
+        attempt = turn.world.attempts[pod_name(job.job_id, index, number)]
+        if index and attempt.stopping is None:
+            turn.create_pod(attempt, job, turn.world.nodes[attempt.node_id])
 
 
 def note_wait(turn: Turn, wait_ms: int) -> None:
@@ -77,7 +93,7 @@ def on_pod_ended(turn: Turn, fact: facts.PodEnded) -> None:
     if attempt.stopping is not None and not ended_before(turn, attempt, fact):
         end = AttemptEnd(
             cause=attempt.stopping.cause,
-            exit_code=end.exit_code,
+            exit_code=None if attempt.stopping.cause is Cause.EXITED else end.exit_code,
             reason=end.reason or attempt.stopping.reason,
             status_reason=attempt.stopping.status_reason,
             container=end.container,

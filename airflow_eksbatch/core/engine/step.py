@@ -98,6 +98,8 @@ def carry_out(turn: Turn, plan: Plan) -> None:
     """Turn the plan into attempts, nodes and their effects."""
     for retirement in plan.retirements:
         turn.terminate_node(turn.world.nodes[retirement.node_id], retirement.reason)
+    for node_id, job_id in plan.claims.items():
+        turn.world.reserve_node(turn.world.nodes[node_id], job_id)
     for placement in plan.placements:
         place(turn, placement)
     order_nodes(turn, plan.launches)
@@ -113,6 +115,8 @@ def place(turn: Turn, placement: Placement) -> None:
         for index in turn.world.draw_runnable(job, left):
             start_attempt(turn, job, index, node)
             left -= 1
+        if not job.runnable:
+            turn.world.release_nodes(job)
 
 
 def order_nodes(turn: Turn, launches: Iterable[Launch]) -> None:
@@ -129,6 +133,7 @@ def order_nodes(turn: Turn, launches: Iterable[Launch]) -> None:
                 offering=launch.offering.as_listed,
                 allocatable=launch.offering.allocatable,
                 bought_for=launch.load,
+                reserved_for=launch.reserved_for,
                 requested_at=turn.now,
             )
             alike[node.compute_environment, node.offering].append(node)

@@ -8,7 +8,14 @@ import msgspec
 
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, Effect, TerminateNode
 from airflow_eksbatch.core.model import labels, limits
-from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobStatus
+from airflow_eksbatch.core.model.job import (
+    Attempt,
+    Job,
+    JobEvent,
+    JobId,
+    JobStatus,
+    pod_name,
+)
 from airflow_eksbatch.core.model.node import Node, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.world.world import World
@@ -81,7 +88,12 @@ class Turn(msgspec.Struct, kw_only=True):
         )
 
     def create_pod(self, attempt: Attempt, job: Job, node: Node) -> None:
-        """Ask for the attempt's pod; asking twice is harmless."""
+        """Ask for the attempt's pod; asking twice is harmless. Of a multi-node job the main node is first (AWS)."""
+        address = ""
+        if not job.leads(attempt.index):
+            address = self.main_address(job)
+            if not address:
+                return
         environment = self.world.compute_environments[node.compute_environment]
         self.effects.append(
             CreatePod(
@@ -90,8 +102,9 @@ class Turn(msgspec.Struct, kw_only=True):
                 node_id=node.known_as,
                 node_name=node.node_name or "",
                 namespace=environment.namespace,
-                pod_properties=job.spec.pod,
-                environment=batch_environment(job, attempt, environment.name),
+                pod_properties=job.spec.pod_of(attempt.index),
+                environment=batch_environment(job, attempt, environment.name)
+                | node_environment(job, attempt, address),
                 labels={
                     labels.JOB_ID: job.job_id,
                     labels.ENVIRONMENT_UUID: environment.uuid,
@@ -101,6 +114,11 @@ class Turn(msgspec.Struct, kw_only=True):
             )
         )
         self.wake_in(limits.POD_SEEN_S_MAX, "unseen", attempt.pod_name)
+
+    def main_address(self, job: Job) -> str:
+        """Where the main node's pod runs; empty while it does not."""
+        main = self.world.attempts.get(pod_name(job.job_id, 0, job.running.get(0, 0)))
+        return main.address if main is not None else ""
 
     def delete_pod(self, attempt: Attempt) -> None:
         """Ask for the end of the attempt's pod."""
@@ -154,4 +172,21 @@ def batch_environment(job: Job, attempt: Attempt, environment: str) -> dict[str,
         variables["AWS_BATCH_JOB_ID"] = f"{job.job_id}:{attempt.index}"
         variables["AWS_BATCH_JOB_ARRAY_INDEX"] = str(attempt.index)
         variables["AWS_BATCH_JOB_ARRAY_SIZE"] = str(job.spec.size)
+    return variables
+
+
+def node_environment(job: Job, attempt: Attempt, main_address: str) -> dict[str, str]:
+    """What AWS Batch tells the nodes of a multi-node job beside that; the main one is not told its own address."""
+    multi_node = job.spec.multi_node
+    if multi_node is None:
+        return {}
+    number = multi_node.renumbered(attempt.index)
+    variables = {
+        "AWS_BATCH_JOB_ID": f"{job.job_id}#{number}",
+        "AWS_BATCH_JOB_MAIN_NODE_INDEX": str(multi_node.main),
+        "AWS_BATCH_JOB_NODE_INDEX": str(number),
+        "AWS_BATCH_JOB_NUM_NODES": str(multi_node.nodes),
+    }
+    if main_address:
+        variables["AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"] = main_address
     return variables

@@ -17,9 +17,13 @@ def jobs_by_status(world: World) -> dict[str, Counter[str]]:
     """Live indices by job queue and status; cost follows classes, attempts and unfinished arrays."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in world.queues}
     for line in world.lines.values():
-        counts.setdefault(line.job_class.queue, Counter())[JobStatus.RUNNABLE] += line.count
+        jobs = line.count // max(1, line.job_class.nodes)
+        counts.setdefault(line.job_class.queue, Counter())[JobStatus.RUNNABLE] += jobs
     for attempt in world.attempts.values():
-        queue = world.jobs[attempt.job_id].spec.queue
+        job = world.jobs[attempt.job_id]
+        if not job.leads(attempt.index):
+            continue
+        queue = job.spec.queue
         counts.setdefault(queue, Counter())[attempt.status] += 1
     return counts
 
@@ -187,7 +191,8 @@ def classes(world: World) -> list[View]:
             "vcpus": line.job_class.shape.cpu_m / 1000,
             "memory_mib": line.job_class.shape.memory_mib,
             "gpus": line.job_class.shape.gpu,
-            "runnable": line.count,
+            "nodes": line.job_class.nodes or None,
+            "runnable": line.count // max(1, line.job_class.nodes),
             "oldest": head.job_id,
             "oldest_at": head.runnable_at or head.spec.created_at,
         }

@@ -56,6 +56,27 @@ class Dependency(msgspec.Struct, frozen=True, kw_only=True):
     job_id: JobId = JobId("")
 
 
+class MultiNode(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes a job a multi-node parallel job: its indices are nodes that run together, index 0 its main node.
+
+    AWS's number of a node differs from the index where another than node 0 is the main one: those two change places.
+    """
+
+    nodes: int
+    main: int = 0
+    """AWS's number of the main node."""
+    pods: tuple[tuple[int, bytes], ...]
+    """By AWS's numbers: the first node of each stretch, ascending from 0, and its podProperties (JSON)."""
+
+    def renumbered(self, number: int) -> int:
+        """AWS's number of an index, and the index of AWS's number."""
+        return {0: self.main, self.main: 0}.get(number, number)
+
+    def pod_of(self, index: int) -> bytes:
+        number = self.renumbered(index)
+        return next(pod for first, pod in reversed(self.pods) if first <= number)
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that SubmitJob fixed; never changes afterwards."""
 
@@ -65,11 +86,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     definition: str
     """`name:revision` of the job definition."""
     resources: Resources
+    """What each of its pods asks for; of a multi-node job the most that one of them does."""
     pod: bytes
-    """podProperties (JSON) with parameters filled in and overrides applied."""
+    """podProperties (JSON) with parameters filled in and overrides applied; of a multi-node job its main node's."""
     share: str = ""
     priority: int = 0
     array_size: int | None = None
+    multi_node: MultiNode | None = None
     retry: RetryStrategy = RetryStrategy()
     timeout_s: int | None = None
     depends_on: tuple[Dependency, ...] = ()
@@ -90,7 +113,17 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size(self) -> int:
+        """How many indices it has."""
+        return self.multi_node.nodes if self.multi_node is not None else self.array_size or 1
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs people see in it."""
         return self.array_size or 1
+
+    def pod_of(self, index: int) -> bytes:
+        """podProperties of an index."""
+        return self.pod if self.multi_node is None else self.multi_node.pod_of(index)
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -122,6 +155,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Whether its end counted against the retry strategy."""
     part: int = 0
     """Billionths of its node that it pays for while it is there."""
+    address: str = ""
+    """IP address of the pod of a main node: its other nodes are told."""
     cost: Cost = FREE
     """Set by its end."""
 
@@ -156,7 +191,8 @@ class Tries(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, kw_only=True):
     """A live job: every index is in exactly one of the four sets or has a live attempt.
 
-    A plain job is an array of one; only its wire form differs.
+    A plain job is an array of one; only its wire form differs. A multi-node job lives as its index 0, its main node, does:
+    how other nodes ended is told by their sets, and means nothing for the job.
     """
 
     spec: JobSpec
@@ -190,6 +226,8 @@ class Job(msgspec.Struct, kw_only=True):
     status_reason: str | None = None
     started_at: int | None = None
     stopped_at: int | None = None
+    main_ended: Attempt | None = None
+    """The main node's last attempt while the other nodes of a multi-node job are being ended after it."""
     bill: Bill = NO_BILL
     """What its ended attempts cost, all indices together."""
 
@@ -200,6 +238,14 @@ class Job(msgspec.Struct, kw_only=True):
     @property
     def is_array(self) -> bool:
         return self.spec.array_size is not None
+
+    @property
+    def is_multi_node(self) -> bool:
+        return self.spec.multi_node is not None
+
+    def leads(self, index: int) -> bool:
+        """Whether what happens to this index happens to the job, or to a child that people know as one."""
+        return index == 0 or self.spec.multi_node is None
 
     @property
     def is_finished(self) -> bool:
@@ -226,6 +272,8 @@ class Job(msgspec.Struct, kw_only=True):
     @property
     def end_status(self) -> JobStatus:
         """How the job as a whole ended; only for finished ones."""
+        if self.is_multi_node:
+            return self.status_of(0)
         return JobStatus.FAILED if self.failed else JobStatus.SUCCEEDED
 
 

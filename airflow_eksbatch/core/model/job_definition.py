@@ -21,6 +21,8 @@ class JobDefinition(msgspec.Struct, frozen=True, kw_only=True):
     pod: bytes = b"{}"
     container: bytes = b""
     """containerProperties (JSON) as registered, if `pod` was made from them: then its words are literal."""
+    nodes: bytes = b""
+    """nodeProperties (JSON) of a multi-node parallel job; `pod` is then its main node's."""
     parameters: dict[str, str] = {}
     retry: RetryStrategy | None = None
     timeout_s: int | None = None

@@ -123,6 +123,8 @@ class Node(msgspec.Struct, kw_only=True):
     """Nodes that one request asked for, itself among them, in the order of their instances; empty if it alone."""
     bought_for: Load = ()
     """What the plan that bought it put on it; counts until it has its first pod."""
+    reserved_for: str | None = None
+    """The id of a multi-node job that has it to itself: while it waits for all of its nodes, and while it runs."""
     requested_at: int = 0
     launched_at: int | None = None
     joined_at: int | None = None
@@ -157,6 +159,11 @@ class Node(msgspec.Struct, kw_only=True):
 
     @property
     def is_open(self) -> bool:
+        """Whether anybody may get its room."""
+        return self.reserved_for is None and self.takes_work
+
+    @property
+    def takes_work(self) -> bool:
         return self.status is NodeStatus.READY and self.closed is None
 
     @property
@@ -188,7 +195,7 @@ class Node(msgspec.Struct, kw_only=True):
     @property
     def is_coming(self) -> bool:
         """Whether its room may be counted on; a young node that is closed still has to join in time, or to end."""
-        return self.is_young and self.closed is None
+        return self.is_young and self.closed is None and self.reserved_for is None
 
 
 def estimate_allocatable(

@@ -19,6 +19,7 @@ def check_plan(world: World, plan: Plan, now: int) -> None:
     """Raises WrongPlan with one sentence; `world` as it is before the plan is carried out."""
     check_placements(world, plan)
     check_rooms(world, plan)
+    check_together(world, plan)
     check_launches(world, plan, now)
     check_retirements(world, plan)
 
@@ -41,7 +42,7 @@ def check_placements(world: World, plan: Plan) -> None:
             where is None or where.allows(node.offering),
             f"jobs that must be on {where} are placed on {node.node_id}, {node.offering.pool}",
         )
-        require(node.is_open, f"jobs are placed on {node.node_id}, which takes no new work")
+        require(node.takes_work, f"jobs are placed on {node.node_id}, which takes no new work")
         queue = world.queues.get(job_class.queue)
         name = node.compute_environment
         require(
@@ -79,6 +80,33 @@ def check_rooms(world: World, plan: Plan) -> None:
             load.fits(allocatable.minus(used)),
             f"node {node_id} has {allocatable}, {used} are in use, and {load} are placed there",
         )
+
+
+def check_together(world: World, plan: Plan) -> None:
+    """Multi-node jobs get all of their nodes or none, of one pool and empty, and nobody else gets any of these."""
+    pools: defaultdict[JobClass, list[tuple[str, str]]] = defaultdict(list)
+    got = Counter(placement.node_id for placement in plan.placements)
+    for placement in plan.placements:
+        job_class, node = placement.job_class, world.nodes[placement.node_id]
+        if not job_class.nodes:
+            kept_for = node.reserved_for
+            require(kept_for is None, f"{node.node_id} is reserved for {kept_for}, others go there")
+            continue
+        is_alone = got[node.node_id] == placement.count == 1
+        is_empty = not world.pods_by_node.get(node.node_id)
+        require(is_alone and is_empty, f"a node of a multi-node job shares {node.node_id}")
+        pools[job_class].append((node.compute_environment, node.offering.pool))
+    for job_class, nodes in pools.items():
+        for start in range(0, len(nodes), job_class.nodes):
+            some = nodes[start : start + job_class.nodes]
+            require(
+                len(some) == job_class.nodes and len(set(some)) == 1,
+                f"a multi-node job gets {some}, not {job_class.nodes} nodes of one pool",
+            )
+    for node_id, job_id in plan.claims.items():
+        job = world.jobs.get(job_id) if job_id is not None else None
+        waits = job_id is None or (job is not None and job.is_multi_node and bool(job.runnable))
+        require(waits, f"{node_id} is reserved for {job_id}, which waits for no nodes")
 
 
 def check_launches(world: World, plan: Plan, now: int) -> None:

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.job import Job
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.node import SPOT_NOTICE, NodeId
+from airflow_eksbatch.core.model.node import SPOT_NOTICE, Node, NodeId
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.hold import Ways, has_waited_long, takes_work
+from airflow_eksbatch.core.planner.multi_node.together import Together
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue, queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, total
 from airflow_eksbatch.core.planner.plan import Placement
@@ -69,12 +72,14 @@ class Fit:
         """Nodes with room for what does."""
         self._held: set[NodeId] = set()
         self.ways = Ways(world, now)
+        self.together = Together(world, now)
         self._lines = lines_by_queue(world, now)
         for queue in queues_in_order(world):
             if queue.name in self._lines:
                 self._serve(queue, self._lines[queue.name])
         for (name, job_class), count in sorted_doomed(world):
             self._find_refuge(name, job_class, count)
+        self.together.taken = self._taken
 
     # In most beats nobody waits, and nobody asks for these.
 
@@ -96,11 +101,15 @@ class Fit:
 
         For those that kubelets turned away one machine, where no node is left to try them on.
         """
+        left = {
+            name: {job_class: count for job_class, count in demand.items() if not job_class.nodes}
+            for name, demand in self.left.items()
+        }
         demands = {
             name: self.headrooms[name].permitted(sold_of(self._world, name, demand))
             if name in self.headrooms
             else demand
-            for name, demand in self.left.items()
+            for name, demand in left.items()
         }
         for name, demand in demands.items():
             if any(job_class.turned_away for job_class in demand):
@@ -141,6 +150,11 @@ class Fit:
         while (turn := turns.next()) is not None:
             line, allowed = turn
             job_class = line.job_class
+            if job_class.nodes:
+                placed = self._serve_together(queue, turns.job, job_class, floors, headroom)
+                left[job_class] = left.get(job_class, line.count) - placed
+                turns.served(placed, blocked=not placed)
+                continue
             wanted = headroom.count_of(job_class, allowed) if headroom is not None else allowed
             placed = self._place(queue, job_class, wanted, floors)
             if headroom is not None:
@@ -181,6 +195,40 @@ class Fit:
             job_class.shape, wanted, lambda node_id: where.allows(nodes[node_id].offering)
         )
 
+    def _serve_together(
+        self,
+        queue: JobQueue,
+        job: Job,
+        job_class: JobClass,
+        floors: list[Floor],
+        headroom: Headroom | None,
+    ) -> int:
+        """All nodes of a multi-node job, or none; the others of its class wait behind one that waits."""
+        if headroom is not None and not headroom.allows_together(job_class):
+            return 0
+        self.together.taken = self._taken
+        nodes = self.together.place(queue, job)
+        for node in nodes:
+            self._hold(node, floors)
+            placement = Placement(job_class=job_class, node_id=node.node_id, count=1)
+            self.placements.append(placement)
+        if nodes and headroom is not None:
+            headroom.take(job_class, len(nodes))
+        if not nodes and not job_class.turned_away:
+            line = self._world.lines[job_class]
+            waiting = line.first(limits.LAUNCHES_PER_BEAT_MAX, self._world.jobs)
+            self.together.wait(queue, job_class, [j for j in waiting if j.spec.seq >= job.spec.seq])
+            if has_waited_long(self._world, line, self._now):
+                for node in self.together.make_way(queue, job):
+                    self._hold(node, floors)
+        return len(nodes)
+
+    @property
+    def _taken(self) -> set[NodeId]:
+        """Nodes that something was placed on in this plan, or that are kept for one that waits."""
+        placed = {placement.node_id for placement in self.placements}
+        return placed | self.kept_back | self._held
+
     # Back-fill could keep a large job waiting for ever.
 
     def _keep_room(self, queue: JobQueue, job_class: JobClass, headroom: Headroom | None) -> None:
@@ -195,8 +243,11 @@ class Fit:
         for node in self.ways.nodes_for(queue, job_class):
             if node.node_id not in self._held:
                 self._held.add(node.node_id)
-                for floor in floors:
-                    floor.hold(node.node_id, node.free)
+                self._hold(node, floors)
+
+    def _hold(self, node: Node, floors: list[Floor]) -> None:
+        for floor in floors:
+            floor.hold(node.node_id, node.free)
 
 
 def sold_of(world: World, queue: str, demand: Demand) -> Demand:
@@ -224,7 +275,9 @@ def sorted_doomed(world: World) -> list[tuple[tuple[str, JobClass], int]]:
         if node.closed == SPOT_NOTICE:
             for pod in world.pods_by_node.get(node.node_id, ()):
                 job = world.jobs[world.attempts[pod].job_id]
-                if job.stop_reason is None and job.spec.queue in world.queues:
+                # The nodes of a multi-node job are bought when all of them are free of it.
+                runs_again = job.stop_reason is None and not job.is_multi_node
+                if runs_again and job.spec.queue in world.queues:
                     doomed[job.spec.queue, world.class_of(job)] += 1
     return sorted(doomed.items(), key=lambda item: repr(item[0]))
 

@@ -10,6 +10,7 @@ import heapq
 from collections import defaultdict
 
 from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.job import Job
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.world.job_class import ClassLine, LineWalk
 from airflow_eksbatch.core.world.world import World
@@ -79,6 +80,11 @@ class Turns:
             left = walk.line.count - walk.taken
             return walk.line, min(left, self._allowance(share, walk.line))
         return None
+
+    @property
+    def job(self) -> Job:
+        """The oldest of those whose turn it is."""
+        return self._shares[self._order[0][1]].heads[0][3].job
 
     def served(self, taken: int, *, blocked: bool) -> None:
         """The turn is over: `taken` of the class were placed; a blocked class does not come again."""

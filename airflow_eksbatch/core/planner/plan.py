@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.core.model.node import Load, NodeId, Offering
 from airflow_eksbatch.core.world.job_class import JobClass
 
@@ -27,6 +28,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     choice: int = 0
     load: Load = ()
     """What each of them is bought for."""
+    reserved_for: JobId | None = None
+    """The multi-node job they are bought for."""
 
 
 class Retirement(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,5 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     placements: Sequence[Placement] = ()
     launches: Sequence[Launch] = ()
     retirements: Sequence[Retirement] = ()
+    claims: Mapping[NodeId, JobId | None] = {}
+    """Nodes that a multi-node job has to itself from now on, or with None no longer."""
     unplaced: Mapping[JobClass, int] = {}
     """What still waits after all of this, by class."""

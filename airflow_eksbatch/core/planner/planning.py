@@ -16,17 +16,20 @@ def make_plan(world: World, now: int, idle_s: float, *, buys: bool = True) -> Pl
     launched this time.
     """
     fit = Fit(world, now)
+    demand = fit.buyable_demand() if buys else {}
+    launches = provision(world, demand, now, fit.ways.first, fit.together) if buys else []
     return Plan(
         placements=fit.placements,
-        launches=provision(world, fit.buyable_demand(), now, fit.ways.first) if buys else [],
+        launches=launches,
         retirements=retire_nodes(
             world,
             fit.placements,
             now,
             idle_s,
-            kept_back=fit.kept_back,
-            emptied=fit.ways.emptied,
+            kept_back=fit.kept_back | fit.together.claims.keys(),
+            emptied=fit.ways.emptied | fit.together.emptied,
         ),
+        claims=fit.together.claims,
         unplaced={
             job_class: count for demand in fit.left.values() for job_class, count in demand.items()
         },

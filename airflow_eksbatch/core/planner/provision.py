@@ -19,6 +19,7 @@ from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.fit import Demand
 from airflow_eksbatch.core.planner.hold import buyable, takes_work
 from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_outdone
+from airflow_eksbatch.core.planner.multi_node.together import Together
 from airflow_eksbatch.core.planner.order import queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, Shapes, fill, total
 from airflow_eksbatch.core.planner.plan import Launch
@@ -75,6 +76,7 @@ def provision(
     left: dict[str, Demand],
     now: int,
     first: Mapping[str, tuple[str, JobClass]],
+    together: Together,
 ) -> list[Launch]:
     """Launches for what was not placed and does not fit on nodes that are on their way.
 
@@ -82,6 +84,7 @@ def provision(
     """
     budget = Budget(world)
     launches: list[Launch] = []
+    together.save(budget)
     wanted = {queue: shapes_of(demand) for queue, demand in left.items() if demand}
     coming = Coming(world, wanted.values()) if wanted else None
     for queue in queues_in_order(world):
@@ -95,11 +98,13 @@ def provision(
                 alone = {shape: 1}
                 launches += buy(world, name, where, alone, budget, choice=choice, now=now)
                 waiting[shape] -= 1 - alone[shape]
+        launches += together.buy(queue, budget)
         for where, shapes in wanted.get(queue.name, {}).items():
             assert coming is not None
             coming.take(queue.compute_environments, shapes, where)
             for choice, name in enumerate(queue.compute_environments):
                 launches += buy(world, name, where, shapes, budget, choice=choice, now=now)
+    together.unsave(budget)
     launches += keep_minimum(world, budget, now)
     return launches
 

@@ -34,6 +34,11 @@ class Headroom:
         is_alone = self._is_idle and self.kept_for is None
         return min(wanted, max(fits, int(is_alone)))
 
+    def allows_together(self, job_class: JobClass) -> bool:
+        """Whether a multi-node job may be placed, whole."""
+        is_alone = self._is_idle and self.kept_for is None
+        return is_alone or self.count_of(job_class, job_class.nodes) == job_class.nodes
+
     def take(self, job_class: JobClass, count: int) -> None:
         if count:
             self.cpu_m -= job_class.shape.cpu_m * count

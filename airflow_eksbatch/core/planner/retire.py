@@ -78,6 +78,8 @@ def why_retire(
         return f"empty and closed: {node.closed}"
     if node.node_id in emptied:
         return "empty, and to leave room for a larger one"
+    if node.reserved_for is not None:
+        return None
     grace_s = idle_s if environment.idle_s is None else environment.idle_s
     if now - node.idle_since >= grace_s * 1000:
         return f"idle for {grace_s:g} s"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from airflow_eksbatch.core.model import dependencies, ranges
 from airflow_eksbatch.core.model.job import Job, JobId, PodName
-from airflow_eksbatch.core.model.node import NodeId, NodeStatus
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.resources import NOTHING, Resources
 from airflow_eksbatch.core.world.books import WHOLE
@@ -135,10 +135,14 @@ def check_nodes(world: World) -> None:
     pods: defaultdict[NodeId, set[PodName]] = defaultdict(set)
     used: defaultdict[NodeId, Resources] = defaultdict(Resources)
     given: Counter[NodeId] = Counter()
+    alone: defaultdict[NodeId, set[str]] = defaultdict(set)
     for attempt in world.attempts.values():
         pods[attempt.node_id].add(attempt.pod_name)
         given[attempt.node_id] += attempt.part
-        shape = world.jobs[attempt.job_id].spec.resources
+        job = world.jobs[attempt.job_id]
+        if job.is_multi_node:
+            alone[attempt.node_id].add(attempt.job_id)
+        shape = job.spec.resources
         used[attempt.node_id] = used[attempt.node_id].plus(shape)
     compare("pods_by_node", {**world.pods_by_node}, {**pods})
     rooms: defaultdict[object, set[NodeId]] = defaultdict(set)
@@ -159,6 +163,7 @@ def check_nodes(world: World) -> None:
                 idle != bool(pods.get(node_id)),
                 f"node {node_id} has {len(pods[node_id])} pods and is idle since {node.idle_since}",
             )
+        check_reserved(world, node, alone.get(node_id, set()))
         if node.is_open:
             rooms[node.compute_environment, node.free].add(node_id)
         if node.is_coming:
@@ -169,6 +174,21 @@ def check_nodes(world: World) -> None:
     kept_coming: dict[object, object] = {room: set(nodes) for room, nodes in world.coming.items()}
     compare("coming", kept_coming, {**coming})
     compare("vcpus", {**world.vcpus}, {**vcpus})
+
+
+def check_reserved(world: World, node: Node, alone: set[str]) -> None:
+    """A node of a multi-node job is its own, and is kept only for one that waits."""
+    kept_for = node.reserved_for
+    require(
+        not alone or alone == {kept_for},
+        f"node {node.node_id} runs multi-node jobs {alone} and is reserved for {kept_for}",
+    )
+    if kept_for is not None and not alone:
+        job = world.jobs.get(JobId(kept_for))
+        waits = job is not None and job.is_multi_node and bool(job.runnable)
+        require(waits, f"node {node.node_id} is kept for {kept_for}, which does not wait for nodes")
+        pods = len(world.pods_by_node.get(node.node_id, ()))
+        require(not pods, f"node {node.node_id} is kept for {kept_for} and has {pods} pods")
 
 
 # ---- what is found by name

@@ -22,6 +22,8 @@ class JobClass(msgspec.Struct, frozen=True, kw_only=True):
     shape: Resources
     where: Where | None = None
     """Which nodes it may run on; None for any."""
+    nodes: int = 0
+    """So many nodes each of them needs at once, all of one pool and to itself; 0 for what is no multi-node job."""
     turned_away: bool = False
     """Kubelets refused them on several nodes: they are tried again now and then (world/trials.py)."""
 
@@ -39,6 +41,7 @@ def class_of(spec: JobSpec, *, on_demand: bool, turned_away: bool = False) -> Jo
         priority=spec.priority,
         shape=spec.resources,
         where=where_of(spec.tags, on_demand=on_demand),
+        nodes=spec.multi_node.nodes if spec.multi_node is not None else 0,
         turned_away=turned_away,
     )
 
@@ -195,6 +198,12 @@ class LineWalk:
             self._position += 1
             self._taken_here = 0
         return self._entries[self._position][0]
+
+    @property
+    def job(self) -> Job:
+        """Whose age that is."""
+        assert self.seq() is not None, "nobody is left"
+        return self._jobs[self._entries[self._position][1]]
 
     def advance(self, number: int) -> None:
         """Take so many, oldest first."""

@@ -135,6 +135,7 @@ class World:
 
     def remove_job(self, job: Job) -> None:
         """A finished job leaves the world; its row stays in the store."""
+        self.release_nodes(job)
         self.note_job(job)
         self._unindex_job(job)
 
@@ -164,6 +165,8 @@ class World:
         self._index_attempt(attempt)
         node = self.nodes[attempt.node_id]
         attempt.part = books.part_of(resources, node)
+        if job.is_multi_node:
+            node.reserved_for, attempt.part = job.job_id, books.WHOLE - node.given
         node.given += attempt.part
         self._book(node, resources, now)
         self._use(job, resources.cpu_m, now)
@@ -180,6 +183,8 @@ class World:
         self.pods_by_node[node_id].discard(attempt.pod_name)
         node = self.nodes.get(node_id)
         if node is not None:
+            if job.is_multi_node:
+                node.reserved_for = None
             self._charge(attempt, job, node, now)
             self._book(node, job.spec.resources.times(-1), now)
         self._use(job, -job.spec.resources.cpu_m, now)
@@ -235,6 +240,19 @@ class World:
         node.closed = reason
         self._rooms.enter(node)
         self.note_node(node)
+
+    def reserve_node(self, node: Node, job_id: JobId | None) -> None:
+        """Keep it for a multi-node job that waits, or with None let everybody have it."""
+        self._rooms.leave(node)
+        node.reserved_for = job_id
+        self._rooms.enter(node)
+        self.note_node(node)
+
+    def release_nodes(self, job: Job) -> None:
+        """What is kept for it and has none of its pods is everybody's."""
+        for node in self.nodes.values() if job.is_multi_node else ():
+            if node.reserved_for == job.job_id and not self.pods_by_node.get(node.node_id):
+                self.reserve_node(node, None)
 
     def set_allocatable(self, node: Node, allocatable: Resources) -> None:
         self._rooms.leave(node)
@@ -477,6 +495,8 @@ class World:
             return job.end_status
         if job.is_array:
             return JobStatus.PENDING
+        if job.main_ended is not None:
+            return JobStatus.RUNNING
         if job.running:
             return self.attempts[pod_name(job.job_id, 0, job.running[0])].status
         return JobStatus.PENDING if job.pending else JobStatus.RUNNABLE

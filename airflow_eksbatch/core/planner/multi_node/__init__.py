@@ -1,0 +1,1 @@
+"""Multi-node jobs: all of their nodes at once, or none."""

@@ -1,0 +1,319 @@
+"""Nodes for multi-node jobs: as many as one needs at once, all of one pool, each to itself.
+
+A pool is an instance type in one zone, so the nodes of a job are alike and near each other; in an environment with a
+placement group they are in that, too. A job gets nodes only when all of them are ready, so two of them never wait for what
+the other has. What is bought for one is reserved for it, and what nobody uses of that pool beside it; whatever is reserved and
+cannot become complete is given up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from airflow_eksbatch.core.model import limits
+from airflow_eksbatch.core.model.allocation import tiers_of
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.job import Job, JobId
+from airflow_eksbatch.core.model.job_queue import JobQueue
+from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus, Offering
+from airflow_eksbatch.core.model.resources import Resources
+from airflow_eksbatch.core.planner.hold import buyable, takes_work
+from airflow_eksbatch.core.planner.plan import Launch
+from airflow_eksbatch.core.world.job_class import JobClass
+from airflow_eksbatch.core.world.where import allowed
+from airflow_eksbatch.core.world.world import World
+
+if TYPE_CHECKING:
+    from airflow_eksbatch.core.planner.provision import Budget
+
+Pool = tuple[str, str]
+"""Compute environment, and the pool of the offering."""
+
+
+class Together:
+    """What one plan does for multi-node jobs."""
+
+    def __init__(self, world: World, now: int) -> None:
+        self.claims: dict[NodeId, JobId | None] = {}
+        """Nodes that are reserved from now on, or with None no longer."""
+        self.emptied: set[NodeId] = set()
+        """Nodes that go as soon as they are empty, to make way."""
+        self.saved: Counter[str] = Counter()
+        """vCPUs of each compute environment that nobody else may buy than the job way was made for."""
+        self.taken: Collection[NodeId] = ()
+        """Nodes that somebody else got, or waits for, in this plan."""
+        self._world = world
+        self._now = now
+        self._waiting: defaultdict[str, list[tuple[JobClass, Job]]] = defaultdict(list)
+        self._made_way_for: dict[str, JobId] = {}
+        """By compute environment: one job at a time."""
+
+    # ---- what there is; in most plans nobody asks
+
+    @cached_property
+    def _reserved(self) -> dict[str, list[Node]]:
+        """Nodes kept for a job, on their way or without a pod, by its id."""
+        found: defaultdict[str, list[Node]] = defaultdict(list)
+        for node in self._world.nodes.values():
+            is_there = node.takes_work and node.idle_since is not None
+            if node.reserved_for is not None and (is_there or is_on_its_way(node)):
+                found[node.reserved_for].append(node)
+        return found
+
+    @cached_property
+    def _open(self) -> dict[Pool, list[Node]]:
+        """Nodes that are anybody's, also those with pods, the emptiest first."""
+        found: defaultdict[Pool, list[Node]] = defaultdict(list)
+        for node in self._world.nodes.values():
+            if node.is_open and takes_work(self._world, node.compute_environment):
+                found[pool_of(node)].append(node)
+        for nodes in found.values():
+            nodes.sort(key=lambda node: (node.used.cpu_m, node.node_id))
+        return found
+
+    @cached_property
+    def _shapes(self) -> set[Resources]:
+        """Of all that wait."""
+        return {line.job_class.shape for line in self._world.lines.values()}
+
+    def _kept(self, job: Job) -> list[Node]:
+        """What is reserved for a job now; this plan may have claimed more, or given some up."""
+        return [n for n in self._reserved.get(job.job_id, ()) if n.node_id not in self.claims]
+
+    # ---- nodes that are there
+
+    def place(self, queue: JobQueue, job: Job) -> list[Node]:
+        """The nodes of this job, if all of them are there; none if not."""
+        job_class = self._world.class_of(job)
+        kept: defaultdict[Pool, list[Node]] = defaultdict(list)
+        for node in self._kept(job):
+            if node.status is NodeStatus.READY:
+                kept[pool_of(node)].append(node)
+        for name in queue.compute_environments:
+            pools = sorted(
+                (pool for pool in {*kept, *self._open} if pool[0] == name),
+                key=lambda pool: (-len(kept[pool]), pool),
+            )
+            for pool in pools:
+                idle = self._idle(pool, job_class)
+                nodes = [*able(kept[pool], job_class), *idle][: job_class.nodes]
+                if len(nodes) == job_class.nodes and takes_work(self._world, name):
+                    self.claims |= {node.node_id: job.job_id for node in nodes}
+                    return nodes
+        return []
+
+    def _idle(self, pool: Pool, job_class: JobClass) -> list[Node]:
+        """Empty nodes that nobody has in this plan, nor waits for since they were bought for him."""
+        return [
+            node
+            for node in able(self._open.get(pool, ()), job_class)
+            if node.idle_since is not None
+            and node.node_id not in self.taken
+            and node.node_id not in self.claims
+            and not any(shape in self._shapes for shape, _ in node.bought_for)
+        ]
+
+    def wait(self, queue: JobQueue, job_class: JobClass, jobs: Iterable[Job]) -> None:
+        """They found no nodes: what is missing is to be bought, in this order."""
+        self._waiting[queue.name] += ((job_class, job) for job in jobs)
+
+    # ---- back-fill could keep a job waiting for ever
+
+    def make_way(self, queue: JobQueue, job: Job) -> list[Node]:
+        """The nodes that take nothing younger, so that one day all are empty, or may be bought."""
+        job_class = self._world.class_of(job)
+        if len(self._kept(job)) >= job_class.nodes:
+            return []
+        for name in queue.compute_environments:
+            if name in self._made_way_for or not takes_work(self._world, name):
+                continue
+            nodes = self._nodes_to_keep(name, job, job_class)
+            if nodes is None:
+                nodes = self._nodes_to_give_back(name, job_class)
+            if nodes is not None:
+                self._made_way_for[name] = job.job_id
+                return nodes
+        return []
+
+    def _nodes_to_keep(self, name: str, job: Job, job_class: JobClass) -> list[Node] | None:
+        """The emptiest of a pool that has enough of them; what of these is empty already is reserved."""
+        best: tuple[int, Pool, list[Node]] | None = None
+        for pool in sorted(self._open):
+            if pool[0] != name:
+                continue
+            kept = [node for node in self._kept(job) if pool_of(node) == pool]
+            nodes = able(self._open[pool], job_class)[: job_class.nodes - len(kept)]
+            if len(nodes) + len(kept) == job_class.nodes:
+                busy_m = sum(node.used.cpu_m for node in nodes)
+                if best is None or (busy_m, pool) < best[:2]:
+                    best = busy_m, pool, nodes
+        return best[2] if best is not None else None
+
+    def _nodes_to_give_back(self, name: str, job_class: JobClass) -> list[Node] | None:
+        """The emptiest without which the environment may buy all that it needs; None where it never may."""
+        world, environment = self._world, self._world.compute_environments[name]
+        if not environment.may_grow:
+            return None
+        sizes = [o.vcpus for o in self._sold(environment, job_class)]
+        if not sizes or least_vcpus(job_class.nodes, min(sizes)) > environment.max_vcpus:
+            return None
+        needed = least_vcpus(job_class.nodes, min(sizes))
+        nodes = [node for node in world.nodes.values() if node.compute_environment == name]
+        staying = sum(n.offering.vcpus for n in nodes if n.status is not NodeStatus.TERMINATING)
+        chosen: list[Node] = []
+        for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
+            if staying + needed <= environment.max_vcpus:
+                break
+            if node.is_open and staying - node.offering.vcpus >= environment.min_vcpus:
+                chosen.append(node)
+                staying -= node.offering.vcpus
+        if staying + needed > environment.max_vcpus:
+            return None
+        self.saved[name] = needed
+        self.emptied.update(node.node_id for node in chosen)
+        return chosen
+
+    def _sold(self, environment: ComputeEnvironment, job_class: JobClass) -> list[Offering]:
+        offerings = allowed(job_class.where, buyable(self._world, environment, self._now))
+        return [o for o in offerings if job_class.shape.fits(o.allocatable)]
+
+    # ---- nodes that are not there
+
+    def save(self, budget: Budget) -> None:
+        """Nobody else may buy what a job that way is made for will need."""
+        for name, vcpus in self.saved.items():
+            budget.vcpus[name] -= vcpus
+
+    def unsave(self, budget: Budget) -> None:
+        """Back in the budget is what it did not buy yet."""
+        while self.saved:
+            name, vcpus = self.saved.popitem()
+            budget.vcpus[name] += vcpus
+
+    def buy(self, queue: JobQueue, budget: Budget) -> list[Launch]:
+        """What the waiting jobs of a queue lack, all of it or nothing."""
+        launches: list[Launch] = []
+        for job_class, job in self._waiting[queue.name]:
+            launches += self._buy_for(queue, job_class, job, budget)
+        return launches
+
+    def _buy_for(
+        self, queue: JobQueue, job_class: JobClass, job: Job, budget: Budget
+    ) -> list[Launch]:
+        names = queue.compute_environments
+        kept: defaultdict[Pool, list[Node]] = defaultdict(list)
+        for node in self._kept(job):
+            kept[pool_of(node)].append(node)
+        most = Counter[str]()
+        for (name, _), nodes in kept.items():
+            most[name] = max(most[name], len(nodes))
+        for name in sorted(names, key=lambda name: -most[name]):
+            environment = self._world.compute_environments.get(name)
+            if environment is None or not takes_work(self._world, name):
+                continue
+            room = budget.vcpus[name]
+            if self._made_way_for.get(name) == job.job_id:
+                room += self.saved[name]
+            found = self._pool_to_fill(environment, job_class, kept, room)
+            if found is None:
+                continue
+            pool, offering = found
+            self._give_up(job, besides=pool)
+            idle = self._idle(pool, job_class)[: job_class.nodes - len(kept[pool])]
+            self.claims |= {node.node_id: job.job_id for node in idle}
+            count = min(job_class.nodes - len(kept[pool]) - len(idle), budget.launches)
+            if is_on_trial(self._world, name):
+                count = min(count, 1)
+            if count <= 0 or offering is None:
+                return []
+            if self._made_way_for.get(name) == job.job_id:
+                budget.vcpus[name] += self.saved.pop(name, 0)
+            budget.spend(name, offering, count)
+            launch = Launch(
+                compute_environment=name,
+                offering=offering,
+                count=count,
+                choice=names.index(name),
+                reserved_for=job.job_id,
+            )
+            return [launch]
+        if job.job_id not in self._made_way_for.values():
+            self._give_up(job)
+        else:
+            self._keep_what_is_empty(job, job_class)
+        return []
+
+    def _pool_to_fill(
+        self,
+        environment: ComputeEnvironment,
+        job_class: JobClass,
+        kept: Mapping[Pool, list[Node]],
+        room: int,
+    ) -> tuple[Pool, Offering | None] | None:
+        """Where all that is missing may be had: most of it there, then the environment's tiers, then the least price.
+
+        `room` is how many vCPUs may be bought; without an offering nothing is missing.
+        """
+        name = environment.name
+        for pool, nodes in kept.items():
+            if pool[0] == name and len(nodes) >= job_class.nodes:
+                return pool, None
+        if not environment.may_grow:
+            return None
+        on_trial, best = is_on_trial(self._world, name), None
+        offerings = self._sold(environment, job_class)
+        for rank, tier in enumerate(tiers_of(environment, offerings)):
+            for offering in tier:
+                pool = (name, offering.pool)
+                here = len(kept.get(pool, ())) + len(self._idle(pool, job_class))
+                missing = max(0, job_class.nodes - here)
+                vcpus = 1 if on_trial else least_vcpus(missing, offering.vcpus)
+                if vcpus <= room:
+                    key = (-len(kept.get(pool, ())), rank, missing * offering.price_usd_hour)
+                    if best is None or (key, pool) < best[:2]:
+                        best = (key, pool, offering)
+        return best[1:] if best is not None else None
+
+    def _give_up(self, job: Job, besides: Pool | None = None) -> None:
+        """What is reserved for it elsewhere is anybody's again."""
+        for node in self._kept(job):
+            if pool_of(node) != besides:
+                self.claims[node.node_id] = None
+
+    def _keep_what_is_empty(self, job: Job, job_class: JobClass) -> None:
+        """Of the nodes that take nothing younger for it, those that have become empty wait for the others."""
+        for name in [name for name, one in self._made_way_for.items() if one == job.job_id]:
+            nodes = self._nodes_to_keep(name, job, job_class) or []
+            for pool in {pool_of(node) for node in nodes}:
+                idle = {node.node_id for node in self._idle(pool, job_class)}
+                self.claims |= {n.node_id: job.job_id for n in nodes if n.node_id in idle}
+
+
+def pool_of(node: Node) -> Pool:
+    return node.compute_environment, node.offering.pool
+
+
+def is_on_its_way(node: Node) -> bool:
+    return node.is_young and node.closed is None
+
+
+def able(nodes: Iterable[Node], job_class: JobClass) -> list[Node]:
+    """Those that could hold one of its pods when empty."""
+    where = job_class.where
+    return [
+        node
+        for node in nodes
+        if job_class.shape.fits(node.allocatable) and (where is None or where.allows(node.offering))
+    ]
+
+
+def least_vcpus(nodes: int, vcpus: int) -> int:
+    """So many must be left of a maximum for so many machines: the last one may pass it (AWS)."""
+    return (nodes - 1) * vcpus + 1 if nodes else 0
+
+
+def is_on_trial(world: World, name: str) -> bool:
+    return world.never_joined[name] >= limits.NEVER_JOINED_MAX
