@@ -43,7 +43,7 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     ends = turn.ended | fact.dependency_ends
     waits_for, matched = resolve_dependencies(turn, spec, ends)
     follows = supersede(turn, fact)
-    spec = msgspec.structs.replace(spec, seq=world.next_job_seq(), pod=world.share_pod(spec.pod))
+    spec = msgspec.structs.replace(spec, seq=world.next_job_seq(), pod=world.pods_kept[spec.pod])
     job = Job(
         spec=spec,
         pending=ranges.whole(spec.size),

@@ -152,10 +152,6 @@ class World:
             self.lines.change_class(job, self.lines.turned_away, joins=False)
             self.lines.change_class(job, self.lines.on_demand_only, joins=True)
 
-    def share_pod(self, pod: bytes) -> bytes:
-        """One copy of equal pod properties."""
-        return self.pods_kept[pod]
-
     # ---- attempts
 
     def add_attempt(self, attempt: Attempt, resources: Resources, now: int) -> None:
