@@ -3,6 +3,7 @@
 # AWS Batch's own (service quotas and API reference); kept, because clients are written against them.
 ARRAY_SIZE_MIN = 2
 ARRAY_SIZE_MAX = 10_000
+NODES_MAX = 1_000  # of a multi-node job
 DEPENDENCIES_MAX = 20
 ATTEMPTS_MAX = 10
 EVALUATE_ON_EXIT_MAX = 5
