@@ -64,6 +64,8 @@ FULL_LOOK_S = 10.0
 LOOK_S = 0.1
 # A process that left its session may hold a dead pod's output this long, then it is let go.
 RELEASE_S_MAX = 5.0
+# Where the pods of this machine reach each other.
+ADDRESS = "127.0.0.1"
 # How long another service may hold the directory until it is told to be one.
 LOCK_S = 2.0
 # A start or a clean-up is a millisecond of file work; two threads keep up with 500 a second.
@@ -111,7 +113,7 @@ class Pod:
         """All there is to tell of it."""
         facts: list[Fact] = [PodSeen(pod=self.name, at=self.record.created_at)]
         if self.running_at is not None:
-            facts.append(PodRunning(pod=self.name, at=self.running_at))
+            facts.append(PodRunning(pod=self.name, at=self.running_at, address=ADDRESS))
         return facts if self.end is None else [*facts, self.end]
 
 
@@ -320,7 +322,7 @@ class LocalCluster:
     def _note_running(self, pod: Pod) -> None:
         pod.running_at = pod.directory.written_at("running" if pod.record.has_inits else "pid")
         if pod.running_at is not None:
-            self._feeds.tell([PodRunning(pod=pod.name, at=pod.running_at)])
+            self._feeds.tell([PodRunning(pod=pod.name, at=pod.running_at, address=ADDRESS)])
 
     # ---- end
 

@@ -69,6 +69,15 @@ def test_times_of_the_kubelet_are_told_by_our_clock(ahead_ms: int) -> None:
     assert over.at - over_there.at == ahead_ms
 
 
+def test_a_running_pod_is_told_with_its_address_as_soon_as_it_has_one() -> None:
+    bare, placed = (
+        facts_of(a_kube_pod(status=running() | more))[-1] for more in ({}, {"podIP": "10.1.2.3"})
+    )
+    assert isinstance(bare, PodRunning)
+    assert bare.address == ""
+    assert placed == msgspec.structs.replace(bare, address="10.1.2.3")
+
+
 def test_init_containers_are_no_running_yet() -> None:
     inits = [{"name": "i", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]
     status = {**waiting("PodInitializing"), "initContainerStatuses": inits}

@@ -38,6 +38,36 @@ def test_each_step_of_a_life_is_told_once(book: PodBook) -> None:
     assert book.drop(a_kube_pod(status=ended()), 0, 5) == []
 
 
+def test_a_pod_that_runs_is_told_once_more_when_its_address_is_known(book: PodBook) -> None:
+    """Also by a list after a gap; and who listens later is told of both at once."""
+    placed = running() | {"podIP": "10.1.2.3"}
+    for name, tell in (
+        ("watched", lambda pod: book.put(pod, 0, 2)),
+        ("listed", lambda pod: book.listed([pod], 0, 2)),
+    ):
+        (_, bare) = book.put(a_kube_pod(name, status=running()), 0, 1)
+        assert isinstance(bare, PodRunning)
+        assert bare.address == ""
+        (again,) = (f for f in tell(a_kube_pod(name, status=placed)) if not isinstance(f, PodEnded))
+        assert again == PodRunning(pod=PodName(name), at=bare.at, address="10.1.2.3")
+        assert book.put(a_kube_pod(name, status=placed), 0, 3) == []
+    assert again in book.again(4)
+
+
+def test_an_address_that_is_first_seen_at_the_end_comes_before_it(book: PodBook) -> None:
+    book.put(a_kube_pod(status=running()), 0, 1)
+    last = book.put(a_kube_pod(status=ended() | {"podIP": "10.1.2.3"}), 0, 2)
+    assert kinds(last) == [PodRunning, PodEnded]
+
+
+def test_a_pod_whose_address_is_known_at_once_is_told_once(book: PodBook) -> None:
+    placed = running() | {"podIP": "10.1.2.3"}
+    (_, told) = book.put(a_kube_pod(status=placed), 0, 1)
+    assert isinstance(told, PodRunning)
+    assert told.address == "10.1.2.3"
+    assert book.put(a_kube_pod(status=placed), 0, 2) == []
+
+
 def test_a_pod_that_is_gone_has_ended(book: PodBook) -> None:
     book.put(a_kube_pod(status=running()), 0, 1)
     (end,) = book.drop(a_kube_pod(status=running()), 0, 2)

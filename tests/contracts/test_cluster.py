@@ -7,6 +7,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,7 +39,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
+from airflow_eksbatch.core.model.retry import NOT_THERE, AttemptEnd, Cause
 
 T = TypeVar("T", bound=Fact)
 WAIT_S = 60.0
@@ -79,9 +80,20 @@ class Watch:
     async def until(self, kind: type[T], pod: str | None = None, *, within_s: float = WAIT_S) -> T:
         """The first fact of that kind (about that pod)."""
 
+        def is_meant(fact: T) -> bool:
+            return pod in (None, getattr(fact, "pod", None))
+
+        return await self._first(kind, is_meant, within_s)
+
+    async def address_of(self, pod: str) -> str:
+        """Where a pod runs, once that is told."""
+        running = await self._first(PodRunning, lambda f: f.pod == pod and f.address != "", WAIT_S)
+        return running.address
+
+    async def _first(self, kind: type[T], is_meant: Callable[[T], bool], within_s: float) -> T:
         def found() -> T | None:
             for fact in self.facts:
-                if isinstance(fact, kind) and pod in (None, getattr(fact, "pod", None)):
+                if isinstance(fact, kind) and is_meant(fact):
                     return fact
             return None
 
@@ -111,6 +123,10 @@ class LocalBed:
     stopped_in_init = 143
     heeds_a_shorter_grace = True
     """When a pod is being ended with a longer one already."""
+    serve = "exec python -u -m http.server 0 --bind 127.0.0.1"
+    """Says `port N`, and gives what is in the directory to whoever asks there."""
+    fetch = 'python -c "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read())"'
+    """Prints the page of an address."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -208,6 +224,25 @@ async def test_a_pod_is_seen_runs_and_ends_with_its_exit_code(bed: LocalBed) -> 
 
 
 @asynchronous
+async def test_a_running_pod_is_told_with_an_address_at_which_others_reach_it(
+    bed: LocalBed,
+) -> None:
+    """1. one serves a page and is told with its address; 2. another, given that address, gets the page."""
+    async with bed.open() as (cluster, watch):
+        serve = f"mkdir www; cd www; echo found me > page; {bed.serve}"
+        await cluster.create_pod(a_pod("p", container(serve)))
+        address = await watch.address_of("p")
+        await says(cluster, "p", "port ")
+        port = re.findall(r"port (\d+)", await output_of(cluster, "p"))[0]
+        fetch = f"until {bed.fetch} http://{address}:{port}/page; do sleep 0.05; done"
+        await cluster.create_pod(a_pod("q", container(fetch)))
+        assert (await watch.until(PodEnded, "q")).end.succeeded
+        assert "found me" in await output_of(cluster, "q")
+        await cluster.delete_pod(delete("p", grace_s=1))
+        await watch.until(PodEnded, "p")
+
+
+@asynchronous
 async def test_a_pod_that_ends_with_0_has_succeeded(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
         await cluster.create_pod(a_pod("p", container("exit 0")))
@@ -281,7 +316,9 @@ async def test_a_deleted_pod_that_ignores_sigterm_is_killed_after_its_grace(bed:
 @asynchronous
 async def test_deleting_a_pod_that_is_not_there_says_that_it_ended(bed: LocalBed) -> None:
     async with bed.open() as (cluster, watch):
-        assert isinstance(await cluster.delete_pod(delete("nobody")), PodEnded)
+        never = await cluster.delete_pod(delete("nobody"))
+        assert isinstance(never, PodEnded)
+        assert never.end == NOT_THERE
         await cluster.create_pod(a_pod("p", container("exit 4")))
         await watch.until(PodEnded, "p")
         ended = await cluster.delete_pod(delete("p"))

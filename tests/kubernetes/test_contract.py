@@ -31,6 +31,7 @@ from tests.contracts.test_cluster import (  # noqa: F401
     test_a_pod_that_makes_no_sense_is_refused_for_good,
     test_a_process_that_a_signal_ended_has_128_and_the_signal,
     test_a_program_that_does_not_exist_is_a_start_error,
+    test_a_running_pod_is_told_with_an_address_at_which_others_reach_it,
     test_a_script_that_ends_with_127_is_no_start_error,
     test_a_watch_begins_with_everything_that_is_there,
     test_an_environment_without_pods_is_looked_at_too,
@@ -74,6 +75,9 @@ class KubernetesBed:
     stopped_in_init = None
     # Seen with the API alone: a kubelet that has begun to end a container with one grace mostly goes on with it.
     heeds_a_shorter_grace = False
+    # A job's pod has its node's network: its port must be nobody else's there.
+    serve = "echo port 18080; exec httpd -f -p 18080"
+    fetch = "wget -qO-"
 
     def __init__(self, plane: ControlPlane, home: Path) -> None:
         self._plane = plane

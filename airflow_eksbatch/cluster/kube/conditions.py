@@ -79,7 +79,7 @@ def facts_from_pod(pod: Pod, now: int, *, host: str, asked: bool, ahead_ms: int 
     facts: list[Fact] = [PodSeen(pod=name, at=now)]
     started = started_at(pod, now, ahead_ms)
     if started is not None:
-        facts.append(PodRunning(pod=name, at=started))
+        facts.append(PodRunning(pod=name, at=started, address=pod.status.pod_ip))
     if not pod.is_over:
         return facts
     refusal = refusal_of(pod, now)

@@ -182,13 +182,17 @@ class PodBook:
         host = self._hosts.host_of(seen.node)
         ahead_ms = self._hosts.ahead_ms()
         facts = facts_from_pod(seen.pod, at, host=host, asked=seen.asked, ahead_ms=ahead_ms)
-        news = [fact for fact in facts if type(fact) not in seen.told]
-        for fact in news:
-            seen.told.add(type(fact))
-            if isinstance(fact, PodRunning):
-                seen.running = fact
-            elif isinstance(fact, PodEnded | PodRefused):
-                seen.end = fact
+        news: list[Fact] = []
+        for fact in facts:
+            new = fact if type(fact) not in seen.told else newly_placed(fact, seen)
+            if new is None:
+                continue
+            news.append(new)
+            seen.told.add(type(new))
+            if isinstance(new, PodRunning):
+                seen.running = new
+            elif isinstance(new, PodEnded | PodRefused):
+                seen.end = new
         return news
 
     def _drop(self, name: PodName, at: int) -> list[Fact]:
@@ -214,3 +218,11 @@ class PodBook:
             seen.troubled_since = clock_s
         seen.trouble = trouble
         self._troubled.add(seen.name)
+
+
+def newly_placed(fact: Fact, seen: Seen) -> PodRunning | None:
+    """It was said to run before anybody knew where: other pods may wait for that (multi-node jobs)."""
+    before = seen.running
+    if not isinstance(fact, PodRunning) or before is None or before.address or not fact.address:
+        return None
+    return msgspec.structs.replace(before, address=fact.address)
