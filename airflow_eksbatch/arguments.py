@@ -29,6 +29,8 @@ FIELDS = (
     "eks_properties_override",
     "parameters",
     "array_size",
+    "num_nodes",
+    "node_overrides",
     "depends_on",
     "attempts",
     "retry_strategy",
@@ -48,6 +50,8 @@ _SHARE = re.compile(r"[A-Za-z0-9]{1,255}")
 # What only a job definition of our own making can take; a named one has its own.
 _OWN_DEFINITION_ONLY = ("service_account",)
 _CONTAINER_FIELDS = ("image", "command", "arguments", "env", "vcpus", "memory", "gpus")
+_POD_FIELDS = (*_CONTAINER_FIELDS, "labels", "annotations")
+_OVERRIDES = ("container_overrides", "eks_properties_override")
 
 
 class BadArguments(ValueError):
@@ -118,6 +122,17 @@ def _check_array_size(value: Any) -> None:
     _whole("array_size", value, 1, limits.ARRAY_SIZE_MAX)
 
 
+def _check_num_nodes(value: Any) -> None:
+    _whole("num_nodes", value, 1, limits.NODES_MAX)
+
+
+def _check_node_overrides(value: Any) -> None:
+    _check_mapping("node_overrides")(value)
+    number = value.get("numNodes")
+    if number is not None and _is_known(number):
+        _whole("numNodes of node_overrides", number, 1, limits.NODES_MAX)
+
+
 def _check_depends_on(value: Any) -> None:
     if not isinstance(value, (list, tuple)):
         raise BadArguments("depends_on must be a list of job ids, task ids or dicts")
@@ -154,6 +169,8 @@ _CHECKS: dict[str, Any] = {
     "memory": lambda value: _whole("memory", value, MIN_MEMORY_MIB, 2**31, why=" MiB"),
     "gpus": lambda value: _whole("gpus", value, 0, 1024),
     "array_size": _check_array_size,
+    "num_nodes": _check_num_nodes,
+    "node_overrides": _check_node_overrides,
     "depends_on": _check_depends_on,
     "attempts": lambda value: _whole("attempts", value, 1, limits.ATTEMPTS_MAX),
     "retry_strategy": _check_mapping("retry_strategy"),
@@ -172,7 +189,8 @@ _CHECKS: dict[str, Any] = {
 
 
 def _check_mix(given: Mapping[str, Any]) -> None:
-    if "container_overrides" in given and "eks_properties_override" in given:
+    _check_nodes(given)
+    if all(name in given for name in _OVERRIDES):
         raise BadArguments("give container_overrides or eks_properties_override, not both")
     described = "container_overrides" in given or _names_containers(given)
     if described and (twice := [name for name in _CONTAINER_FIELDS if name in given]):
@@ -187,6 +205,26 @@ def _check_mix(given: Mapping[str, Any]) -> None:
         raise BadArguments("parameters fill the placeholders of a job_definition: name one")
     if "attempts" in given and "attempts" in dict(as_mapping(given.get("retry_strategy"))):
         raise BadArguments("attempts is given twice: in attempts and in retry_strategy")
+
+
+def _check_nodes(given: Mapping[str, Any]) -> None:
+    for name in ("num_nodes", "node_overrides"):
+        if name in given and "array_size" in given:
+            raise BadArguments(
+                f"give {name} or array_size, not both: AWS Batch has no arrays of multi-node jobs; "
+                "map the task for several of them"
+            )
+    if "node_overrides" not in given:
+        return
+    if "num_nodes" in given:
+        raise BadArguments("give num_nodes, or numNodes in node_overrides, not both")
+    if "job_definition" not in given:
+        raise BadArguments(
+            "node_overrides change a job_definition of type multinode: name one, or give num_nodes "
+            "for a job whose nodes all run the same"
+        )
+    if twice := [name for name in (*_POD_FIELDS, *_OVERRIDES) if name in given]:
+        raise BadArguments(f"node_overrides say what the nodes run: leave out {twice}")
 
 
 def _names_containers(given: Mapping[str, Any]) -> bool:

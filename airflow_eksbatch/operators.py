@@ -25,6 +25,7 @@ from airflow_eksbatch.submission import Submission, build_submission, run_facts,
 from airflow_eksbatch.templates import (
     needs_worker_to_fail,
     needs_worker_to_render,
+    needs_worker_to_start,
     needs_worker_to_succeed,
 )
 
@@ -41,7 +42,6 @@ STATE_KEY = "eksbatch_job"
 DEFERRALS_KEY = "eksbatch_deferrals"
 MAX_DEFERRALS_AFTER_FAILURE = 5
 TRIGGER_TIMEOUT = "Trigger timeout"
-DEFAULT_POOL = "default_pool"
 
 
 class _WhenAsked:
@@ -103,6 +103,12 @@ class EKSBatchOperator(BaseOperator):
     :param array_size: number of children, 1 to 10,000; each reads AWS_BATCH_JOB_ARRAY_INDEX. AWS
         Batch has no array of one: that runs as a plain job with the index 0.
     :param array_properties: ``{"size": n}``, as BatchOperator takes it.
+    :param num_nodes: number of nodes, 1 to 1,000, of a job that runs on all of them at once. Each has a
+        machine to itself and runs the same command, which reads AWS_BATCH_JOB_NODE_INDEX; node 0, the
+        main node, starts first, its end is the job's, and its output is in the log. Of a
+        ``job_definition`` of type multinode it changes the number.
+    :param node_overrides: nodeOverrides of SubmitJob for such a ``job_definition``, as BatchOperator
+        takes them.
     :param depends_on: jobs to wait for at the service: job ids, task ids of the same run, or
         dicts with ``type`` (``N_TO_N``, ``SEQUENTIAL``).
     :param attempts: how often the service tries a job (default 1; platform failures are not
@@ -145,6 +151,7 @@ class EKSBatchOperator(BaseOperator):
         "command": "bash",
         "env": "json",
         "eks_properties_override": "json",
+        "node_overrides": "json",
     }
     operator_extra_links = (JOB_LINK,)
     ui_color = "#f3e9d2"
@@ -172,6 +179,8 @@ class EKSBatchOperator(BaseOperator):
         parameters: Mapping[str, Any] | None = None,
         array_size: int | str | None = None,
         array_properties: Mapping[str, Any] | None = None,
+        num_nodes: int | str | None = None,
+        node_overrides: Mapping[str, Any] | None = None,
         depends_on: Sequence[Any] | None = None,
         attempts: int | str | None = None,
         retry_strategy: Mapping[str, Any] | None = None,
@@ -223,18 +232,9 @@ class EKSBatchOperator(BaseOperator):
     @property
     def why_worker(self) -> list[str]:
         """Why a worker has to start this task; empty if none has to."""
-        reasons = [
-            (not self.deferrable, "deferrable is False"),
-            (self.on_execute_callback, "it has an on_execute_callback"),
-            (self._pre_execute_hook, "it has a pre_execute"),
-            (self.map_index_template, "it has a map_index_template"),
-            # Airflow starts in the triggerer before it looks at any of these.
-            (self.pool != DEFAULT_POOL, f"it takes slots of pool {self.pool}"),
-            (self.max_active_tis_per_dag, "it has a max_active_tis_per_dag"),
-            (self.max_active_tis_per_dagrun, "it has a max_active_tis_per_dagrun"),
-            (self._overrides("pre_execute", "execute"), "its class overrides execute"),
-        ]
-        found = [text for applies, text in reasons if applies]
+        found = needs_worker_to_start(self)
+        if self._overrides("pre_execute", "execute"):
+            found.append("its class overrides execute")
         return found + needs_worker_to_render(self._fields(), self.get_dag())
 
     @property

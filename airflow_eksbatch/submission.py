@@ -20,6 +20,7 @@ from airflow_eksbatch.arguments import BadArguments, as_mapping, check_fields
 DEFAULT_IMAGE = "python:3.12-slim"
 DEFAULT_VCPUS = 1.0
 DEFAULT_MEMORY_MIB = 1024
+ALL_NODES = "0:"
 BACKFILL_SHARE = "backfill"
 TODAY_SHARE = "today"
 HISTORY_AFTER = timedelta(days=3)  # a long weekend: what failed on Friday is mended on Monday
@@ -145,7 +146,7 @@ def _request(given: Mapping[str, Any], definition: str, task: TaskKey, run: RunF
         "jobName": given.get("job_name") or job_name_from_task(task.task_id),
         "jobQueue": given["job_queue"],
         "jobDefinition": definition,
-        "eksPropertiesOverride": _override(given),
+        **_overrides(given),
         "parameters": _strings(given.get("parameters")),
         "arrayProperties": {"size": size} if size > 1 else None,
         "dependsOn": [_dependency(one, task) for one in given.get("depends_on", ())],
@@ -246,9 +247,35 @@ def _definition(given: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "service_account" in given:
         pod["serviceAccountName"] = given["service_account"]
-    body = {"type": "container", "eksProperties": {"podProperties": pod}}
+    body = _body_of_all_nodes(pod) if "num_nodes" in given else _body_of_one(pod)
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return {"jobDefinitionName": f"airflow-{digest[:16]}", **body}
+
+
+def _body_of_one(pod: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "container", "eksProperties": {"podProperties": pod}}
+
+
+def _body_of_all_nodes(pod: dict[str, Any]) -> dict[str, Any]:
+    """Of any number of nodes: each submit says its own."""
+    alike = {"targetNodes": ALL_NODES, "eksProperties": {"podProperties": pod}}
+    nodes = {"numNodes": 1, "mainNode": 0, "nodeRangeProperties": [alike]}
+    return {"type": "multinode", "nodeProperties": nodes}
+
+
+def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What this job changes of its definition: of the one pod, or of the nodes."""
+    override = _override(given)
+    if "num_nodes" in given:
+        nodes: dict[str, Any] = {"numNodes": given["num_nodes"]}
+        if override:
+            alike = {"targetNodes": ALL_NODES, "eksPropertiesOverride": override}
+            nodes["nodePropertyOverrides"] = [alike]
+    else:
+        nodes = dict(given.get("node_overrides") or {})
+    if "numNodes" in nodes:
+        nodes["numNodes"] = int(str(nodes["numNodes"]))
+    return {"nodeOverrides": nodes} if nodes else {"eksPropertiesOverride": override}
 
 
 def _override(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the triggerer cannot do: render fields that need XCom or the DAG file, and what follows an end."""
+"""What the triggerer cannot do: start some tasks, render fields that need XCom or the DAG file, and what follows an end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,23 @@ KNOWN_NAMES = frozenset(
     }
 )
 TASK_INSTANCE_NAMES = frozenset({"ti", "task_instance"})
+DEFAULT_POOL = "default_pool"
 KNOWN_TASK_INSTANCE_PARTS = frozenset({"dag_id", "run_id", "task_id", "map_index", "try_number"})
+
+
+def needs_worker_to_start(task: Any) -> list[str]:
+    """Why a worker has to start this task, whatever its fields are; empty if the triggerer can."""
+    reasons = [
+        (not task.deferrable, "deferrable is False"),
+        (task.on_execute_callback, "it has an on_execute_callback"),
+        (task._pre_execute_hook, "it has a pre_execute"),
+        (task.map_index_template, "it has a map_index_template"),
+        # Airflow starts in the triggerer before it looks at any of these.
+        (task.pool != DEFAULT_POOL, f"it takes slots of pool {task.pool}"),
+        (task.max_active_tis_per_dag, "it has a max_active_tis_per_dag"),
+        (task.max_active_tis_per_dagrun, "it has a max_active_tis_per_dagrun"),
+    ]
+    return [text for applies, text in reasons if applies]
 
 
 def needs_worker_to_render(fields: Mapping[str, Any], dag: Any) -> list[str]:

@@ -221,6 +221,14 @@ def test_the_scheduler_reads_back_what_the_trigger_needs() -> None:
     assert set(FIELDS) <= set(read_back.template_fields)
 
 
+def test_how_many_nodes_may_be_a_template_that_the_triggerer_renders() -> None:
+    operator = an_operator(command=["run"], num_nodes="{{ params.n }}")
+    assert operator.why_worker == []
+    assert operator.start_trigger_args is not None
+    trigger = EKSBatchJobTrigger(**(operator.start_trigger_args.trigger_kwargs or {}))
+    assert trigger.serialize()[1]["num_nodes"] == "{{ params.n }}"
+
+
 def test_the_job_gets_the_time_limit_of_the_task() -> None:
     limit = timedelta(seconds=20)
     assert an_operator(execution_timeout=limit).timeout_s == 60  # AWS Batch knows no less
@@ -233,6 +241,7 @@ def test_the_job_gets_the_time_limit_of_the_task() -> None:
         ({"vcpus": 0.3}, "task month: vcpus must be a multiple of 0.25"),
         ({"env": {"A": "1"}, "env_vars": {"B": "2"}}, "give env or env_vars, not both"),
         ({"array_size": 3, "array_properties": {"size": 3}}, "not both"),
+        ({"num_nodes": 3, "array_properties": {"size": 3}}, "num_nodes or array_size, not both"),
         ({"logging_interval": 0}, "logging_interval must be .* at least 1 s, got 0"),
         ({"logging_interval": "often"}, "logging_interval must be .*, got 'often'"),
         ({"array_properties": "{{ params.size }}"}, "array_properties must be a dict .* got str"),

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
+import botocore.session
 import pytest
 import uuid6
+from botocore.validate import ParamValidator
 
 from airflow_eksbatch.arguments import BadArguments, check_fields
 from airflow_eksbatch.submission import (
@@ -23,6 +25,7 @@ from airflow_eksbatch.submission import (
 
 TASK = TaskKey(dag_id="weather", run_id="manual__2012-01-01T00:00:00+00:00", task_id="one.month")
 JOB = "3f0c1d9e-8f0a-4d7f-9a43-0f3b4c2d1e5f"
+BATCH = botocore.session.Session().get_service_model("batch")
 
 
 def built(run: RunFacts | None = None, **fields: Any) -> Submission:
@@ -31,6 +34,11 @@ def built(run: RunFacts | None = None, **fields: Any) -> Submission:
 
 def container(submission: Submission) -> dict[str, Any]:
     return submission.request["eksPropertiesOverride"]["podProperties"]["containers"][0]
+
+
+def assert_aws_takes(operation: str, body: dict[str, Any]) -> None:
+    shape = BATCH.operation_model(operation).input_shape
+    assert ParamValidator().validate(body, shape).generate_report() == ""
 
 
 def test_what_changes_from_run_to_run_is_an_override_and_the_rest_is_named_by_its_content() -> None:
@@ -148,6 +156,78 @@ def test_an_array_of_one_is_a_plain_job_that_believes_to_be_child_0() -> None:
         built(array_size=1)
 
 
+def test_a_job_over_several_nodes_has_one_definition_for_any_number_of_them() -> None:
+    two, three = (
+        built(num_nodes=count, command=["run"], env={"X": 1}, labels={"a": "b"}, memory=512)
+        for count in (2, "3")
+    )
+    assert two.definition == three.definition
+    assert two.definition is not None
+    assert_aws_takes("RegisterJobDefinition", two.definition)
+    assert_aws_takes("SubmitJob", three.request)
+    alone = built(memory=512).definition
+    assert alone is not None
+    assert two.definition == {
+        "jobDefinitionName": two.request["jobDefinition"],
+        "type": "multinode",
+        "nodeProperties": {
+            "numNodes": 1,
+            "mainNode": 0,
+            "nodeRangeProperties": [{"targetNodes": "0:", "eksProperties": alone["eksProperties"]}],
+        },
+    }
+    assert alone["jobDefinitionName"] != two.definition["jobDefinitionName"]
+    pod = {
+        "containers": [{"command": ["run"], "env": [{"name": "X", "value": "1"}]}],
+        "metadata": {"labels": {"a": "b"}},
+    }
+    override = {"targetNodes": "0:", "eksPropertiesOverride": {"podProperties": pod}}
+    assert three.request == {
+        "jobName": "one-month",
+        "jobQueue": "default",
+        "jobDefinition": two.request["jobDefinition"],
+        "nodeOverrides": {"numNodes": 3, "nodePropertyOverrides": [override]},
+        "shareIdentifier": "today",
+    }
+
+
+def test_a_job_over_several_nodes_that_changes_nothing_else_says_their_number_only() -> None:
+    assert built(num_nodes=1).request["nodeOverrides"] == {"numNodes": 1}
+    assert built(num_nodes=1).definition != built().definition
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"container_overrides": {"command": ["run"]}},
+        {"eks_properties_override": {"podProperties": {"containers": [{"args": ["run"]}]}}},
+        {"arguments": ["run"], "job_definition": "mine:3"},
+    ],
+)
+def test_whatever_describes_the_container_describes_that_of_every_node(
+    described: dict[str, Any],
+) -> None:
+    request = built(num_nodes=4, **described).request
+    assert_aws_takes("SubmitJob", request)
+    pod = {"containers": [{"args": ["run"]}]}
+    override = {"targetNodes": "0:", "eksPropertiesOverride": {"podProperties": pod}}
+    assert request["nodeOverrides"] == {"numNodes": 4, "nodePropertyOverrides": [override]}
+    assert "eksPropertiesOverride" not in request
+
+
+def test_node_overrides_of_batch_operator_are_passed_on_for_a_definition_of_ones_own() -> None:
+    pod = {"podProperties": {"containers": [{"name": "main", "args": ["lead"]}]}}
+    changes = [{"targetNodes": "0:0", "eksPropertiesOverride": pod}]
+    overrides = {"numNodes": "8", "nodePropertyOverrides": changes}
+    submission = built(job_definition="mine", node_overrides=overrides, parameters={"a": "b"})
+    assert_aws_takes("SubmitJob", submission.request)
+    assert submission.definition is None
+    assert submission.request["nodeOverrides"] == {"numNodes": 8, "nodePropertyOverrides": changes}
+    only = {"nodePropertyOverrides": changes}
+    assert built(job_definition="mine", node_overrides=only).request["nodeOverrides"] == only
+    assert overrides["numNodes"] == "8"
+
+
 def test_ecs_overrides_of_batch_operator_are_understood() -> None:
     submission = built(
         job_definition="mine",
@@ -182,6 +262,28 @@ def test_labels_join_an_override_of_ones_own() -> None:
         ({"command": " "}, "command is empty"),
         ({"array_size": 0}, "between 1 and 10000"),
         ({"array_size": 10_001}, "between 1 and 10000"),
+        ({"num_nodes": 0}, "num_nodes must be between 1 and 1000"),
+        ({"num_nodes": 1_001}, "num_nodes must be between 1 and 1000"),
+        ({"num_nodes": "many"}, "num_nodes must be a whole number"),
+        ({"num_nodes": 2, "array_size": 2}, "give num_nodes or array_size, not both"),
+        ({"num_nodes": 2, "node_overrides": {}}, "give num_nodes, or numNodes in node_overrides"),
+        ({"node_overrides": [2]}, "node_overrides must be a dict"),
+        ({"node_overrides": {"numNodes": 0}}, "numNodes of node_overrides must be between 1"),
+        ({"node_overrides": {"numNodes": 2}}, "type multinode: name one, or give num_nodes"),
+        ({"node_overrides": {}, "array_size": 2}, "give node_overrides or array_size, not both"),
+        (
+            {
+                "job_definition": "mine",
+                "node_overrides": {},
+                "command": ["x"],
+                "labels": {"a": "b"},
+            },
+            r"say what the nodes run: leave out \['command', 'labels'\]",
+        ),
+        (
+            {"job_definition": "mine", "node_overrides": {}, "eks_properties_override": {}},
+            r"leave out \['eks_properties_override'\]",
+        ),
         ({"timeout_s": 59}, "between 60"),
         ({"attempts": 11}, "between 1 and 10"),
         ({"attempts": 2, "retry_strategy": {"attempts": 3}}, "twice"),
@@ -204,5 +306,10 @@ def test_what_cannot_be_is_said_when_the_dag_is_parsed(fields: dict[str, Any], s
 
 def test_templates_are_checked_once_they_are_rendered() -> None:
     check_fields({"vcpus": "{{ params.vcpus }}", "array_size": "{{ params.n }}"})
+    counted = {"numNodes": "{{ params.n }}"}
+    check_fields({"num_nodes": "{{ params.n }}"})
+    check_fields({"node_overrides": counted, "job_definition": "mine"})
     with pytest.raises(BadArguments, match="multiple of"):
         built(vcpus="0.3")
+    with pytest.raises(BadArguments, match="between 1 and 1000"):
+        built(num_nodes="0")
