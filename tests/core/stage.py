@@ -106,7 +106,7 @@ class Stage:
         """Everything that was placed runs."""
         self.step(
             *(
-                PodRunning(pod=attempt.pod_name, at=self.now)
+                self.running(attempt)
                 for attempt in self.world.attempts.values()
                 if attempt.status is JobStatus.STARTING
             )
@@ -156,10 +156,21 @@ class Stage:
                 news.append(InstanceGone(node_id=node.node_id, at=self.now, reason="terminated"))
         for attempt in self.world.attempts.values():
             if attempt.status is JobStatus.STARTING:
-                news.append(PodRunning(pod=attempt.pod_name, at=self.now))
+                if self.is_asked_for(attempt):
+                    news.append(self.running(attempt))
             else:
                 news.append(self.ended(attempt.job_id, attempt.index))
         return news
+
+    def running(self, attempt: Attempt) -> PodRunning:
+        return PodRunning(pod=attempt.pod_name, at=self.now, address="10.0.0.1")
+
+    def is_asked_for(self, attempt: Attempt) -> bool:
+        """Other nodes of a multi-node job have no pod before the main one runs."""
+        job = self.world.jobs[attempt.job_id]
+        return job.leads(attempt.index) or (
+            0 in job.running and bool(self.live(attempt.job_id).address)
+        )
 
     def ready(self, node: Node) -> NodeReady:
         return NodeReady(

@@ -89,6 +89,7 @@ def end_node(turn: Turn, job: Job, attempt: Attempt, at: int) -> None:
     Another node's end is its own affair (AWS), unless it never began: then the main node would wait for it in vain.
     """
     assert attempt.end is not None
+    job.tries.pop(attempt.index, None)
     settled = "succeeded" if attempt.end.succeeded else "failed"
     setattr(job, settled, ranges.add(getattr(job, settled), attempt.index))
     turn.world.note_job(job)

@@ -204,7 +204,8 @@ class Fit:
         headroom: Headroom | None,
     ) -> int:
         """All nodes of a multi-node job, or none; the others of its class wait behind one that waits."""
-        if headroom is not None and not headroom.allows_together(job_class):
+        may_go = 1 << 30 if headroom is None else headroom.count_together(job_class)
+        if not may_go:
             return 0
         self.together.taken = self._taken
         nodes = self.together.place(queue, job)
@@ -216,8 +217,9 @@ class Fit:
             headroom.take(job_class, len(nodes))
         if not nodes and not job_class.turned_away:
             line = self._world.lines[job_class]
-            waiting = line.first(limits.LAUNCHES_PER_BEAT_MAX, self._world.jobs)
-            self.together.wait(queue, job_class, [j for j in waiting if j.spec.seq >= job.spec.seq])
+            oldest = line.first(limits.LAUNCHES_PER_BEAT_MAX, self._world.jobs)
+            waiting = [one for one in oldest if one.spec.seq >= job.spec.seq]
+            self.together.wait(queue, job_class, waiting[:may_go])
             if has_waited_long(self._world, line, self._now):
                 for node in self.together.make_way(queue, job):
                     self._hold(node, floors)

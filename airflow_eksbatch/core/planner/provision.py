@@ -53,7 +53,8 @@ class Budget:
         for name, number in world.never_joined.items():
             if number >= limits.NEVER_JOINED_MAX and name in self.vcpus:
                 # On trial: one instance, and no other before it has joined.
-                coming = any(key[0] == name for key in world.coming)
+                nodes = world.nodes.values()
+                coming = any(n.is_young and n.compute_environment == name for n in nodes)
                 self.vcpus[name] = min(self.vcpus[name], 0 if coming else 1)
         self._world = world
 

@@ -34,10 +34,10 @@ class Headroom:
         is_alone = self._is_idle and self.kept_for is None
         return min(wanted, max(fits, int(is_alone)))
 
-    def allows_together(self, job_class: JobClass) -> bool:
-        """Whether a multi-node job may be placed, whole."""
+    def count_together(self, job_class: JobClass) -> int:
+        """How many multi-node jobs of a class may be placed, each whole."""
         is_alone = self._is_idle and self.kept_for is None
-        return is_alone or self.count_of(job_class, job_class.nodes) == job_class.nodes
+        return max(self.count_of(job_class, 1 << 30) // job_class.nodes, int(is_alone))
 
     def take(self, job_class: JobClass, count: int) -> None:
         if count:
