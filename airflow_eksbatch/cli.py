@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from airflow_eksbatch.service.settings import BadSetting, add_settings, read_settings
 from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
@@ -202,19 +202,25 @@ def job(given: argparse.Namespace) -> int:
         asked = f"?follow={int(given.follow)}" + (
             f"&attempt={given.attempt}" if given.attempt else ""
         )
-        for block in client.stream(f"/v1/eksbatch/jobs/{given.job_id}/log{asked}"):
+        for block in client.stream(f"{path_of(given.job_id)}/log{asked}"):
             sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
-    found = client.get(f"/v1/eksbatch/jobs/{given.job_id}")
+    found = client.get(path_of(given.job_id))
     if not given.log and not given.follow:
         show(given, found, lambda: tell_job(found))
     return NO if found["job"]["status"] == "FAILED" else OK
+
+
+def path_of(job_id: str) -> str:
+    """Where the service tells of a job; behind a # nothing would be asked for."""
+    return f"/v1/eksbatch/jobs/{quote(job_id, safe=':')}"
 
 
 def tell_job(found: Json) -> None:
     """One job for people: what it is, its story, its attempts."""
     detail = found["job"]
     array = detail.get("arrayProperties") or {}
+    nodes = detail.get("nodeProperties")
     summary = {k: n for k, n in (array.get("statusSummary") or {}).items() if n}
     airflow = found.get("airflow") or {}
     facts = {
@@ -225,6 +231,7 @@ def tell_job(found: Json) -> None:
         "status": detail["status"],
         "why": detail.get("statusReason"),
         "array": ", ".join(f"{n} {k}" for k, n in summary.items()),
+        "nodes": f"{nodes['numNodes']}, the main one is {nodes['mainNode']}" if nodes else None,
         "created": when(detail.get("createdAt")),
         "started": when(detail.get("startedAt")),
         "ended": when(detail.get("stoppedAt")),
@@ -283,7 +290,7 @@ def tell_summary(summary: Json) -> None:
 
 
 def explain(given: argparse.Namespace) -> int:
-    found = Client(given).get(f"/v1/eksbatch/jobs/{given.job_id}/explain")
+    found = Client(given).get(f"{path_of(given.job_id)}/explain")
 
     def tell() -> None:
         print(f"{found['jobId']} is {found['status']}.")
@@ -360,7 +367,11 @@ def _jobs_options(command: argparse.ArgumentParser) -> None:
 
 def _one_job_options(command: argparse.ArgumentParser) -> None:
     _client_options(command)
-    command.add_argument("job_id", metavar="ID", help="job id; ID:3 for a child of an array")
+    command.add_argument(
+        "job_id",
+        metavar="ID",
+        help="job id; ID:3 for a child of an array, ID#3 for a node of a multi-node job",
+    )
 
 
 def _job_options(command: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
@@ -304,7 +305,8 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
     async def job(request: Request) -> Response:
         """JSON; a browser, which cannot sign, is led to the page of the job."""
         if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(f"/job/{request.path_params['job_id']}", status_code=303)
+            page = f"/job/{quote(request.path_params['job_id'], safe=':')}"
+            return RedirectResponse(page, status_code=303)
         return await get_job(request)
 
     routes: list[Route | Mount] = [

@@ -81,7 +81,7 @@ async def jobs(desk: Desk, asked: Asked) -> Rows:
 
 
 async def job(desk: Desk, asked: Asked) -> dict[str, Any] | None:
-    """A job with its reasons, the children one may want to see, and the end of its output."""
+    """A job with its reasons, the children or nodes one may want to see, and the end of its output."""
     job_id = asked["job_id"]
     try:
         found = await get_job(desk, job_id)
@@ -101,15 +101,14 @@ async def job(desk: Desk, asked: Asked) -> dict[str, Any] | None:
         "queue": name_of(detail["jobQueue"]),
         "explain": [] if ended else (await explain_job(desk, job_id))["sentences"],
         "children": await children(desk, JobId(detail["jobId"])) if is_array else [],
+        "nodes": await nodes_of(desk, JobId(detail["jobId"])) if "nodeProperties" in detail else [],
         "log": output.decode(errors="replace"),
     }
 
 
 async def children(desk: Desk, job_id: JobId) -> Rows:
     """Of an array: the first that failed, then the first that run."""
-    array = desk.world.jobs.get(job_id)
-    if array is None:
-        (array,) = await desk.ask(lambda store: store.find_jobs([job_id]))
+    array = (await find_jobs(desk, [job_id]))[job_id]
     shown = await views_of(desk, [(array, index) for index in telling(array)])
     return [job_summary(one, desk.settings) for one in shown]
 
@@ -118,6 +117,26 @@ def telling(array: Job) -> list[int]:
     """Indices worth a look."""
     failed = list(islice(ranges.indices(array.failed), CHILDREN_SHOWN))
     return failed + sorted(array.running)[: CHILDREN_SHOWN - len(failed)]
+
+
+async def nodes_of(desk: Desk, job_id: JobId) -> Rows:
+    """Of a multi-node job: its main node, the first that failed, run, ended well; by AWS's numbers, with where they are."""
+    job = (await find_jobs(desk, [job_id]))[job_id]
+    multi_node = job.spec.multi_node
+    assert multi_node is not None
+    placed = [*ranges.indices(job.failed), *sorted(job.running), *ranges.indices(job.succeeded)]
+    chosen = sorted(placed, key=lambda index: index != 0)[:CHILDREN_SHOWN]
+    chosen.sort(key=multi_node.renumbered)
+    shown = await views_of(desk, [(job, index) for index in chosen])
+    return [
+        {
+            **job_summary(one, desk.settings),
+            "machine": one.attempts[-1].node_name or one.attempts[-1].node_id,
+            "logStreamName": one.attempts[-1].pod_name,
+        }
+        for one in shown
+        if one.attempts
+    ]
 
 
 async def costs(desk: Desk, asked: Asked) -> dict[str, Any]:

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from airflow_eksbatch.api.costs import cost_of_attempt, cost_of_job, get_costs
-from airflow_eksbatch.api.job_reads import environment_of, find_jobs, has_index, views_of
+from airflow_eksbatch.api.job_reads import (
+    environment_of,
+    find_jobs,
+    has_part,
+    index_of,
+    views_of,
+)
 from airflow_eksbatch.api.port import Desk
 from airflow_eksbatch.api.wire.names import split_job_id
 from airflow_eksbatch.api.wire.shapes import (
@@ -23,7 +29,7 @@ from airflow_eksbatch.api.wire.shapes import (
 )
 from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store.port import Store
@@ -57,15 +63,15 @@ def not_found(what: str) -> Rejected:
 
 
 async def find_job(desk: Desk, job_id: str) -> tuple[Job, int | None]:
-    """A job, or a child of an array; raises Rejected for what there is not."""
+    """A job, a child of an array or a node of a multi-node job; raises Rejected for what there is not."""
     await desk.settled()
     if "\0" in job_id:
         raise not_found("Such a job")  # No database can be asked for it
-    plain, index = split_job_id(job_id)
-    job = (await find_jobs(desk, [JobId(plain)])).get(JobId(plain))
-    if job is None or not has_index(job, index):
+    named = split_job_id(job_id)
+    job = (await find_jobs(desk, [named.job_id])).get(named.job_id)
+    if job is None or not has_part(job, named):
         raise not_found(f"Job {job_id}")
-    return job, index
+    return job, index_of(job, named)
 
 
 # ---- one job
@@ -86,13 +92,16 @@ async def get_job(desk: Desk, job_id: str) -> dict[str, Any]:
 
 
 async def story_of(desk: Desk, job: Job, index: int | None) -> list[JobEvent]:
-    """The first events of a job, all of its children included; or those of one child to its end."""
+    """The first events of a job, all of its children included; or those of one child to its end.
+
+    Of a multi-node job there are only those of the whole.
+    """
 
     def read(after: int) -> Callable[[Store], list[JobEvent]]:
         return lambda store: store.events_since(after, STORY_MAX, job.job_id)
 
     block = await desk.ask(read(0))
-    if index is None:
+    if index is None or job.is_multi_node:
         return block
     story: list[JobEvent] = []
     while block:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -10,6 +10,7 @@ from airflow_eksbatch.api.port import Call, Operation
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.container_properties import pod_from_container
 from airflow_eksbatch.api.wire.names import check_name, check_tags, name_of, page
+from airflow_eksbatch.api.wire.node_properties import main_pod
 from airflow_eksbatch.api.wire.pod_properties import check_pod
 from airflow_eksbatch.api.wire.requirements import resources_of_pod
 from airflow_eksbatch.api.wire.shapes import (
@@ -29,7 +30,7 @@ from airflow_eksbatch.floor.clock import now_ms
 async def register(call: Call) -> dict[str, Any]:
     """The next revision of its name."""
     desk, request = call.desk, call.input
-    pod, container = what_runs(request)
+    work = work_from(request)
     priority = scheduling_priority_from(request.get("schedulingPriority", 0), "schedulingPriority")
     if (size := len(msgspec.json.encode(request))) > limits.DEFINITION_BYTES_MAX:
         raise Rejected(
@@ -40,8 +41,9 @@ async def register(call: Call) -> dict[str, Any]:
         name=check_name(request["jobDefinitionName"], "jobDefinitionName"),
         revision=0,
         arn="",
-        pod=msgspec.json.encode(pod),
-        container=msgspec.json.encode(container) if container else b"",
+        pod=msgspec.json.encode(work.pod),
+        container=msgspec.json.encode(work.container) if work.container else b"",
+        nodes=msgspec.json.encode(work.nodes) if work.nodes else b"",
         parameters=request.get("parameters", {}),
         retry=retry_from(request.get("retryStrategy")),
         timeout_s=timeout_from(request.get("timeout")),
@@ -60,13 +62,27 @@ async def register(call: Call) -> dict[str, Any]:
     }
 
 
-def what_runs(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """podProperties, checked, and the containerProperties they were made from, if they were."""
-    if request["type"] != "container":
-        raise Rejected("Multi-node parallel jobs are not supported here: give type container.")
+class Work(NamedTuple):
+    """podProperties, checked, and what else they were registered as."""
+
+    pod: dict[str, Any]
+    container: dict[str, Any] | None = None
+    """The containerProperties they were made from."""
+    nodes: dict[str, Any] | None = None
+    """nodeProperties; the pod is the main node's."""
+
+
+def work_from(request: dict[str, Any]) -> Work:
     elsewhere.refuse(request, elsewhere.OF_DEFINITION)
     if "FARGATE" in request.get("platformCapabilities", ()):
         raise Rejected("platformCapabilities FARGATE is not for EKS: leave it out, or say EC2.")
+    nodes = request.get("nodeProperties")
+    if request["type"] == "multinode":
+        return multi_node_work(request, nodes)
+    if nodes is not None and not elsewhere.is_empty(nodes):
+        raise Rejected(
+            "nodeProperties is for multi-node parallel jobs: give type multinode, or leave it out."
+        )
     pod = (request.get("eksProperties") or {}).get("podProperties")
     container = request.get("containerProperties")
     if elsewhere.is_empty(container):
@@ -80,7 +96,19 @@ def what_runs(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] |
     assert pod is not None
     check_pod(pod)
     resources_of_pod(pod)
-    return pod, container
+    return Work(pod, container)
+
+
+def multi_node_work(request: dict[str, Any], nodes: dict[str, Any] | None) -> Work:
+    if nodes is None:
+        raise Rejected("type multinode needs nodeProperties: they say what each node runs.")
+    for name in ("eksProperties", "containerProperties"):
+        if not elsewhere.is_empty(request.get(name)):
+            raise Rejected(
+                f"{name} is for type container: a multi-node parallel job has it in "
+                "nodeProperties.nodeRangeProperties, as eksProperties or container of each range."
+            )
+    return Work(main_pod(nodes), nodes=nodes)
 
 
 async def deregister(call: Call) -> dict[str, Any]:
@@ -119,7 +147,7 @@ def detail(definition: JobDefinition) -> dict[str, Any]:
             "jobDefinitionArn": definition.arn,
             "revision": definition.revision,
             "status": definition.status,
-            "type": "container",
+            "type": "multinode" if definition.nodes else "container",
             "schedulingPriority": definition.scheduling_priority,
             "parameters": definition.parameters,
             "retryStrategy": retry_wire(definition.retry) if definition.retry else None,
@@ -136,6 +164,8 @@ def detail(definition: JobDefinition) -> dict[str, Any]:
 
 def properties(definition: JobDefinition) -> dict[str, Any]:
     """In the words in which it was registered: tools look for definitions of theirs by what they say."""
+    if definition.nodes:
+        return {"nodeProperties": msgspec.json.decode(definition.nodes)}
     if definition.container:
         return {"containerProperties": msgspec.json.decode(definition.container)}
     return {"eksProperties": {"podProperties": msgspec.json.decode(definition.pod)}}

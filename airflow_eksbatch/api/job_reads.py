@@ -11,12 +11,19 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import Call, Desk, Operation
-from airflow_eksbatch.api.wire.names import name_of, page_token, position_of, split_job_id
+from airflow_eksbatch.api.wire.names import (
+    NamedJob,
+    name_of,
+    page_token,
+    position_of,
+    split_job_id,
+)
 from airflow_eksbatch.api.wire.shapes import (
     JobView,
     capacity,
     job_detail,
     job_summary,
+    public_id,
     status_in,
     summary_of,
 )
@@ -63,7 +70,7 @@ async def find_jobs(desk: Desk, job_ids: Iterable[JobId]) -> dict[JobId, Job]:
 
 
 async def views_of(desk: Desk, chosen: Sequence[tuple[Job, int | None]]) -> list[JobView]:
-    """Jobs and children as they are now, with their attempts, which are read all at once.
+    """Jobs, children and nodes as they are now, with their attempts, which are read all at once.
 
     The world goes on while the store is read, so jobs are copied first: an ended job always has its last attempt's end.
     """
@@ -138,56 +145,67 @@ def environment_of(world: World, node_id: NodeId) -> ComputeEnvironment | None:
 
 
 async def describe_jobs(call: Call) -> dict[str, Any]:
-    """Up to 100 jobs or children; unknown ids are left out (AWS)."""
+    """Up to 100 jobs, children or nodes; unknown ids are left out (AWS)."""
     wanted = call.input["jobs"]
     if len(wanted) > limits.DESCRIBE_MAX:
         raise Rejected(f"jobs takes at most {limits.DESCRIBE_MAX} ids, not {len(wanted)}.")
     await call.desk.settled()
     ids = [split_job_id(job_id) for job_id in wanted]
-    jobs = await find_jobs(call.desk, (JobId(plain) for plain, _ in ids))
-    known = [(jobs[JobId(plain)], index) for plain, index in ids if JobId(plain) in jobs]
-    views = await views_of(call.desk, [one for one in known if has_index(*one)])
+    jobs = await find_jobs(call.desk, (named.job_id for named in ids))
+    known = [(jobs[named.job_id], named) for named in ids if named.job_id in jobs]
+    meant = [(job, index_of(job, named)) for job, named in known if has_part(job, named)]
+    views = await views_of(call.desk, meant)
     return {"jobs": [job_detail(view, call.desk.settings) for view in views]}
 
 
-def has_index(job: Job, index: int | None) -> bool:
-    """Whether an id names something: only arrays have children."""
-    return index is None or (job.is_array and index < job.spec.size)
+def has_part(job: Job, named: NamedJob) -> bool:
+    """Whether an id names something: arrays have children, and multi-node jobs have nodes."""
+    if named.number is None:
+        return True
+    is_whole = job.is_multi_node if named.is_node else job.is_array
+    return is_whole and named.number < job.spec.size
+
+
+def index_of(job: Job, named: NamedJob) -> int | None:
+    """None for the job as a whole."""
+    multi_node = job.spec.multi_node
+    if named.number is None or multi_node is None:
+        return named.number
+    return multi_node.renumbered(named.number)
 
 
 # ---- lists
 
 
 async def list_jobs(call: Call) -> dict[str, Any]:
-    """Jobs of a queue, or children of an array."""
+    """Jobs of a queue, children of an array, or nodes of a multi-node job."""
     request = call.input
     given = [n for n in ("jobQueue", "arrayJobId", "multiNodeJobId") if request.get(n)]
     if len(given) != 1:
         raise Rejected("ListJobs takes exactly one of jobQueue, arrayJobId and multiNodeJobId.")
     await call.desk.settled()
-    if given == ["multiNodeJobId"]:
+    if given == ["jobQueue"]:
+        return await list_queue(call)
+    named = split_job_id(request[given[0]])
+    job = (await find_jobs(call.desk, [named.job_id])).get(named.job_id)
+    if job is None or not (job.is_array if given == ["arrayJobId"] else job.is_multi_node):
         return {"jobSummaryList": []}
-    if given == ["arrayJobId"]:
-        return await list_children(call)
-    return await list_queue(call)
+    return await list_parts(call, job)
 
 
-async def list_children(call: Call) -> dict[str, Any]:
-    """Children of an array in the order of their indices."""
+async def list_parts(call: Call, job: Job) -> dict[str, Any]:
+    """Children of an array, or nodes of a multi-node job, in the order of their numbers."""
     desk, request = call.desk, call.input
-    plain, _ = split_job_id(request["arrayJobId"])
-    job = (await find_jobs(desk, [JobId(plain)])).get(JobId(plain))
-    if job is None or not job.is_array:
-        return {"jobSummaryList": []}
     status = JobStatus(request.get("jobStatus", "RUNNING"))
     start, size = position_of(request.get("nextToken")), page_size(request)
-    members: list[int] = []
+    members: list[int | None] = []
     position = start
     for position in range(start, job.spec.size):
         if len(members) == size:
             break
-        if status_in(desk.world, job, position) is status:
-            members.append(position)
+        index = index_of(job, NamedJob(job.job_id, position))
+        if status_in(desk.world, job, index) is status:
+            members.append(index)
     else:
         position = job.spec.size
     views = await views_of(desk, [(job, index) for index in members])
@@ -340,10 +358,10 @@ async def get_job_queue_snapshot(call: Call) -> dict[str, Any]:
         "frontOfQueue": {
             "jobs": [
                 {
-                    "jobArn": desk.settings.arn(f"job/{public_id}"),
+                    "jobArn": desk.settings.arn(f"job/{waiting}"),
                     "earliestTimeAtPosition": job.runnable_at or job.spec.created_at,
                 }
-                for job, public_id in front_of(world, queue, now)
+                for job, waiting in front_of(world, queue, now)
             ],
             "lastUpdatedAt": now,
         },
@@ -360,17 +378,22 @@ def front_of(world: World, queue: JobQueue, now: int) -> Iterator[tuple[Job, str
     turns, left = Turns(world, queue, lines, now, places=1), SNAPSHOT_JOBS
     while left and (turn := turns.next()) is not None:
         line, allowed = turn
-        taken = min(left, allowed)
+        # A multi-node job is one that waits, and takes its places at once.
+        places = line.job_class.nodes or 1
+        taken = min(left, max(1, allowed // places))
         yield from islice(waiting[line.job_class], taken)
-        turns.served(taken, blocked=False)
+        turns.served(taken * places, blocked=False)
         left -= taken
 
 
 def standing(world: World, line: ClassLine) -> Iterator[tuple[Job, str]]:
     """Runnable jobs of one class, oldest first; of an array its runnable children."""
     for job in line.first(SNAPSHOT_JOBS, world.jobs):
+        if not job.is_array:
+            yield job, job.job_id
+            continue
         for index in ranges.indices(job.runnable):
-            yield job, f"{job.job_id}:{index}" if job.is_array else job.job_id
+            yield job, public_id(job, index)
 
 
 def share_utilization(usages: Iterable[ShareUsage]) -> dict[str, Any]:

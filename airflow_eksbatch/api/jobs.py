@@ -14,6 +14,7 @@ import msgspec
 from airflow_eksbatch.api.port import Call, Operation
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
+from airflow_eksbatch.api.wire.node_properties import resolve_nodes
 from airflow_eksbatch.api.wire.pod_properties import check_pod, find_definition, resolve_pod
 from airflow_eksbatch.api.wire.requirements import resources_of_pod
 from airflow_eksbatch.api.wire.shapes import (
@@ -25,11 +26,12 @@ from airflow_eksbatch.api.wire.shapes import (
 from airflow_eksbatch.core.engine.facts import JobStopped, JobSubmitted
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec
+from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec, MultiNode
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import RetryStrategy
+from airflow_eksbatch.core.world import where
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.floor.clock import now_ms
 
@@ -39,7 +41,23 @@ CALL_TOKEN = "c:"
 INSTANCE_TOKEN = "i:"
 DEPLOYMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-Resolved = tuple[bytes, Resources, dict[str, str]]
+NOT_OF_MULTI_NODE = {
+    "eksPropertiesOverride": "nodeOverrides.nodePropertyOverrides changes what its nodes run",
+    "containerOverrides": "nodeOverrides.nodePropertyOverrides changes what its nodes run",
+    "arrayProperties": "it cannot be an array as well",
+}
+
+
+class Work(NamedTuple):
+    """What a job will run and needs."""
+
+    pod: bytes
+    resources: Resources
+    parameters: dict[str, str]
+    """Those that filled it."""
+    multi_node: MultiNode | None = None
+    instance_type: str = ""
+    """What its nodes must be by its definition; empty for any."""
 
 
 class Identity(NamedTuple):
@@ -60,10 +78,10 @@ async def submit_job(call: Call) -> dict[str, Any]:
     identity = bounded(identity_of(call))
     queue = world.queues.get(name_of(request["jobQueue"]))
     definition = find_definition(world.definitions, request["jobDefinition"])
-    pod, resources, parameters = resolved(definition, request)
+    work = resolved(definition, request)
     check_share(queue, request.get("shareIdentifier"), request.get("schedulingPriorityOverride"))
     if queue is not None:
-        check_can_ever_run(world, queue, resources)
+        check_can_ever_run(world, queue, work)
     array_size = array_size_of(request)
     priority = request.get("schedulingPriorityOverride")
     spec = JobSpec(
@@ -71,16 +89,17 @@ async def submit_job(call: Call) -> dict[str, Any]:
         name=check_job_name(request["jobName"]),
         queue=queue.name if queue is not None else name_of(request["jobQueue"]),
         definition=definition.key,
-        resources=resources,
-        pod=pod,
+        resources=work.resources,
+        pod=work.pod,
         share=request.get("shareIdentifier", ""),
         priority=definition.scheduling_priority if priority is None else priority,
         array_size=array_size,
+        multi_node=work.multi_node,
         retry=retry_from(request.get("retryStrategy")) or definition.retry or RetryStrategy(),
         timeout_s=timeout_from(request.get("timeout")) or definition.timeout_s,
         depends_on=await known_dependencies(call, array_size),
-        parameters=parameters,
-        tags=check_tags(request.get("tags")),
+        parameters=work.parameters,
+        tags=check_tags(placed(request.get("tags") or {}, work.instance_type)),
         token=identity.token,
         task_key=identity.task_key,
         try_number=identity.try_number,
@@ -105,17 +124,48 @@ def resolved_plain(
     return msgspec.json.encode(found), resources_of_pod(found)
 
 
-def resolved(definition: JobDefinition, request: dict[str, Any]) -> Resolved:
-    """What the pod will run and needs, with the parameters that filled it."""
+def resolved(definition: JobDefinition, request: dict[str, Any]) -> Work:
+    """What its pods will run and need, with overrides and parameters."""
+    if definition.nodes:
+        return resolved_multi_node(definition, request)
+    if not elsewhere.is_empty(request.get("nodeOverrides")):
+        raise Rejected(
+            f"nodeOverrides is for multi-node parallel jobs, and job definition {definition.key} is none: leave it "
+            "out, eksPropertiesOverride changes what the job runs."
+        )
     if not request.get("eksPropertiesOverride") and not request.get("containerOverrides"):
         parameters = {**definition.parameters, **(request.get("parameters") or {})}
         pod, resources = resolved_plain(
             definition.pod, definition.container, tuple(sorted(parameters.items()))
         )
-        return pod, resources, parameters
+        return Work(pod, resources, parameters)
     changed, parameters = resolve_pod(definition, request)
     check_pod(changed)
-    return msgspec.json.encode(changed), resources_of_pod(changed), parameters
+    return Work(msgspec.json.encode(changed), resources_of_pod(changed), parameters)
+
+
+def resolved_multi_node(definition: JobDefinition, request: dict[str, Any]) -> Work:
+    for name, why in NOT_OF_MULTI_NODE.items():
+        if not elsewhere.is_empty(request.get(name)):
+            raise Rejected(
+                f"Job definition {definition.key} is of a multi-node parallel job: leave out {name}, {why}."
+            )
+    nodes = resolve_nodes(definition, request)
+    pod = nodes.multi_node.pod_of(0)
+    return Work(pod, nodes.resources, nodes.parameters, nodes.multi_node, nodes.instance_type)
+
+
+def placed(tags: dict[str, str], instance_type: str) -> dict[str, str]:
+    """Tags that say where a job may run say what its nodeProperties do."""
+    if not instance_type:
+        return tags
+    said = tags.get(where.INSTANCE_TYPE, instance_type)
+    if said != instance_type:
+        raise Rejected(
+            f"Tag {where.INSTANCE_TYPE} says {said}, and instanceTypes of the nodes {instance_type}: "
+            "leave one of them out, or change instanceTypes by nodeOverrides."
+        )
+    return {**tags, where.INSTANCE_TYPE: instance_type}
 
 
 def identity_of(call: Call) -> Identity:
@@ -213,15 +263,28 @@ def check_share(queue: JobQueue | None, share: str | None, priority: int | None)
         raise Rejected("shareIdentifier must be up to 255 letters and digits.")
 
 
-def check_can_ever_run(world: World, queue: JobQueue, resources: Resources) -> None:
+def check_can_ever_run(world: World, queue: JobQueue, work: Work) -> None:
     """AWS lets such a job wait for ever; we say at once that no environment can hold it."""
+    resources, rooms = work.resources, list[Resources]()
     for name in queue.compute_environments:
         environment = world.compute_environments.get(name)
         if environment is None or not environment.managed or name not in world.offerings:
             return
-        if any(resources.fits(offering.promised) for offering in world.offerings[name]):
+        sold = [
+            offering.promised
+            for offering in world.offerings[name]
+            if work.instance_type in ("", offering.instance_type)
+        ]
+        if any(resources.fits(room) for room in sold):
             return
-    rooms = [o.promised for name in queue.compute_environments for o in world.offerings[name]]
+        rooms += sold
+    names = ", ".join(queue.compute_environments)
+    if not rooms and work.instance_type:
+        raise Rejected(
+            f"There are no instances of type {work.instance_type} in {names}, and instanceTypes of the job's nodes "
+            f"asks for it. Add a compute environment that has them to job queue {queue.name}, use another job queue, "
+            "or leave instanceTypes out."
+        )
     if not rooms:
         return
     largest = max(rooms)
@@ -229,7 +292,7 @@ def check_can_ever_run(world: World, queue: JobQueue, resources: Resources) -> N
         "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement "
         "(vCPU/memory/GPU) is higher than that can be met by the CE(s) attached to the job queue. "
         f"It asks for {resources.cpu_m / 1000:g} vCPU, {resources.memory_mib} MiB, "
-        f"{resources.gpu} GPU; the largest instance of {', '.join(queue.compute_environments)} "
+        f"{resources.gpu} GPU; the largest instance of {names} "
         f"leaves {largest.cpu_m / 1000:g} vCPU, {largest.memory_mib} MiB, {largest.gpu} GPU to jobs."
     )
 
@@ -278,8 +341,13 @@ async def stop(call: Call, job_id: str, *, terminate: bool) -> None:
         raise Rejected(
             f"jobId and a reason of up to {limits.REASON_LENGTH_MAX} characters are required."
         )
-    plain, index = split_job_id(job_id)
-    fact = JobStopped(job_id=JobId(plain), index=index, reason=reason, terminate=terminate)
+    named = split_job_id(job_id)
+    if named.is_node:
+        raise Rejected(
+            f"{job_id} is one node of a multi-node parallel job: only the job as a whole can be cancelled or "
+            f"terminated, by its id {named.job_id}."
+        )
+    fact = JobStopped(job_id=named.job_id, index=named.number, reason=reason, terminate=terminate)
     await call.desk.offer(fact)
 
 

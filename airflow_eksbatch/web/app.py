@@ -36,7 +36,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-for _filter in (pages.ago, pages.clock, pages.money, pages.mib, pages.span):
+for _filter in (pages.ago, pages.clock, pages.in_url, pages.money, pages.mib, pages.span):
     TEMPLATES.filters[_filter.__name__] = _filter
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -61,6 +62,11 @@ def clock(ms: int | None) -> str:
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def in_url(job_id: str) -> str:
+    """An id in the path of a link: behind a # browsers ask for nothing."""
+    return quote(job_id, safe=":")
+
+
 def money(usd: float) -> str:
     """US dollars, small ones to the digit that matters."""
     if usd >= 1:
@@ -110,6 +116,7 @@ def job_row(row: Row, now: int) -> dict[str, Any]:
         "ran": span(((stopped or now) - started) / 1000) if started else "",
         "size": array.get("size"),
         "index": array.get("index"),
+        "nodes": (row.get("nodeProperties") or {}).get("numNodes"),
         "bars": bars(array.get("statusSummary") or {}),
         "exit_code": (row.get("container") or {}).get("exitCode"),
     }
@@ -161,10 +168,19 @@ def job(view: Row, now: int) -> dict[str, Any]:
         "waited": span((started - detail["createdAt"]) / 1000) if started else "",
         "ran": span(((stopped or now) - started) / 1000) if started else "",
         "children": [job_row(row, now) for row in view["children"]],
-        "parent": detail["jobId"].partition(":")[0] if "index" in array else None,
+        # Services of earlier releases have none.
+        "nodes": [job_row(row, now) for row in view.get("nodes") or ()],
+        "parent": parent_of(detail),
         "title": explained(detail),
         "is_over": detail["status"] in ("SUCCEEDED", "FAILED"),
     }
+
+
+def parent_of(detail: Row) -> str | None:
+    """Of a child its array, of a node its multi-node job."""
+    if "index" in (detail.get("arrayProperties") or {}):
+        return detail["jobId"].partition(":")[0]
+    return detail["jobId"].partition("#")[0] if "nodeDetails" in detail else None
 
 
 def explained(detail: Row) -> str:
@@ -180,11 +196,16 @@ def facts(view: Row) -> dict[str, Any]:
     # Services once kept whatever JSON they were told of a task.
     airflow = view["airflow"] if isinstance(view["airflow"], dict) else {}
     array = detail.get("arrayProperties") or {}
+    nodes, node = detail.get("nodeProperties"), detail.get("nodeDetails")
     timeout = detail.get("timeout") or {}
     return {
         "definition": detail["jobDefinition"].rpartition("/")[2],
         "share": detail.get("shareIdentifier"),
         "array": f"{array['size']} children" if array.get("size") else None,
+        "nodes": f"{nodes['numNodes']}, the main one is {nodes['mainNode']}" if nodes else None,
+        "node": f"{node['nodeIndex']}, {'the main one' if node['isMainNode'] else 'not the main one'}"
+        if node
+        else None,
         "depends on": ", ".join(d.get("jobId", d.get("type", "")) for d in detail["dependsOn"]),
         "timeout": span(timeout["attemptDurationSeconds"]) if timeout else None,
         "tags": ", ".join(f"{key}={value}" for key, value in (detail.get("tags") or {}).items()),

@@ -1,4 +1,4 @@
-"""Members that only ECS, SageMaker or multi-node jobs have: refused when they say something, ignored when they do not."""
+"""Members that only ECS or SageMaker jobs, or jobs of the other type have: refused when they say something, else ignored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NODES = {"numNodes": 2, "mainNode": 0, "nodeRangeProperties": []}
     ("fields", "words"),
     [
         ({"ecsPropertiesOverride": ECS}, "ecsPropertiesOverride is not supported here (jobs are"),
-        ({"nodeOverrides": {"numNodes": 3}}, "no multi-node parallel jobs"),
+        ({"nodeOverrides": {"numNodes": 3}}, "nodeOverrides is for multi-node parallel jobs"),
         ({"consumableResourcePropertiesOverride": LICENSE}, "consumable resources"),
         ({"containerOverrides": {"instanceType": "m5.large"}}, "tag node.kubernetes.io/instance"),
         ({"containerOverrides": {"vcpus": 0}}, "cpu must be a multiple"),
@@ -44,9 +44,9 @@ def test_a_submit_that_would_run_something_else_is_refused(
             "ecsProperties is not supported here",
         ),
         ({"consumableResourceProperties": LICENSE}, "consumable resources"),
-        ({"nodeProperties": NODES}, "no multi-node parallel jobs"),
+        ({"nodeProperties": NODES}, "give type multinode, or leave it out"),
         ({"containerProperties": {"image": "other"}}, "not both"),
-        ({"type": "multinode"}, "not supported here: give type container"),
+        ({"type": "multinode"}, "type multinode needs nodeProperties"),
     ],
 )
 def test_a_definition_that_would_run_something_else_is_refused(

@@ -465,7 +465,7 @@ def mounting(volume: str, *paths: str) -> dict[str, Any]:
     [
         ({"jobDefinitionName": "a b"}, "letters, digits"),
         ({"jobDefinitionName": "x\n"}, "letters, digits"),
-        ({"type": "multinode"}, "not supported here"),
+        ({"type": "multinode"}, "needs nodeProperties"),
         ({"type": "batch"}, "container, multinode"),
         ({"platformCapabilities": ["FARGATE"]}, "leave it out"),
         ({"eksProperties": {}}, "give eksProperties.podProperties"),

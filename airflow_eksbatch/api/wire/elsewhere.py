@@ -9,7 +9,6 @@ from airflow_eksbatch.core.model.errors import Rejected
 
 OF_SUBMIT = {
     "ecsPropertiesOverride": "jobs are pods: eksPropertiesOverride or containerOverrides changes what runs",
-    "nodeOverrides": "there are no multi-node parallel jobs",
     "consumableResourcePropertiesOverride": "nobody counts consumable resources",
 }
 OF_CONTAINER_OVERRIDES = {
@@ -17,7 +16,6 @@ OF_CONTAINER_OVERRIDES = {
 }
 OF_DEFINITION = {
     "ecsProperties": "jobs are pods: give eksProperties.podProperties",
-    "nodeProperties": "there are no multi-node parallel jobs",
     "consumableResourceProperties": "nobody counts consumable resources",
 }
 

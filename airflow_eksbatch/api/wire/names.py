@@ -6,15 +6,16 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import JobId
 
 RESOURCE = re.compile(r"[A-Za-z0-9_-]{1,128}")
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 SHARE = re.compile(r"[A-Za-z0-9]{0,255}\*?")
-CHILD = re.compile(r"0|[1-9][0-9]{0,5}")
+PART = re.compile(r"([^:#]*)([:#])(0|[1-9][0-9]{0,5})")
 
 # Larger than any sequence number, and no database refuses it.
 POSITION_MAX = 2**62
@@ -71,13 +72,22 @@ def check_tags(tags: dict[str, str] | None) -> dict[str, str]:
     return tags
 
 
-def split_job_id(job_id: str) -> tuple[str, int | None]:
-    """`uuid` or `uuid:index`, as id or ARN; with anything else behind the colon it stays whole, and names no job."""
+class NamedJob(NamedTuple):
+    """What an id names; whether there is such a job is another question."""
+
+    job_id: JobId
+    number: int | None = None
+    """Of a child of an array, or of a node of a multi-node job; None for the job as a whole."""
+    is_node: bool = False
+
+
+def split_job_id(job_id: str) -> NamedJob:
+    """`uuid`, `uuid:index` or `uuid#node`, as id or ARN; with anything else behind the mark it stays whole, and names no job."""
     whole = name_of(job_id)
-    plain, colon, index = whole.partition(":")
-    if not colon:
-        return plain, None
-    return (plain, int(index)) if CHILD.fullmatch(index) else (whole, None)
+    match = PART.fullmatch(whole)
+    if match is None:
+        return NamedJob(JobId(whole))
+    return NamedJob(JobId(match[1]), int(match[3]), is_node=match[2] == "#")
 
 
 def encoded(text: str) -> str:

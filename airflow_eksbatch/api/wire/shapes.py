@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from airflow_eksbatch.api.port import ApiSettings
+from airflow_eksbatch.api.wire.node_properties import details_wire, properties_wire
 from airflow_eksbatch.core.engine.views import array_summary
 from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.errors import Rejected
@@ -31,6 +32,7 @@ from airflow_eksbatch.core.model.retry import (
     RetryAction,
     RetryStrategy,
 )
+from airflow_eksbatch.core.world.where import INSTANCE_TYPE
 from airflow_eksbatch.core.world.world import World
 
 Wire = dict[str, Any]
@@ -163,14 +165,14 @@ def dependencies_wire(depends_on: tuple[Dependency, ...]) -> list[Wire]:
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """A job, or one child of an array, with what DescribeJobs needs of it."""
+    """A job, one child of an array or one node of a multi-node job, with what DescribeJobs needs of it."""
 
     job: Job
     index: int | None
     """None: the job as a whole."""
     status: JobStatus
     attempts: Sequence[Attempt] = ()
-    """Of the index (a plain job has index 0), oldest first, the live one included."""
+    """Of the index (0 of a plain job, and of a multi-node one as a whole), oldest first, the live one included."""
     namespace: str = ""
     cluster_arn: str = ""
     stuck: str | None = None
@@ -179,13 +181,30 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def public_id(self) -> str:
-        return self.job.job_id if self.index is None else f"{self.job.job_id}:{self.index}"
+        return public_id(self.job, self.index)
+
+    @property
+    def pod(self) -> Wire:
+        """podProperties as resolved; of a multi-node job as a whole its main node's."""
+        return msgspec.json.decode(self.job.spec.pod_of(self.index or 0))
+
+
+def public_id(job: Job, index: int | None) -> str:
+    """`uuid`, `uuid:index` of a child, or `uuid#node` by AWS's number of the node."""
+    if index is None:
+        return job.job_id
+    multi_node = job.spec.multi_node
+    if multi_node is not None:
+        return f"{job.job_id}#{multi_node.renumbered(index)}"
+    return f"{job.job_id}:{index}"
 
 
 def status_in(world: World, job: Job, index: int | None) -> JobStatus:
-    """Status of a live or finished job, or of one child; also of a copy that the world has left behind."""
+    """Status of a live or finished job, or of one child or node; also of a copy that the world has left behind."""
     if index is None and job.is_array:
         return world.status_of(job)
+    if index is None and job.main_ended is not None:
+        return JobStatus.RUNNING
     index = index or 0
     number = job.running.get(index)
     if number is not None:
@@ -205,7 +224,7 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
         "jobQueue": settings.arn(f"job-queue/{spec.queue}"),
         "status": view.status.value,
         "statusReason": status_reason(view, last),
-        "attempts": [],
+        "attempts": attempts_of_nodes(view),
         "eksAttempts": [
             eks_attempt(view, attempt) for attempt in view.attempts if has_begun(attempt)
         ],
@@ -226,10 +245,15 @@ def job_detail(view: JobView, settings: ApiSettings) -> Wire:
         "isCancelled": is_cancelled(view),
         "isTerminated": is_terminated(view, last),
     }
-    if view.index is not None:
+    if job.is_array and view.index is not None:
         detail["arrayProperties"] = {"index": view.index, "statusSummary": {}}
     elif job.is_array:
         detail["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
+    if spec.multi_node is not None and view.index is not None:
+        detail["nodeDetails"] = details_wire(spec.multi_node, view.index)
+    elif spec.multi_node is not None:
+        instance_type = spec.tags.get(INSTANCE_TYPE)
+        detail["nodeProperties"] = properties_wire(spec.multi_node, instance_type)
     return without_nothing(detail)
 
 
@@ -253,6 +277,8 @@ def waited_for_its_stop(view: JobView) -> bool:
     job, index = view.job, view.index
     if index is None:
         return False
+    if job.is_multi_node:
+        return job.cancelled
     return (
         ranges.contains(job.cancelled_children, index)
         or ranges.contains(job.terminated_children, index)
@@ -261,15 +287,15 @@ def waited_for_its_stop(view: JobView) -> bool:
 
 
 def is_cancelled(view: JobView) -> bool:
-    """Of a child, only if it was one of those that CancelJob found waiting."""
-    if view.index is None:
+    """Of a child, only if it was one of those that CancelJob found waiting; nodes are what their job is."""
+    if view.index is None or view.job.is_multi_node:
         return view.job.cancelled
     return waited_for_its_stop(view) and not is_terminated(view, None)
 
 
 def is_terminated(view: JobView, last: Attempt | None) -> bool:
-    """Of a child, only if TerminateJob found it waiting, or ended its last attempt."""
-    if view.index is None:
+    """Of a child, only if TerminateJob found it waiting, or ended its last attempt; nodes are what their job is."""
+    if view.index is None or view.job.is_multi_node:
         return view.job.terminated
     if ranges.contains(view.job.terminated_children, view.index):
         return True
@@ -293,7 +319,7 @@ def has_begun(attempt: Attempt) -> bool:
 def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
     end = attempt.end
     assert end is not None
-    pod: Wire = msgspec.json.decode(view.job.spec.pod)
+    pod = view.pod
     wire: Wire = {
         **{
             kind: [
@@ -312,6 +338,24 @@ def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
         "charged": attempt.charged,  # ours; clients that know AWS's model skip it
     }
     return without_nothing(wire)
+
+
+def attempts_of_nodes(view: JobView) -> list[Wire]:
+    """ECS's list, which AWS leaves empty for EKS: of multi-node jobs clients made for ECS look for log streams here."""
+    if not view.job.is_multi_node:
+        return []
+    return [
+        without_nothing(
+            {
+                "container": {"logStreamName": attempt.pod_name, **ending(attempt.end)},
+                "startedAt": attempt.started_at,
+                "stoppedAt": attempt.stopped_at,
+                "statusReason": attempt.end.status_reason,
+            }
+        )
+        for attempt in view.attempts
+        if has_begun(attempt) and attempt.end is not None
+    ]
 
 
 def ending(end: AttemptEnd | None) -> Wire:
@@ -339,7 +383,7 @@ def ending_in_pod(pod: Wire, container: Wire, end: AttemptEnd | None) -> Wire:
 
 def pod_detail(view: JobView, last: Attempt | None) -> Wire:
     """podProperties as resolved, with where the last attempt ran and how it ended."""
-    pod: Wire = msgspec.json.decode(view.job.spec.pod)
+    pod = view.pod
     if last is not None:
         pod["podName"], pod["nodeName"] = last.pod_name, last.node_name or last.node_id
         for container in (*pod.get("containers", ()), *(pod.get("initContainers") or ())):
@@ -349,7 +393,7 @@ def pod_detail(view: JobView, last: Attempt | None) -> Wire:
 
 def container_view(view: JobView, last: Attempt | None) -> Wire:
     """Not in AWS's answer for EKS jobs; clients made for ECS find exit code and log stream here."""
-    pod: Wire = msgspec.json.decode(view.job.spec.pod)
+    pod = view.pod
     first = (pod.get("containers") or [{}])[0]
     words = [*(first.get("command") or ()), *(first.get("args") or ())]
     # As the container gets them: Kubernetes makes one $ of two.
@@ -379,18 +423,31 @@ def job_summary(view: JobView, settings: ApiSettings) -> Wire:
         "stoppedAt": stopped_at(view, last),
         "jobDefinition": settings.arn(f"job-definition/{spec.definition}"),
         "shareIdentifier": spec.share or None,
-        "capacityUsage": capacity(spec.resources.cpu_m),
+        "capacityUsage": capacity(spec.resources.cpu_m * nodes_in(view)),
         "isCancelled": is_cancelled(view) or None,
         "isTerminated": is_terminated(view, last) or None,
     }
     if last is not None:
         wire["scheduledAt"] = last.created_at
         wire["container"] = ending(last.end) or None
-    if view.index is not None:
+    if spec.multi_node is not None and view.index is not None:
+        wire["nodeProperties"] = {
+            **details_wire(spec.multi_node, view.index),
+            "numNodes": spec.multi_node.nodes,
+        }
+    elif spec.multi_node is not None:
+        wire["nodeProperties"] = {"numNodes": spec.multi_node.nodes}
+    elif view.index is not None:
         wire["arrayProperties"] = {"index": view.index}
     elif job.is_array:
         wire["arrayProperties"] = {"size": spec.size, "statusSummary": view.summary or {}}
     return without_nothing(wire)
+
+
+def nodes_in(view: JobView) -> int:
+    """How many nodes of a multi-node job it is; 1 of any other."""
+    multi_node = view.job.spec.multi_node
+    return multi_node.nodes if multi_node is not None and view.index is None else 1
 
 
 def event_wire(event: JobEvent) -> Wire:
