@@ -353,11 +353,17 @@ def news_from_job(job: dict[str, Any] | None) -> JobNews:
         status=job["status"],
         reason=job.get("statusReason") or "",
         exit_code=exit_code_of(job),
-        attempt=len(ended) + (job["status"] in UNDER_WAY),
+        attempt=len(ended) + _has_live_attempt(job, ended),
         # Only our own service says which attempts were free.
         attempts=sum(one.get("charged", True) for one in ended),
         is_array=bool((job.get("arrayProperties") or {}).get("size")),
     )
+
+
+def _has_live_attempt(job: dict[str, Any], ended: list[dict[str, Any]]) -> bool:
+    """Not a multi-node job whose other nodes are being stopped: it is RUNNING, and its attempt has ended."""
+    began = ended[-1].get("startedAt") if ended else None
+    return job["status"] in UNDER_WAY and (began is None or began != job.get("startedAt"))
 
 
 def exit_code_of(job: dict[str, Any]) -> int | None:

@@ -21,7 +21,7 @@ from airflow_eksbatch.hooks import (
     ServiceNotNamed,
 )
 from airflow_eksbatch.outcome import JobOutcome, follow, patiently, reading, submit
-from airflow_eksbatch.stream import JobFeed
+from airflow_eksbatch.stream import JobFeed, news_from_job
 from airflow_eksbatch.submission import RunFacts, TaskKey, build_submission
 from tests.airflow.contract_service import ContractService
 
@@ -268,6 +268,24 @@ def test_a_job_that_its_own_service_does_not_know_has_failed() -> None:
                 assert "does not know this job" in outcome.reason
 
     play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "started_at", "attempt"),
+    [
+        ("RUNNABLE", 100, 1),
+        ("STARTING", None, 2),
+        ("RUNNING", 200, 2),
+        ("RUNNING", 100, 1),  # the other nodes of a multi-node job are stopped after its main one
+        ("FAILED", 100, 1),
+    ],
+)
+def test_a_look_tells_the_attempt_that_runs_or_the_last_one(
+    status: str, started_at: int | None, attempt: int
+) -> None:
+    began = {} if started_at is None else {"startedAt": started_at}
+    job = {"status": status, "eksAttempts": [{"startedAt": 100, "stoppedAt": 150}], **began}
+    assert news_from_job(job).attempt == attempt
 
 
 def test_a_configured_service_does_not_become_the_embedded_one_while_tasks_wait() -> None:
