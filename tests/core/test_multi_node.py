@@ -22,6 +22,8 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, JobStatus, MultiNode
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import NOT_THERE, RetryStrategy
+from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.core.planner.explain_room import why_stuck
 from airflow_eksbatch.core.world.books import Use
 from tests.build import (
     a_node,
@@ -211,8 +213,7 @@ def test_two_that_each_lack_one_node_do_not_wait_for_each_other() -> None:
 
 def test_what_one_claims_no_other_counts_on() -> None:
     stage = a_stage(*ready(3))
-    stage.submit("a", multi_node=nodes(4))
-    stage.submit("b", multi_node=nodes(4))
+    stage.step(*(JobSubmitted(spec=a_spec(name, multi_node=nodes(4))) for name in ("a", "b")))
     assert len(stage.world.nodes) == 8
     reserved = [node.reserved_for for node in stage.world.nodes.values()]
     assert (reserved.count("a"), reserved.count("b")) == (4, 4)
@@ -238,6 +239,68 @@ def test_what_is_being_bought_is_not_given_up_for_a_better_price() -> None:
         InstanceGone(node_id=second, at=stage.now, reason="it failed to start"),
     )
     assert [effect.offering.instance_type for effect in stage.of(LaunchNode)] == ["m5.large"]
+
+
+def test_what_was_begun_in_one_environment_is_finished_there() -> None:
+    """The first was full; now it is not, and one of two in the second has failed."""
+    world = a_world(offerings=(LARGE,)).with_(
+        an_environment(max_vcpus=2), an_environment("more"), a_queue("queue", "ce", "more")
+    )
+    stage = Stage(world)
+    world.offerings["more"] = (LARGE,)
+    stage.submit("mpi", multi_node=nodes(2), vcpus=2)
+    first, second = (effect.node_id for effect in stage.of(LaunchNode))
+    stage.world.put_compute_environment(an_environment(max_vcpus=64))
+    stage.step(
+        InstanceLaunched(node_id=first, instance_id="i-1", at=stage.now),
+        InstanceGone(node_id=second, at=stage.now, reason="it failed to start"),
+    )
+    assert [effect.compute_environment for effect in stage.of(LaunchNode)] == ["more"]
+
+
+# ---- why it waits
+
+
+def test_why_names_what_is_there_and_what_is_not() -> None:
+    stage = a_stage(*ready(2), max_vcpus=6)
+    stage.submit("mpi", multi_node=nodes(3))
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "It needs 3 nodes at once, each to itself, of one instance type in one zone." in text
+    assert "2 are reserved for it, and 1 is on the way (m5.large/us-east-1a/EC2 of ce)." in text
+    stage.join()
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "Its other nodes are reserved, and begin when the main node runs." in text
+    run_main(stage, "mpi")
+    stage.run()
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "Of its other 2 nodes 2 run." in text
+    stage.end("mpi")
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "Its main node has ended; 2 other nodes are being ended." in text
+
+
+def test_why_says_that_a_maximum_is_too_small_for_all_of_them() -> None:
+    stage = a_stage(max_vcpus=6)
+    stage.submit("mpi", multi_node=nodes(5))
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "m5.large, have 10 vCPUs: more than its maximum of 6 allows." in text
+    stuck = why_stuck(stage.world, stage.world.class_of(stage.job("mpi")), stage.now)
+    assert stuck is not None
+    assert stuck.startswith("MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE")
+
+
+def test_why_says_for_whom_nodes_take_no_younger_work() -> None:
+    stage = a_stage(max_vcpus=6)
+    stage.submit("before", size=3, vcpus=2)
+    stage.join()
+    stage.run()
+    stage.submit("mpi", multi_node=nodes(3))
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "3 of its smallest that would do, m5.large, need more than the 0 vCPUs" in text
+    stage.wait(limits.RESERVE_AFTER_S + 1, stage.ended("before", 0))
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "1 is reserved for it" in text
+    assert "2 nodes take no younger work for it; 2 of them still work." in text
 
 
 def test_an_environment_on_trial_buys_one_machine_for_it() -> None:
@@ -364,6 +427,7 @@ def test_a_fair_share_queue_holds_back_for_it_as_for_others() -> None:
     stage.join()
     stage.submit("large", share="s", vcpus=2, multi_node=nodes(4))
     stage.submit("mpi", share="s", vcpus=2, multi_node=nodes(3))
+    stage.submit("next", share="s", vcpus=2, multi_node=nodes(3))
     assert {node.reserved_for for node in stage.world.nodes.values()} == {None, "mpi"}
 
 

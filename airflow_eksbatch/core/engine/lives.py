@@ -93,25 +93,27 @@ def end_node(turn: Turn, job: Job, attempt: Attempt, at: int) -> None:
     settled = "succeeded" if attempt.end.succeeded else "failed"
     setattr(job, settled, ranges.add(getattr(job, settled), attempt.index))
     turn.world.note_job(job)
-    others = [
-        turn.world.attempts[pod_name(job.job_id, index, number)]
-        for index, number in sorted(job.running.items())
-    ]
+    main = turn.world.attempts.get(pod_name(job.job_id, 0, job.running.get(0, 0)))
     if attempt.index == 0:
         job.main_ended = attempt
-        for other in others:
-            if attempt.address:
-                stop_attempt(turn, other, Cause.STOPPED, MAIN_NODE_ENDED)
-            else:  # its pod was never asked for
-                stopped = AttemptEnd(cause=Cause.STOPPED, status_reason=MAIN_NODE_ENDED)
-                end_attempt(turn, other, stopped, at)
-    elif others and others[0].index == 0 and others[0].stopping is None and not has_run(attempt):
+        stop_other_nodes(turn, job, attempt, at)
+    elif main is not None and main.stopping is None and not has_run(attempt):
         cause = Cause.PLATFORM if attempt.end.cause is Cause.WAITING else attempt.end.cause
-        end = msgspec.structs.replace(attempt.end, cause=cause)
-        note_stop(turn, others[0], end)
-        turn.delete_pod(others[0])
+        note_stop(turn, main, msgspec.structs.replace(attempt.end, cause=cause))
+        turn.delete_pod(main)
     if job.main_ended is not None and not job.running:
         conclude(turn, job, job.main_ended)
+
+
+def stop_other_nodes(turn: Turn, job: Job, main: Attempt, at: int) -> None:
+    """Before the main node runs their pods are not asked for: then there is nothing to stop."""
+    for index, number in sorted(job.running.items()):
+        attempt = turn.world.attempts[pod_name(job.job_id, index, number)]
+        if main.address:
+            stop_attempt(turn, attempt, Cause.STOPPED, MAIN_NODE_ENDED)
+        else:
+            end = AttemptEnd(cause=Cause.STOPPED, status_reason=MAIN_NODE_ENDED)
+            end_attempt(turn, attempt, end, at)
 
 
 def has_run(attempt: Attempt) -> bool:

@@ -8,6 +8,7 @@ from airflow_eksbatch.core.model import dependencies, ranges
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, pod_name
 from airflow_eksbatch.core.planner.explain_order import explain_order
 from airflow_eksbatch.core.planner.explain_room import explain_room
+from airflow_eksbatch.core.planner.multi_node.why import explain_together
 from airflow_eksbatch.core.planner.words import listed, number_of, span
 from airflow_eksbatch.core.world.world import World
 
@@ -60,7 +61,24 @@ def explain_attempts(world: World, job: Job, now: int) -> list[str]:
     if job.is_array:
         starting = sum(attempt.status is JobStatus.STARTING for attempt in live)
         return [f"{number_of(starting, 'child', 'children')} starting."] if starting else []
+    if job.main_ended is not None:
+        return [
+            f"Its main node has ended; {number_of(len(live), 'other node is', 'other nodes are')} being ended."
+        ]
+    if job.is_multi_node:
+        return explain_nodes(world, live, now)
     return [explain_attempt(world, attempt, now) for attempt in live]
+
+
+def explain_nodes(world: World, live: list[Attempt], now: int) -> list[str]:
+    """A multi-node job does as its main node does, which is the first."""
+    sentences = [explain_attempt(world, attempt, now) for attempt in live[:1]]
+    if live[1:] and not live[0].address:
+        sentences.append("Its other nodes are reserved, and begin when the main node runs.")
+    elif live[1:]:
+        running = sum(attempt.status is JobStatus.RUNNING for attempt in live[1:])
+        sentences.append(f"Of its other {number_of(len(live) - 1, 'node')} {running} run.")
+    return sentences
 
 
 def explain_attempt(world: World, attempt: Attempt, now: int) -> str:
@@ -135,9 +153,10 @@ def explain_runnable(world: World, job: Job, now: int) -> list[str]:
     """Why what may run is not placed: room first, then its turn."""
     if not job.runnable:
         return []
+    room = explain_together if job.is_multi_node else explain_room
     return [
         *explain_waiting(job, now),
-        *explain_room(world, job, now),
+        *room(world, job, now),
         *explain_order(world, job, now),
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Job
@@ -39,15 +41,10 @@ OBSTACLES = (NO_CAPACITY, AT_MAXIMUM, TOO_LARGE, UNDETERMINED, ACTION_REQUIRED)
 
 def explain_room(world: World, job: Job, now: int) -> list[str]:
     """One sentence or more for every environment of the queue, in the queue's order."""
-    queue = world.queues.get(job.spec.queue)
-    if queue is None:
-        return [f"Its job queue {job.spec.queue} does not exist any more."]
-    shape = job.spec.resources
-    where = world.class_of(job).where
-    sentences = explain_queue(queue) + explain_where(world, job, where)
-    sentences += explain_turned_away(world, job, now)
-    if world.trials.is_left_alone(world.class_of(job), now):
+    queue, sentences = world.queues.get(job.spec.queue), explain_before_room(world, job, now)
+    if queue is None or world.trials.is_left_alone(world.class_of(job), now):
         return sentences
+    shape, where = job.spec.resources, world.class_of(job).where
     free = [node for node in able_nodes(world, queue, shape, where) if shape.fits(node.free)]
     if free:
         sentences += explain_free_room(world, job, free, now)
@@ -57,6 +54,15 @@ def explain_room(world: World, job: Job, now: int) -> list[str]:
         sentences += explain_coming(world, queue, shape, where, now)
         sentences += explain_hold(world, job, queue, now)
     return sentences + explain_reservation(world, job, queue, now)
+
+
+def explain_before_room(world: World, job: Job, now: int) -> list[str]:
+    """What is to be said of its queue, its tags and its luck with kubelets."""
+    queue = world.queues.get(job.spec.queue)
+    if queue is None:
+        return [f"Its job queue {job.spec.queue} does not exist any more."]
+    where = explain_where(world, job, world.class_of(job).where)
+    return explain_queue(queue) + where + explain_turned_away(world, job, now)
 
 
 def explain_turned_away(world: World, job: Job, now: int) -> list[str]:
@@ -126,21 +132,23 @@ def stuck_by(world: World, job_class: JobClass, now: int) -> str | None:
     queue = world.queues.get(job_class.queue)
     if queue is None or not queue.compute_environments:
         return None
-    shape, where = job_class.shape, job_class.where
     obstacles: list[str] = []
     for name in queue.compute_environments:
-        obstacle = obstacle_of(world, name, shape, where, now)
+        obstacle = obstacle_of(world, name, job_class, now)
         if obstacle is None:
             return None
         obstacles.append(obstacle)
-    if any(may_take(world, queue, node, shape, where) for node in world.nodes.values()):
+    pools = Counter(
+        (node.compute_environment, node.offering.pool)
+        for node in world.nodes.values()
+        if may_take(world, queue, node, job_class.shape, job_class.where)
+    )
+    if max(pools.values(), default=0) >= max(1, job_class.nodes):
         return None
     return min(obstacles, key=OBSTACLES.index)
 
 
-def obstacle_of(
-    world: World, name: str, shape: Resources, where: Where | None, now: int
-) -> str | None:
+def obstacle_of(world: World, name: str, job_class: JobClass, now: int) -> str | None:
     """What keeps an environment from ever having room for it; None for what passes by itself, as with other jobs."""
     environment, full = world.compute_environments.get(name), world.full.get(name)
     if environment is None or environment.state != "ENABLED" or environment.status == "INVALID":
@@ -152,9 +160,11 @@ def obstacle_of(
     every = world.offerings.get(name, ())
     if environment.status != "VALID" or not every:
         return None
-    able = [o for o in allowed(where, every) if shape.fits(o.allocatable)]
+    able = [o for o in allowed(job_class.where, every) if job_class.shape.fits(o.allocatable)]
     if not able:
         return TOO_LARGE
+    if max(0, job_class.nodes - 1) * min(o.vcpus for o in able) >= environment.max_vcpus > 0:
+        return AT_MAXIMUM
     if world.vcpus[name] >= environment.max_vcpus:
         return AT_MAXIMUM if environment.min_vcpus >= environment.max_vcpus else None
     return NO_CAPACITY if all(world.rests_until(o) > now for o in able) else None

@@ -215,12 +215,12 @@ class Fit:
             self.placements.append(placement)
         if nodes and headroom is not None:
             headroom.take(job_class, len(nodes))
-        if not nodes and not job_class.turned_away:
+        if not nodes:
             line = self._world.lines[job_class]
             oldest = line.first(limits.LAUNCHES_PER_BEAT_MAX, self._world.jobs)
             waiting = [one for one in oldest if one.spec.seq >= job.spec.seq]
             self.together.wait(queue, job_class, waiting[:may_go])
-            if has_waited_long(self._world, line, self._now):
+            if not job_class.turned_away and has_waited_long(self._world, line, self._now):
                 for node in self.together.make_way(queue, job):
                     self._hold(node, floors)
         return len(nodes)
