@@ -46,11 +46,19 @@ WORDS: dict[str, list[str]] = {
     "key": ["cpu", "memory", "nvidia.com/gpu", "team"],
     "value": ["1", "512Mi", "Ref::x", "256"],
     "onExitCode": ["1", "13*"],
-    "type": ["container", "MANAGED", "EC2", "SPOT", "N_TO_N"],
+    "type": ["container", "multinode", "MANAGED", "EC2", "SPOT", "N_TO_N"],
+    "targetNodes": ["0:", ":", "1", "0:1", "1:"],
+    "instanceType": ["m6i.large", "optimal"],
     "resourceArn": [f"{ACCOUNT}:job-queue/default", f"{ACCOUNT}:job-definition/shell:1"],
 }
 # Inputs that are right, of operations with so many members that drawn ones hardly ever are.
 CONTAINER = {"image": "busybox", "resources": {"limits": {"cpu": "1", "memory": "128Mi"}}}
+POD = {"podProperties": {"containers": [CONTAINER]}}
+NODES = {
+    "numNodes": 2,
+    "mainNode": 1,
+    "nodeRangeProperties": [{"targetNodes": "0:", "eksProperties": POD}],
+}
 RIGHT: dict[str, dict[str, Any]] = {
     "SubmitJob": {
         "jobName": "j", "jobQueue": "steady", "jobDefinition": "steady", "shareIdentifier": "a"
@@ -58,7 +66,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "RegisterJobDefinition": {
         "jobDefinitionName": "d1",
         "type": "container",
-        "eksProperties": {"podProperties": {"containers": [CONTAINER]}},
+        "eksProperties": POD,
     },
     "CreateJobQueue": {
         "jobQueueName": "q1",
@@ -74,6 +82,19 @@ RIGHT: dict[str, dict[str, Any]] = {
     "UpdateComputeEnvironment": {"computeEnvironment": "spot"},
     "ListJobs": {"jobQueue": "default"},
     "DescribeJobDefinitions": {},
+}  # fmt: skip
+# The same of multi-node parallel jobs.
+RIGHT_TOO: dict[str, dict[str, Any]] = {
+    "SubmitJob": {
+        "jobName": "j",
+        "jobQueue": "steady",
+        "jobDefinition": "nodes",
+        "shareIdentifier": "a",
+        "nodeOverrides": {"numNodes": 3},
+    },
+    "RegisterJobDefinition": {
+        "jobDefinitionName": "d1", "type": "multinode", "nodeProperties": NODES
+    },
 }  # fmt: skip
 # Local pods are processes: whatever is drawn, only this is ever run.
 COMMANDS = st.sampled_from([["true"], ["echo", "Ref::x"], []])
@@ -142,6 +163,7 @@ def nearly_right(
     name: str, shape: Any, known: dict[str, list[str]]
 ) -> st.SearchStrategy[dict[str, Any]]:
     """A right input with a member or two that are drawn; names of what is made are new ones."""
+    right = st.sampled_from([RIGHT[name], RIGHT_TOO.get(name, RIGHT[name])])
     members = st.sampled_from(sorted(shape.members)).flatmap(
         lambda member: st.tuples(
             st.just(member), values(member, shape.members[member], known, depth=1)
@@ -151,8 +173,8 @@ def nearly_right(
     new = st.fixed_dictionaries(
         {member: st.from_regex(r"\A[a-z]{6}\Z").map(str) for member in sorted(made)}
     )
-    return st.tuples(new, st.lists(members, max_size=2)).map(
-        lambda drawn: {**RIGHT[name], **drawn[0], **dict(drawn[1])}
+    return st.tuples(right, new, st.lists(members, max_size=2)).map(
+        lambda drawn: {**drawn[0], **drawn[1], **dict(drawn[2])}
     )
 
 
@@ -174,9 +196,16 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSe
             computeEnvironmentOrder=[{"order": 1, "computeEnvironment": "on-demand"}],
         )
         a_definition(batch, "true")
-        jobs = [submit(batch, definition), submit(batch, definition, arrayProperties={"size": 3})]
-        ids = [*jobs, f"{jobs[1]}:1", f"{ACCOUNT}:job/{jobs[0]}"]
-        yield service, {"jobId": ids, "job": ids, "arrayJobId": jobs}
+        batch.register_job_definition(
+            jobDefinitionName="nodes", type="multinode", nodeProperties=NODES
+        )
+        jobs = [
+            submit(batch, definition),
+            submit(batch, definition, arrayProperties={"size": 3}),
+            submit(batch, "nodes"),
+        ]
+        ids = [*jobs, f"{jobs[1]}:1", f"{jobs[2]}#1", f"{ACCOUNT}:job/{jobs[0]}"]
+        yield service, {"jobId": ids, "job": ids, "arrayJobId": jobs, "multiNodeJobId": jobs}
     finally:
         service.end()
 
