@@ -11,7 +11,7 @@ from airflow_eksbatch import EKSBatchOperator
 
 PROGRAM = (Path(__file__).parent / "jobs" / "pi.py").read_text()
 
-with DAG("several_nodes", schedule=None, doc_md=__doc__, tags=["eksbatch", "example"]):
+with DAG("several_nodes", schedule=None, doc_md=__doc__, tags=["eksbatch", "example"]) as dag:
     EKSBatchOperator(
         task_id="pi",
         command=["python3", "-c", PROGRAM],

@@ -9,7 +9,7 @@ import os
 import time
 from multiprocessing.connection import Client, Connection, Listener
 
-TERMS = 3_000_000
+TERMS = 1_000_000
 NODES = int(os.environ["AWS_BATCH_JOB_NUM_NODES"])
 NODE = int(os.environ["AWS_BATCH_JOB_NODE_INDEX"])
 MAIN_NODE = int(os.environ["AWS_BATCH_JOB_MAIN_NODE_INDEX"])

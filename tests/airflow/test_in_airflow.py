@@ -143,6 +143,12 @@ def test_a_task_runs_without_any_worker(airflow: Airflow) -> None:
     assert worker_logs(airflow, "no_worker", "hello") == []
     result = airflow.rest.xcom("no_worker", run, "hello")
     assert (result["status"], result["exit_code"]) == ("SUCCEEDED", 0)
+    # Three pods at once, of which the main one has heard of both others.
+    log = airflow.rest.task_log("no_worker", run, "nodes")
+    assert [log.count(f"] {nodes} nodes: pi is about 3.141592") for nodes in (1, 3)] == [0, 1]
+    assert worker_logs(airflow, "no_worker", "nodes") == []
+    result = airflow.rest.xcom("no_worker", run, "nodes")
+    assert (result["status"], result["exit_code"]) == ("SUCCEEDED", 0)
 
 
 def test_a_run_that_catches_up_has_the_share_of_backfills_and_one_by_hand_that_of_today(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from airflow_eksbatch.operators import EKSBatchOperator
 from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
 from airflow_eksbatch.submission import DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS
 from airflow_eksbatch.triggers import EKSBatchJobTrigger
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def a_dag(**more: Any) -> DAG:
@@ -227,6 +231,13 @@ def test_how_many_nodes_may_be_a_template_that_the_triggerer_renders() -> None:
     assert operator.start_trigger_args is not None
     trigger = EKSBatchJobTrigger(**(operator.start_trigger_args.trigger_kwargs or {}))
     assert trigger.serialize()[1]["num_nodes"] == "{{ params.n }}"
+
+
+def test_the_example_over_several_nodes_is_a_dag_whose_task_starts_in_the_triggerer() -> None:
+    """Its job is run by test_in_airflow.py."""
+    dag = runpy.run_path(str(ROOT / "dags" / "several_nodes.py"))["dag"]
+    pi: Any = dag.get_task("pi")
+    assert (pi.why_worker, pi.num_nodes) == ([], 3)
 
 
 def test_the_job_gets_the_time_limit_of_the_task() -> None:

@@ -271,20 +271,21 @@ def test_a_job_that_its_own_service_does_not_know_has_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "started_at", "attempt"),
+    ("status", "began", "last_began", "attempt"),
     [
-        ("RUNNABLE", 100, 1),
-        ("STARTING", None, 2),
-        ("RUNNING", 200, 2),
-        ("RUNNING", 100, 1),  # the other nodes of a multi-node job are stopped after its main one
-        ("FAILED", 100, 1),
+        ("RUNNABLE", {"startedAt": 100}, {"startedAt": 100}, 1),
+        ("STARTING", {}, {"startedAt": 100}, 2),
+        ("STARTING", {}, {}, 2),  # the node was lost before its pod ran
+        ("RUNNING", {"startedAt": 200}, {"startedAt": 100}, 2),
+        # The other nodes of a multi-node job are being stopped after its main one.
+        ("RUNNING", {"startedAt": 100}, {"startedAt": 100}, 1),
+        ("FAILED", {"startedAt": 100}, {"startedAt": 100}, 1),
     ],
 )
 def test_a_look_tells_the_attempt_that_runs_or_the_last_one(
-    status: str, started_at: int | None, attempt: int
+    status: str, began: dict[str, int], last_began: dict[str, int], attempt: int
 ) -> None:
-    began = {} if started_at is None else {"startedAt": started_at}
-    job = {"status": status, "eksAttempts": [{"startedAt": 100, "stoppedAt": 150}], **began}
+    job = {"status": status, "eksAttempts": [{**last_began, "stoppedAt": 150}], **began}
     assert news_from_job(job).attempt == attempt
 
 

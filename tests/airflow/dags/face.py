@@ -11,6 +11,7 @@ from airflow_eksbatch import EKSBatchJobQueueSensor, EKSBatchJobSensor, EKSBatch
 
 SMALL: dict[str, Any] = {"vcpus": 0.25, "memory": 64}
 FOREVER = ["sleep", "600"]
+PI = (Path(__file__).parents[3] / "dags" / "jobs" / "pi.py").read_text()
 
 
 def a_dag(dag_id: str) -> DAG:
@@ -23,6 +24,13 @@ with a_dag("no_worker"):
         command="echo hello $WHO from {{ dag_run.run_type }} {{ ti.try_number }} {{ params.x }}",
         env={"WHO": "{{ var.value.get('nobody', 'world') }}"},
         params={"x": 7},
+        **SMALL,
+    )
+    EKSBatchOperator(
+        task_id="nodes",
+        command=["python3", "-c", PI],
+        num_nodes="{{ params.n }}",
+        params={"n": 3},
         **SMALL,
     )
 
