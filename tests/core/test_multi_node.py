@@ -19,8 +19,9 @@ from airflow_eksbatch.core.engine.facts import (
     SpotInterrupted,
 )
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.job import Attempt, JobStatus, MultiNode
+from airflow_eksbatch.core.model.job import Attempt, Dependency, JobId, JobStatus, MultiNode
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
+from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import NOT_THERE, RetryStrategy
 from airflow_eksbatch.core.planner.explain import explain
 from airflow_eksbatch.core.planner.explain_room import why_stuck
@@ -209,6 +210,23 @@ def test_two_that_each_lack_one_node_do_not_wait_for_each_other() -> None:
     )
     stage.step()
     assert {attempt.node_id for attempt in live(stage, "a")} == {mine, others}
+
+
+def test_nodes_that_have_less_room_than_was_believed_are_not_waited_with() -> None:
+    """DaemonSets take more of them than the estimate knew; larger ones are bought, and those are everybody's."""
+    larger = an_offering("m5.xlarge", vcpus=4)
+    stage = a_stage(offerings=(LARGE, larger))
+    stage.submit("mpi", vcpus=2, multi_node=nodes(2))
+    small = list(stage.world.nodes.values())
+    assert {node.offering for node in small} == {LARGE}
+    less = Resources(cpu_m=1_500, memory_mib=8_192, pods=58)
+    stage.step(
+        *(InstanceLaunched(node_id=n.node_id, instance_id="i-1", at=stage.now) for n in small),
+        *(msgspec.structs.replace(stage.ready(n), allocatable=less) for n in small),
+    )
+    assert [node.reserved_for for node in small] == [None, None]
+    stage.join()
+    assert {stage.world.nodes[a.node_id].offering for a in live(stage, "mpi")} == {larger}
 
 
 def test_what_one_claims_no_other_counts_on() -> None:
@@ -489,6 +507,23 @@ def test_how_another_node_ends_means_nothing() -> None:
     stage.end("mpi", 2)
     stage.end("mpi")
     assert stage.status("mpi") is JobStatus.SUCCEEDED
+
+
+def test_who_waits_for_it_waits_for_its_main_nodes_success_alone() -> None:
+    stage = a_stage()
+    a_running(stage, "mpi", 2)
+    stage.submit("next", depends_on=(Dependency(job_id=JobId("mpi")),))
+    stage.end("mpi", 1, exit_code=1)
+    stage.end("mpi")
+    assert stage.status("mpi") is JobStatus.SUCCEEDED
+    assert stage.status("next") is JobStatus.STARTING
+
+
+def test_the_end_of_another_node_is_no_charged_attempt() -> None:
+    stage = a_stage()
+    _, other = a_running(stage, "mpi", 2)
+    stage.end("mpi", 1, exit_code=1)
+    assert not other.charged
 
 
 def test_a_main_node_that_failed_takes_all_of_them_into_the_next_attempt() -> None:

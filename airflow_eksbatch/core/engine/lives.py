@@ -59,7 +59,7 @@ def end_attempt(turn: Turn, attempt: Attempt, end: AttemptEnd, at: int) -> None:
     attempt.end = end
     # A start and an end are read from two clocks; a life never ends before it began.
     attempt.stopped_at = max(at, attempt.started_at or 0)
-    attempt.charged = verdict.charged
+    attempt.charged = verdict.charged and job.leads(attempt.index)
     attempt.status = JobStatus.SUCCEEDED if end.succeeded else JobStatus.FAILED
     turn.world.end_attempt(attempt, turn.now)
     watch_idleness(turn, attempt)
@@ -253,7 +253,8 @@ def finish(turn: Turn, job: Job, reason: str | None, attempt: Attempt | None) ->
         attempt = None
     job.status_reason = reason
     turn.tell(job, job.end_status, reason=reason, attempt=attempt)
-    turn.news.append(News(job=job, members=None, succeeded=not job.failed))
+    has_succeeded = job.end_status is JobStatus.SUCCEEDED
+    turn.news.append(News(job=job, members=None, succeeded=has_succeeded))
 
 
 def wake_dependents(turn: Turn) -> None:

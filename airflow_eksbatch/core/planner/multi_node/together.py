@@ -117,8 +117,15 @@ class Together:
         ]
 
     def wait(self, queue: JobQueue, job_class: JobClass, jobs: Iterable[Job]) -> None:
-        """They found no nodes: what is missing is to be bought, in this order."""
-        self._waiting[queue.name] += ((job_class, job) for job in jobs)
+        """They found no nodes: what is missing is to be bought, in this order.
+
+        A node that turned out too small for them, since DaemonSets took more of it than was believed, is anybody's again.
+        """
+        for job in jobs:
+            kept = self._kept(job)
+            large = {node.node_id for node in able(kept, job_class)}
+            self.claims |= {node.node_id: None for node in kept if node.node_id not in large}
+            self._waiting[queue.name].append((job_class, job))
 
     # ---- back-fill could keep a job waiting for ever
 
