@@ -29,8 +29,9 @@ from airflow_eksbatch.api.wire.shapes import (
 )
 from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent
-from airflow_eksbatch.core.planner.explain import explain
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, pod_name
+from airflow_eksbatch.core.planner.explain import explain, explain_attempt
+from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store.port import Store
 
@@ -147,13 +148,28 @@ async def explain_job(desk: Desk, job_id: str) -> dict[str, Any]:
         why = f": {reason.rstrip('.')}" if reason else ""
         sentences = [f"It has ended as {status.value}{why}."]
     else:
-        sentences = explain(desk.world, live, now_ms())
+        sentences = explain_part(desk.world, live, index, now_ms())
         (view,) = await views_of(desk, [(job, index)])
     cost = cost_of_job(desk.world, view.job, None if index is None else view.attempts)
     if cost["total"]["instanceSeconds"]:
         so_far = "" if status in TERMINAL else " so far"
         sentences = [*sentences, f"It has cost {usd(cost['total'])}{so_far}."]
     return {"jobId": job_id, "status": status.value, "sentences": sentences}
+
+
+def explain_part(world: World, job: Job, index: int | None, now: int) -> list[str]:
+    """A node of a multi-node job that has its machine tells its own; all else is as the job is."""
+    if index is None or not job.is_multi_node or index not in job.running:
+        return explain(world, job, now)
+    own, main = (
+        world.attempts.get(pod_name(job.job_id, one, job.running.get(one, 0))) for one in (index, 0)
+    )
+    assert own is not None
+    if main is not None and not main.address and index:
+        return [
+            f"Node {own.node_name or own.node_id} is its own; it begins when the main node runs."
+        ]
+    return [explain_attempt(world, own, now)]
 
 
 # ---- output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from urllib.parse import quote
 
 import pytest
 
+from airflow_eksbatch.api.extension import explain_job
 from airflow_eksbatch.api.wire import node_properties
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
 from tests.api.asking import Raw, refusal
+from tests.api.conftest import an_environment
 from tests.api.desk import StageDesk
 from tests.build import a_node, a_queue, a_world, an_offering
 from tests.core.stage import Stage
@@ -159,13 +162,23 @@ def test_what_one_pod_has_is_refused_beside_node_properties(
 # ---- submitting
 
 
+@pytest.fixture(scope="module")
+def waiting(batch: Any) -> str:
+    """A job queue whose jobs stay RUNNABLE."""
+    off = an_environment("nodes-off")
+    batch.create_compute_environment(**off, state="DISABLED")
+    order = [{"order": 1, "computeEnvironment": "nodes-off"}]
+    batch.create_job_queue(jobQueueName="nodes", priority=1, computeEnvironmentOrder=order)
+    return "nodes"
+
+
 @pytest.fixture
-def described(batch: Any, idle_queue: str) -> Callable[..., dict[str, Any]]:
+def described(batch: Any, waiting: str) -> Callable[..., dict[str, Any]]:
     """Submit a definition, and what DescribeJobs says of the job that waits."""
 
     def submit(properties: dict[str, Any], **fields: Any) -> dict[str, Any]:
         definition = register(batch, properties)
-        given = {"jobName": "gang", "jobQueue": idle_queue, "jobDefinition": definition, **fields}
+        given = {"jobName": "gang", "jobQueue": waiting, "jobDefinition": definition, **fields}
         job_id = batch.submit_job(**given)["jobId"]
         (job,) = batch.describe_jobs(jobs=[job_id])["jobs"]
         return job
@@ -338,25 +351,28 @@ def test_members_that_say_nothing_are_as_good_as_absent(described: Any) -> None:
             nodes(2, 0, a_range("0"), a_range("1", memory="9000000Mi")),
             "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT",
         ),
-        (nodes(2, 0, a_range(":", types=["x1.mini"])), "no instances of type x1.mini in on-demand"),
+        (
+            nodes(2, 0, a_range(":", types=["x1.mini"])),
+            "no instances of type x1.mini in on-demand, spot",
+        ),
         (
             nodes(2, 0, a_range(":", memory="30000Mi", types=["m6i.large"])),
-            "the largest instance of on-demand leaves",
+            "the largest instance of on-demand, spot leaves",
         ),
     ],
 )
 def test_what_no_environment_can_hold_is_refused_at_once(
-    batch: Any, queue: str, properties: dict[str, Any], words: str
+    batch: Any, properties: dict[str, Any], words: str
 ) -> None:
-    given = {"jobName": "x", "jobQueue": queue, "jobDefinition": register(batch, properties)}
+    given = {"jobName": "x", "jobQueue": "default", "shareIdentifier": "a"}
+    given["jobDefinition"] = register(batch, properties)
     assert words in refusal(batch.submit_job, **given)
 
 
-def test_a_range_that_no_node_is_of_asks_for_nothing(batch: Any, queue: str) -> None:
+def test_a_range_that_no_node_is_of_asks_for_nothing(described: Any) -> None:
     huge = a_range("0:1", memory="9000000Mi")
-    given = nodes(2, 0, huge, a_range("0", "true"), a_range("1", "true"))
-    job = {"jobName": "x", "jobQueue": queue, "jobDefinition": register(batch, given)}
-    assert batch.submit_job(**job)["jobId"]
+    job = described(nodes(2, 0, huge, a_range("0", "a"), a_range("1", "b")))
+    assert words_of(job) == {"0:0": ["a"], "1:1": ["b"]}
 
 
 # ---- what is told while it lives, over a world that is played by hand
@@ -472,6 +488,27 @@ def test_clients_made_for_ecs_find_the_log_streams_of_a_job_in_its_attempts(
     told = [(one["container"]["logStreamName"], one["container"]["exitCode"]) for one in whole["attempts"]]  # fmt: skip
     assert told == [(f"{job_id}-0-1", 1), (f"{job_id}-0-2", 0)]
     assert [one["podName"] for one in whole["eksAttempts"]] == [name for name, _ in told]
+
+
+def test_a_node_with_a_machine_says_what_it_does_itself(desk: StageDesk) -> None:
+    """1 it waits for the main node 2 it runs, on its own machine 3 of a job that waits it says why."""
+    job_id, other = submitted(desk), submitted(desk)
+
+    def told(number: int, of: str = job_id) -> str:
+        found = asyncio.run(explain_job(desk, f"{of}#{number}"))
+        return str(found["sentences"][0])
+
+    def machine(number: int) -> str:
+        (job,) = desk.described(f"{job_id}#{number}")
+        return str(job["eksProperties"]["podProperties"]["nodeName"])
+
+    assert told(0) == f"Node {machine(0)} is its own; it begins when the main node runs."
+    assert "the cluster has not shown its pod yet" in told(2)
+    run_all(desk.stage)
+    for number in range(4):
+        assert "It has been RUNNING for" in told(number)
+        assert f"on node {machine(number)} (ce)" in told(number)
+    assert "It has been RUNNABLE for" in told(1, of=other)
 
 
 def test_nodes_of_a_job_that_waits_wait_and_of_one_that_is_cancelled_are_cancelled(
@@ -632,7 +669,7 @@ def test_the_page_of_a_job_leads_to_its_nodes_and_theirs_back(
     assert "on 4 nodes" in look(service, "/queue/default").text
 
 
-def test_node_overrides_of_a_job_with_one_pod_are_refused(batch: Any, idle_queue: str) -> None:
-    given = {"jobName": "x", "jobQueue": idle_queue, "jobDefinition": a_definition(batch, "true")}
+def test_node_overrides_of_a_job_with_one_pod_are_refused(batch: Any, waiting: str) -> None:
+    given = {"jobName": "x", "jobQueue": waiting, "jobDefinition": a_definition(batch, "true")}
     message = refusal(batch.submit_job, **given, nodeOverrides={"numNodes": 2})
     assert "eksPropertiesOverride changes what the job runs" in message
