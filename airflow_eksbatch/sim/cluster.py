@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -32,6 +33,8 @@ SILENT_S = 40.0
 SIGTERM_EXIT_CODE = 143
 # So long a pod may fail to start before its cluster calls it stuck.
 STUCK_S = 120.0
+# Within this after its start a pod has an address.
+ADDRESS_S = 20.0
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +59,13 @@ class SimPod(msgspec.Struct, kw_only=True):
     run_s: float
     exit_code: int
     created_at: int
+    variables: Mapping[str, str] = {}
+    """AWS_BATCH_*, as its containers see them."""
     is_stuck: bool = False
     """It cannot start, whatever it waits for."""
     running_at: int | None = None
+    address: str = ""
+    """Empty for as long as nobody has seen it, which may be a while after its start."""
     end: PodEnded | None = None
 
     @property
@@ -66,7 +73,7 @@ class SimPod(msgspec.Struct, kw_only=True):
         """All there is to tell of it."""
         told: list[Fact] = [PodSeen(pod=self.name, at=self.created_at)]
         if self.running_at is not None:
-            told.append(PodRunning(pod=self.name, at=self.running_at))
+            told.append(PodRunning(pod=self.name, at=self.running_at, address=self.address))
         return told if self.end is None else [*told, self.end]
 
 
@@ -97,6 +104,7 @@ class SimCluster:
         self._chance = chance
         self._watch = watch
         self._pod_start_s = pod_start_s
+        self._addresses = itertools.count(1)
 
     @property
     def live_pods(self) -> list[SimPod]:
@@ -208,6 +216,7 @@ class SimCluster:
             run_s=run_s,
             exit_code=exit_code,
             created_at=self._timeline.now,
+            variables=effect.environment,
             is_stuck=self._chance.strikes(self._chance.faults.pod_stuck),
         )
         self.on_pod_created(pod)
@@ -226,9 +235,25 @@ class SimCluster:
         if pod.end is not None or node is None or node.silent_since is not None:
             return
         pod.running_at = self._timeline.now
-        self._tell(pod, PodRunning(pod=pod.name, at=pod.running_at))
+        if not self._chance.strikes(self._chance.faults.address_late):
+            pod.address = self._next_address()
+        self._tell(pod, PodRunning(pod=pod.name, at=pod.running_at, address=pod.address))
+        if not pod.address:
+            self._timeline.after(self._chance.ms(0, ADDRESS_S), lambda: self._place(pod))
         end = AttemptEnd(cause=Cause.EXITED, exit_code=pod.exit_code)
         self._timeline.after(round(pod.run_s * 1000), lambda: self._end(pod, end, by_kubelet=True))
+
+    def _place(self, pod: SimPod) -> None:
+        """Its address is known: the watch tells it once more, or the next full look does."""
+        assert pod.running_at is not None
+        pod.address = self._next_address()
+        if pod.end is None and self._chance.coin():
+            self._tell(pod, PodRunning(pod=pod.name, at=pod.running_at, address=pod.address))
+
+    def _next_address(self) -> str:
+        """No two pods have the same one."""
+        number = next(self._addresses)
+        return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
 
     def _end(self, pod: SimPod, end: AttemptEnd, *, by_kubelet: bool = False) -> None:
         """A silent node's pods may finish, but nobody will know: they count as running until it is gone."""

@@ -56,6 +56,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     """Of each pod: its namespace has no room under its quota."""
     pod_stuck: float = 0.0
     """Of each pod: it cannot start, and its cluster says so in the end."""
+    address_late: float = 0.0
+    """Of each pod: it is said to run before anybody knows where."""
     pod_deleted: float = 0.0
     """Of each pod: somebody else deletes it."""
     pressed: float = 0.0

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobStatus
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.resources import FREE, Cost
 from airflow_eksbatch.core.world.books import Account
@@ -63,7 +63,7 @@ class Ledger:
                 if noun.spec.token:
                     self._tokens[noun.spec.token] = noun.job_id
                 if not alive:
-                    self._ends[noun.job_id] = not noun.failed
+                    self._ends[noun.job_id] = noun.end_status is JobStatus.SUCCEEDED
             case Attempt():
                 alive = noun.end is None
             case Node():

@@ -17,9 +17,10 @@ from airflow_eksbatch.core.engine.facts import (
     PolicyPut,
     QueuePut,
 )
+from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
+from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId, MultiNode
 from airflow_eksbatch.core.model.retry import RetryStrategy
 from airflow_eksbatch.core.model.share import SchedulingPolicy
 from airflow_eksbatch.core.planner.explain import explain
@@ -143,11 +144,13 @@ class Script:
             of = [self.offerings.get(environment, ()) for environment in self._queues[queue]]
             check_fits(shape_of(group), [offering for found in of for offering in found])
         exits = tuple(int(code) for code in named.get("exits", "0").split(","))
+        program = Program(run_s=(group.run_s,), exit_codes=exits)
         spec = a_spec(
             name,
             queue,
             shape_of(group),
-            Program(run_s=(group.run_s,), exit_codes=exits),
+            program,
+            multi_node=multi_node_of(named, group, program),
             share=named.get("share", "today") if queue in self._fair else "",
             array_size=group.count if group.count > 1 else None,
             priority=whole(named.get("priority", "0")),
@@ -284,11 +287,12 @@ COMMANDS = {
     "submit": Command(
         "NAME QUEUE [count=1] [run=60s] [vcpus=1] [memory=2048] [share=today] [after=JOB,...]\n"
         "              [each=yes]  child i waits for child i only   [in-order=yes]  children one by one\n"
-        "              [attempts=1] [exits=1,0]  exit code of each attempt   [timeout=10m] [priority=0]",
+        "              [attempts=1] [exits=1,0]  exit code of each attempt   [timeout=10m] [priority=0]\n"
+        "              [nodes=4]  one job on so many nodes at once, each to itself",
         Script._submit,
         (
             *("count", "run", "vcpus", "memory", "share", "after", "each", "in-order"),
-            *("attempts", "exits", "timeout", "priority"),
+            *("attempts", "exits", "timeout", "priority", "nodes"),
         ),
     ),
     "cancel": Command("JOB[:INDEX]", partial(Script._stop, terminate=False)),
@@ -359,6 +363,18 @@ def seconds(text: str) -> float:
     if not 0 <= found <= LIMIT_S:
         raise BadScenario(f"{text} is no time: say 90s, 5m or 2h, up to 30 days.")
     return found
+
+
+def multi_node_of(named: Named, group: Group, program: Program) -> MultiNode | None:
+    """The first node is the main one; all do the same, for as long as that one does."""
+    if "nodes" not in named:
+        return None
+    nodes = whole(named["nodes"])
+    if not 0 < nodes <= limits.NODES_MAX:
+        raise BadScenario(f"a job has at least one node and at most {limits.NODES_MAX:,}.")
+    if group.count > 1:
+        raise BadScenario("an array has no nodes= (as in AWS): submit several jobs.")
+    return MultiNode(nodes=nodes, pods=((0, msgspec.json.encode(program)),))
 
 
 def dependencies_of(named: Named) -> tuple[Dependency, ...]:

@@ -129,9 +129,13 @@ def jobs_table(ledger: Ledger) -> list[str]:
         JobStatus.SUCCEEDED,
         JobStatus.FAILED,
     )
-    placed = Counter((a.job_id, a.status) for a in ledger.found(Attempt, live=True))
+    jobs = {job.job_id: job for job in ledger.found(Job)}
+    live = ledger.found(Attempt, live=True)
+    placed = Counter((a.job_id, a.status) for a in live if jobs[a.job_id].leads(a.index))
     rows: list[Sequence[object]] = []
-    for job in sorted(ledger.found(Job), key=lambda job: job.spec.seq):
+    for job in sorted(jobs.values(), key=lambda job: job.spec.seq):
+        if job.main_ended is not None:
+            placed[job.job_id, JobStatus.RUNNING] = 1
         counts = settled(job)
         for status in (JobStatus.STARTING, JobStatus.RUNNING):
             counts[status] = placed[job.job_id, status]
@@ -140,14 +144,17 @@ def jobs_table(ledger: Ledger) -> list[str]:
 
 
 def settled(job: Job) -> Counter[JobStatus]:
-    return Counter(
-        {
-            JobStatus.PENDING: ranges.count(job.pending),
-            JobStatus.RUNNABLE: ranges.count(job.runnable),
-            JobStatus.SUCCEEDED: ranges.count(job.succeeded),
-            JobStatus.FAILED: ranges.count(job.failed),
-        }
-    )
+    """How many are not placed; a multi-node job is where its main node is, and has not ended before all nodes have."""
+    members = {
+        JobStatus.PENDING: job.pending,
+        JobStatus.RUNNABLE: job.runnable,
+        JobStatus.SUCCEEDED: job.succeeded if job.main_ended is None else ranges.EMPTY,
+        JobStatus.FAILED: job.failed if job.main_ended is None else ranges.EMPTY,
+    }
+    if job.is_multi_node:
+        main = ((0, 1),)
+        members = {status: ranges.intersect(of, main) for status, of in members.items()}
+    return Counter({status: ranges.count(of) for status, of in members.items()})
 
 
 def nodes_table(ledger: Ledger) -> list[str]:

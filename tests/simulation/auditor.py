@@ -36,6 +36,7 @@ from airflow_eksbatch.sim.cloud import Instance
 from airflow_eksbatch.sim.cluster import SIGTERM_EXIT_CODE, Program, SimPod
 from airflow_eksbatch.sim.simulator import Simulator
 from airflow_eksbatch.sim.workload import Workload
+from tests.simulation.multi_node import MultiNodeAuditor
 
 Index = tuple[JobId, int]
 LATER_S = 60.0
@@ -51,7 +52,8 @@ class Auditor:
         for request in workload.requests:
             if isinstance(request.fact, JobSubmitted):
                 self.specs[request.fact.spec.job_id] = request.fact.spec
-        self.stopped = {r.fact.job_id for r in workload.requests if isinstance(r.fact, JobStopped)}
+        stops = [r.fact for r in workload.requests if isinstance(r.fact, JobStopped)]
+        self.stopped = {fact.job_id for fact in stops if self.can_stop(fact)}
         self.stopped |= {job for job, spec in self.specs.items() if self.has_later_try(spec)}
         environments = [
             f.compute_environment for f in workload.setup if isinstance(f, ComputeEnvironmentPut)
@@ -63,6 +65,7 @@ class Auditor:
         self.pods: defaultdict[Index, list[SimPod]] = defaultdict(list)
         self.over_at: dict[JobId, int] = {}
         """When a job was told to stop, or was superseded: nothing of it is placed from then on."""
+        self.multi_node = MultiNodeAuditor(simulator, self.specs, self.pods, self.index_of)
         simulator.cluster.on_pod_created = self.on_pod_created
         simulator.cloud.on_bought = self.on_bought
         simulator.listeners.append(self.on_commit)
@@ -90,6 +93,11 @@ class Auditor:
         if fact.terminate and fact.index is None and self.is_known(fact.job_id):
             self.over_at.setdefault(fact.job_id, self.simulator.timeline.now)
 
+    def can_stop(self, fact: JobStopped) -> bool:
+        """One node of a multi-node job cannot be stopped alone."""
+        spec = self.specs.get(fact.job_id)
+        return spec is None or spec.multi_node is None or fact.index is None
+
     def is_known(self, job: JobId) -> bool:
         return job in self.whole or (job, 0) in self.statuses
 
@@ -109,6 +117,7 @@ class Auditor:
             assert before not in TERMINAL, f"{event.job_id} is {event.status} after {before}"
             self.whole[event.job_id] = event.status
             return
+        self.multi_node.on_event(event)
         key = (event.job_id, event.index or 0)
         is_child = self.specs[event.job_id].array_size is not None
         # A child's first RUNNABLE is not told.
@@ -137,7 +146,8 @@ class Auditor:
         attempt = msgspec.msgpack.decode(row, type=Attempt)
         host = self.simulator.cloud.instances[attempt.node_id]
         assert host.known_as == pod.node_id, f"{where} is not on its attempt's node"
-        assert self.statuses.get((job, index)) not in TERMINAL, f"{where} begins after the end"
+        told = self.statuses.get((job, index if self.specs[job].multi_node is None else 0))
+        assert told not in TERMINAL, f"{where} begins after the end"
         over_at = self.over_at.get(job, attempt.created_at)
         assert attempt.created_at <= over_at, f"{where} is placed after its job was told to stop"
         for other in self.pods[job, index]:
@@ -145,7 +155,7 @@ class Auditor:
             host = self.host_of(other)
             is_reclaimed = host is not None and host.interrupted_at is not None
             is_ended_by_us = other.end.end.exit_code == SIGTERM_EXIT_CODE and not other.is_stuck
-            is_ended_by_us = is_ended_by_us and not is_reclaimed
+            is_ended_by_us = is_ended_by_us and not is_reclaimed and not self.is_with_others(other)
             assert not is_ended_by_us, f"{where} begins after {other.name} was ended on purpose"
         assert pod.name not in self.ran, f"{where} runs a second time"
         for other in self.pods_of_earlier_tries(self.specs[job]):
@@ -153,6 +163,15 @@ class Auditor:
         self.pods[job, index].append(pod)
         self.check_dependencies(self.specs[job], index, where)
         self.check_room(pod, where)
+        self.multi_node.on_pod_created(pod)
+
+    def is_with_others(self, pod: SimPod) -> bool:
+        """Whether it was ended because of another node of its job: of the main node, or of one that never began."""
+        job, index = self.index_of(pod)
+        spec = self.specs[job]
+        if spec.multi_node is None:
+            return False
+        return index > 0 or self.multi_node.was_ended_for_another(spec, pod)
 
     def pods_of_earlier_tries(self, spec: JobSpec) -> list[SimPod]:
         if spec.task_key is None:
@@ -172,7 +191,7 @@ class Auditor:
                 case DependencyType.N_TO_N:
                     wanted = self.has_succeeded(dependency.job_id, index)
                 case _:
-                    size = self.specs[dependency.job_id].size
+                    size = self.specs[dependency.job_id].jobs
                     wanted = all(self.has_succeeded(dependency.job_id, i) for i in range(size))
             assert wanted, f"{where} begins before {dependency}"
 
@@ -213,7 +232,7 @@ class Auditor:
         """All that was accepted has ended as it had to, and nothing is left anywhere."""
         for job in accepted:
             spec = self.specs[job]
-            statuses = [self.statuses.get((job, index)) for index in range(spec.size)]
+            statuses = [self.statuses.get((job, index)) for index in range(spec.jobs)]
             assert all(status in TERMINAL for status in statuses), f"{job} is {statuses}"
             self.check_results(spec)
             if spec.array_size is not None:
@@ -231,7 +250,7 @@ class Auditor:
         )
 
     def check_results(self, spec: JobSpec) -> None:
-        for index in range(spec.size):
+        for index in range(spec.jobs):
             meant = self.meant_result(spec, index)
             status = self.statuses[spec.job_id, index]
             assert meant is None or status is meant, f"{spec.job_id}:{index} is {status}: {spec}"
@@ -245,7 +264,7 @@ class Auditor:
         for dependency in spec.depends_on:
             other = self.specs[dependency.job_id or spec.job_id]
             if dependency.type is DependencyType.PLAIN:
-                before = {self.meant_result(other, i) for i in range(other.size)}
+                before = {self.meant_result(other, i) for i in range(other.jobs)}
             elif dependency.type is DependencyType.N_TO_N:
                 before = {self.meant_result(other, index)}
             else:

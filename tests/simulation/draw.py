@@ -17,7 +17,7 @@ from airflow_eksbatch.core.engine.facts import (
     QueuePut,
 )
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
-from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobSpec
+from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobSpec, MultiNode
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import EvaluateOnExit, RetryAction, RetryStrategy
@@ -26,6 +26,7 @@ from airflow_eksbatch.sim.cluster import Program
 from airflow_eksbatch.sim.faults import Faults
 from airflow_eksbatch.sim.workload import ARN, Request, Workload, a_queue, a_spec, an_environment
 
+DAEMONS_CPU_M_MAX = 600
 SHARES = ("today", "backfill", "other")
 
 
@@ -35,6 +36,8 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(f"workload {seed}")
         self.specs: list[JobSpec] = []
+        self.sold: dict[str, list[tuple[int, Offering]]] = {}
+        """By job queue, what can be had in any number: how many at most, and of which offering."""
         self.tries: Counter[str] = Counter()
 
     def workload(self, jobs: int, within_s: float) -> Workload:
@@ -61,16 +64,25 @@ class Draw:
             QueuePut(queue=a_queue("fair", names, policy="fair"), create=True),
             QueuePut(queue=a_queue("fifo", names[:2], priority=2), create=True),
         ]
-        # Who depends on another is submitted after it.
-        times = sorted(dice.uniform(0, within_s) for _ in range(jobs))
-        requests = [self._submit(number, at_s) for number, at_s in enumerate(times)]
-        requests += self._repeats(requests) + self._stops(requests, within_s)
-        requests += self._switches(environments, within_s)
         offerings = {e.name: offerings_of(e.market) for e in environments}
         pools = [offering.pool for of in offerings.values() for offering in of]
         capacity = {pool: dice.choice((0, 1, 2, 1 << 20)) for pool in pools if dice.random() < 0.5}
         # Something must be had at last, or nothing would ever end.
         capacity = {p: n for p, n in capacity.items() if not p.startswith("big.")}
+        self.sold = {
+            queue: [
+                ((e.max_vcpus - 1) // o.vcpus + 1, o)
+                for e in listed
+                for o in offerings[e.name]
+                if capacity.get(o.pool, 1 << 20) == 1 << 20
+            ]
+            for queue, listed in (("fair", environments), ("fifo", environments[:2]))
+        }
+        # Who depends on another is submitted after it.
+        times = sorted(dice.uniform(0, within_s) for _ in range(jobs))
+        requests = [self._submit(number, at_s) for number, at_s in enumerate(times)]
+        requests += self._repeats(requests) + self._stops(requests, within_s)
+        requests += self._switches(environments, within_s)
         return Workload(setup=setup, requests=requests, offerings=offerings, capacity=capacity)
 
     def _submit(self, number: int, at_s: float) -> Request:
@@ -82,15 +94,19 @@ class Draw:
         codes = dice.choice(((0,), (0,), (0,), (1, 0), (1,), (137, 1, 0)))
         rules = (EvaluateOnExit(action=RetryAction.EXIT, on_exit_code="137"),)
         task_key, try_number = self._task()
+        shape = Resources(
+            cpu_m=dice.choice((250, 500, 1000, 2000, 4000)),
+            memory_mib=dice.choice((128, 1024, 4096)),
+            pods=1,
+        )
+        program = Program(run_s=runs, exit_codes=codes)
+        multi_node = self._multi_node(queue, shape, program) if size is None else None
         spec = a_spec(
             f"job-{number}",
             queue,
-            Resources(
-                cpu_m=dice.choice((250, 500, 1000, 2000, 4000)),
-                memory_mib=dice.choice((128, 1024, 4096)),
-                pods=1,
-            ),
-            Program(run_s=runs, exit_codes=codes),
+            shape,
+            program,
+            multi_node=multi_node,
             share=dice.choice(SHARES) if queue == "fair" else "",
             priority=dice.choice((0, 0, 7)),
             array_size=size,
@@ -104,6 +120,26 @@ class Draw:
         )
         self.specs.append(spec)
         return Request(at_s=at_s, fact=JobSubmitted(spec=spec))
+
+    def _multi_node(self, queue: str, shape: Resources, program: Program) -> MultiNode | None:
+        """A few nodes, no more than can be had some day; the others of them often do something else than the main one."""
+        dice = self.dice
+        needed_m = shape.cpu_m + DAEMONS_CPU_M_MAX
+        most = max(n for n, o in self.sold[queue] if needed_m <= o.allocatable.cpu_m)
+        if dice.random() < 0.7:
+            return None
+        nodes = min(most, dice.choice((1, 2, 2, 3, 4, 5)))
+        main = dice.randrange(nodes)
+        other = Program(
+            run_s=(dice.choice((1.0, 60.0, 900.0)),), exit_codes=dice.choice(((0,), (3,)))
+        )
+        # Ranges: all alike, or the main node and what comes after, or before it, differ.
+        programs = [program if number == main else other for number in range(nodes)]
+        if dice.random() < 0.3:
+            programs = [program] * nodes
+        stretches = ((n, p) for n, p in enumerate(programs) if n == 0 or p != programs[n - 1])
+        pods = tuple((number, msgspec.json.encode(one)) for number, one in stretches)
+        return MultiNode(nodes=nodes, main=main, pods=pods)
 
     def _task(self) -> tuple[str | None, int]:
         """One of a few Airflow tasks that are tried again and again, now and then by a late caller."""
@@ -158,7 +194,7 @@ class Draw:
                 at_s=request.at_s + dice.uniform(0, within_s / 2),
                 fact=JobStopped(
                     job_id=request.fact.spec.job_id,
-                    index=dice.choice((None, None, 1)),
+                    index=dice.choice((None, None, 1)),  # means nothing for a multi-node job
                     reason="somebody asked for it",
                     terminate=dice.random() < 0.7,
                 ),
@@ -206,10 +242,11 @@ def draw_faults(seed: int, calm_after_s: float) -> Faults:
         without_notice=rate(0.5),
         pod_refused=rate(0.2),
         pod_stuck=rate(0.1),
+        address_late=rate(0.5),
         pod_deleted=rate(0.15),
         pressed=rate(0.3),
         pod_beyond_quota=rate(0.1),
-        daemons_cpu_m=dice.choice((0, 0, 100, 600)),
+        daemons_cpu_m=dice.choice((0, 0, 100, DAEMONS_CPU_M_MAX)),
         unanswered=rate(0.1),
         recommended=rate(0.3),
         calm_after_s=calm_after_s,

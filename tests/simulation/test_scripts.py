@@ -53,6 +53,8 @@ def test_a_script_is_read_without_prompts_too(
         ("environment a EC2 8\nqueue q a weights=today", "SHARE=FACTOR"),
         ("environment a EC2 8\nqueue q a\nsubmit j q vcpus=900", "No environment can hold"),
         ("environment a EC2 8\nqueue q a\nsubmit j q vcpus=nan", "must be above zero"),
+        ("environment a EC2 8\nqueue q a\nsubmit j q nodes=0", "at least one node"),
+        ("environment a EC2 8\nqueue q a\nsubmit j q nodes=2 count=2", "an array has no nodes="),
         ("environment a EC2 8 min=8\nwait end", "min= keeps instances"),
         (
             "environment a EC2 8 types=c6i.large\nqueue q a\nsubmit j q\nrefuse a\nwait end",

@@ -40,6 +40,6 @@ def test_lost_late_doubled_news_and_crashes_change_no_result(seed: int) -> None:
     )
     assert troubled.simulator.crashes > 0
     for job, spec in calm.specs.items():
-        for index in range(spec.size):
+        for index in range(spec.jobs):
             if calm.meant_result(spec, index) is not None and (job, index) in troubled.statuses:
                 assert troubled.statuses[job, index] is calm.statuses[job, index]
