@@ -13,8 +13,10 @@ import pytest
 
 from airflow_eksbatch.api.extension import explain_job
 from airflow_eksbatch.api.wire import node_properties
+from airflow_eksbatch.core.engine.facts import JobStopped
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.job import JobId
 from tests.api.asking import Raw, refusal
 from tests.api.conftest import an_environment
 from tests.api.desk import StageDesk
@@ -521,6 +523,19 @@ def test_nodes_of_a_job_that_waits_wait_and_of_one_that_is_cancelled_are_cancell
     for job in desk.described(*with_nodes(second)):
         assert (job["status"], job["statusReason"]) == ("FAILED", "not needed")
         assert (job["isCancelled"], job["isTerminated"]) == (True, False)
+
+
+def test_nodes_of_a_job_that_is_cancelled_before_its_next_attempt_tell_why(desk: StageDesk) -> None:
+    """Not how their last attempt ended: that was to be tried again."""
+    stage, job_id = desk.stage, submitted(desk, retryStrategy={"attempts": 2})
+    run_all(stage)
+    stage.end(job_id, 0, exit_code=1)
+    ends = [stage.ended(job_id, index, exit_code=143) for index in (1, 2, 3)]
+    cancel = JobStopped(job_id=JobId(job_id), index=None, reason="not needed", terminate=False)
+    stage.step(*ends, cancel)
+    for job in desk.described(*with_nodes(job_id)):
+        assert (job["status"], job["statusReason"]) == ("FAILED", "not needed")
+        assert job["isCancelled"]
 
 
 def test_nodes_are_listed_page_by_page_in_the_order_of_their_numbers(desk: StageDesk) -> None:
