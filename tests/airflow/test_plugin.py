@@ -215,6 +215,8 @@ def test_paths_without_a_page(browser: httpx.Client, job: str) -> None:
     assert "does not exist" in see(browser, "/eksbatch/team/job/none", 404)
     assert "There is no page" in see(browser, "/eksbatch/team/none", 404)
     see(browser, "/eksbatch/team/v1/eksbatch/jobs/none/log", 404)
+    # That of a node of a multi-node job, which this one is not.
+    see(browser, f"/eksbatch/team/v1/eksbatch/jobs/{job}%231/log", 404)
     assert browser.post(f"/eksbatch/team/job/{job}").status_code == 405
 
 

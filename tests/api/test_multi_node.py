@@ -480,7 +480,10 @@ def test_clients_made_for_ecs_find_the_log_streams_of_a_job_in_its_attempts(
     """Airflow's BatchOperator looks for them there if a job has nodeProperties, and nowhere else."""
     stage = desk.stage
     job_id = submitted(desk, retryStrategy={"attempts": 2})
+    assert desk.described(job_id)[0]["attempts"] == []
     run_all(stage)
+    (running,) = desk.described(job_id)[0]["attempts"]
+    assert running["container"] == {"logStreamName": f"{job_id}-0-1"}
     stage.end(job_id, 0, exit_code=1)
     stage.step(*(stage.ended(job_id, index, exit_code=143) for index in (1, 2, 3)))
     run_all(stage)

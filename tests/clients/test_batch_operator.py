@@ -78,6 +78,34 @@ def test_a_task_submits_waits_and_prints_the_output_of_its_pod(
     assert job["status"] == "SUCCEEDED"
 
 
+def test_a_task_on_several_nodes_prints_the_output_of_the_main_one(
+    service: RunningService, batch: Any, queue: str, tmp_path: Path
+) -> None:
+    """The operator looks for its log stream in the job's attempts, while it runs."""
+    line = "for i in 1 2 3; do echo step $i of node $AWS_BATCH_JOB_NODE_INDEX; done"
+    resources = {"requests": {"cpu": "0.25", "memory": "128Mi"}}
+    container = {"image": "busybox", "command": ["sh", "-c", line], "resources": resources}
+    every = {"targetNodes": "0:", "eksProperties": {"podProperties": {"containers": [container]}}}
+    made = batch.register_job_definition(
+        jobDefinitionName="several",
+        type="multinode",
+        nodeProperties={"numNodes": 2, "mainNode": 1, "nodeRangeProperties": [every]},
+    )
+    ended = run_task(
+        service,
+        tmp_path,
+        job_name="night",
+        job_queue=queue,
+        job_definition=made["jobDefinitionArn"],
+        node_overrides={"numNodes": 3},
+        awslogs_enabled=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for step in ("step 1 of node 1", "step 2 of node 1", "step 3 of node 1"):
+        assert step in ended.stdout
+    assert "of node 0" not in ended.stdout
+
+
 def test_a_job_that_fails_fails_its_task_and_its_output_is_printed(
     service: RunningService, batch: Any, queue: str, tmp_path: Path
 ) -> None:

@@ -341,7 +341,10 @@ def eks_attempt(view: JobView, attempt: Attempt) -> Wire:
 
 
 def attempts_of_nodes(view: JobView) -> list[Wire]:
-    """ECS's list, which AWS leaves empty for EKS: of multi-node jobs clients made for ECS look for log streams here."""
+    """ECS's list, which AWS leaves empty for EKS: of multi-node jobs clients made for ECS look for log streams here.
+
+    The attempt that runs is in it.
+    """
     if not view.job.is_multi_node:
         return []
     return [
@@ -350,11 +353,11 @@ def attempts_of_nodes(view: JobView) -> list[Wire]:
                 "container": {"logStreamName": attempt.pod_name, **ending(attempt.end)},
                 "startedAt": attempt.started_at,
                 "stoppedAt": attempt.stopped_at,
-                "statusReason": attempt.end.status_reason,
+                "statusReason": attempt.end.status_reason if attempt.end is not None else None,
             }
         )
         for attempt in view.attempts
-        if has_begun(attempt) and attempt.end is not None
+        if attempt.started_at is not None or has_begun(attempt)
     ]
 
 
