@@ -57,11 +57,10 @@ def make_airflow_pages() -> FastAPI:
         """Where the page of a job leads for all of its output."""
         reader = Reader(services, conn_id, request, user)
         try:
-            path = f"jobs/{quote(job_id, safe=':')}"
-            await reader.check_may_see(await reader.get(path))
+            await reader.check_may_see(await reader.get(f"jobs/{job_id}"))
             query = request.query_params
             asked = {name: query[name] for name in PARTS if name in query}
-            text, offset = await reader.output(f"{path}/log", asked)
+            text, offset = await reader.output(f"jobs/{job_id}/log", asked)
         except Trouble as trouble:
             return missing(str(trouble), trouble.status)
         # Text of jobs: a browser must not make a page of it.

@@ -206,6 +206,26 @@ def test_all_of_an_output_that_still_grows_is_what_there_is(
     batch.terminate_job(jobId=running, reason="seen")
 
 
+def test_a_node_of_a_multi_node_job_has_its_page_and_its_output(
+    browser: httpx.Client, batch: Any
+) -> None:
+    line = "echo node $AWS_BATCH_JOB_NODE_INDEX; exec sleep 600"
+    resources = {"requests": {"cpu": "0.25", "memory": "128Mi"}}
+    container = {"image": "busybox", "command": ["sh", "-c", line], "resources": resources}
+    every = {"targetNodes": ":", "eksProperties": {"podProperties": {"containers": [container]}}}
+    nodes = {"numNodes": 2, "mainNode": 1, "nodeRangeProperties": [every]}
+    batch.register_job_definition(
+        jobDefinitionName="several", type="multinode", nodeProperties=nodes
+    )
+    job_id = submit(batch, "several")
+    path = f"/eksbatch/team/v1/eksbatch/jobs/{job_id}%230/log"
+    wait_for("its output", lambda: see(browser, path) == "node 0\n", within_s=60)
+    assert f'<dt>node of</dt><dd><a href="{job_id}">' in see(
+        browser, f"/eksbatch/team/job/{job_id}%230"
+    )
+    batch.terminate_job(jobId=job_id, reason="seen")
+
+
 def test_paths_without_a_page(browser: httpx.Client, job: str) -> None:
     for path, leads_to in (
         ("/eksbatch/", "/eksbatch/eksbatch_default/"),
@@ -215,8 +235,6 @@ def test_paths_without_a_page(browser: httpx.Client, job: str) -> None:
     assert "does not exist" in see(browser, "/eksbatch/team/job/none", 404)
     assert "There is no page" in see(browser, "/eksbatch/team/none", 404)
     see(browser, "/eksbatch/team/v1/eksbatch/jobs/none/log", 404)
-    # That of a node of a multi-node job, which this one is not.
-    see(browser, f"/eksbatch/team/v1/eksbatch/jobs/{job}%231/log", 404)
     assert browser.post(f"/eksbatch/team/job/{job}").status_code == 405
 
 
