@@ -43,7 +43,9 @@ def on_instance_launched(turn: Turn, fact: facts.InstanceLaunched) -> None:
         node.instance_id = fact.instance_id
         turn.world.note_node(node)
     turn.world.note_launched(node, fact.at)
-    forget_refusals(turn, node.offering)
+    if node.reserved_for is None:
+        # One of several that are of no use alone says little of the others.
+        forget_refusals(turn, node.offering)
     turn.world.trials.invalid_times.pop(node.compute_environment, None)
     if node.status is NodeStatus.TERMINATING:
         turn.terminate_node(node, node.reason or "not needed any more")

@@ -42,12 +42,12 @@ def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
         follow_main_node(turn, job, attempt, fact.address)
     if attempt.status is JobStatus.RUNNING:
         return
-    note_taken(turn, job)
     forget_rests(turn, environment_of(turn, attempt))
     attempt.status = JobStatus.RUNNING
     attempt.seen_at = attempt.seen_at or fact.at
     attempt.started_at = fact.at
     turn.world.note_attempt(attempt)
+    note_taken(turn, job)
     if not job.leads(attempt.index):
         return
     if job.started_at is None or not job.is_array:

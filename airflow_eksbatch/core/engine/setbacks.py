@@ -8,7 +8,7 @@ from airflow_eksbatch.core.engine.effects import CheckEnvironment
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.job import Job, JobStatus
+from airflow_eksbatch.core.model.job import Job, JobStatus, pod_name
 from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus, Offering
 from airflow_eksbatch.core.world import where
 from airflow_eksbatch.core.world.trials import Refusals
@@ -97,7 +97,7 @@ def is_hopeless(turn: Turn, job: Job) -> bool:
     return (
         refusals is not None
         and refusals.proofs > limits.TURNED_AWAY_RESTS_MAX
-        and job.started_at is None
+        and (job.started_at is None or job.is_multi_node)
         and job.job_id in refusals.jobs
     )
 
@@ -151,12 +151,17 @@ def leave_alone(turn: Turn, refusals: Refusals, *, is_proof: bool) -> None:
 
 
 def note_taken(turn: Turn, job: Job) -> None:
-    """A kubelet took a pod of it: what others said before does not count any more."""
+    """A kubelet took a pod of it, of a multi-node job all of them: what others said before does not count any more."""
     world = turn.world
     job_class = world.class_of(job).without_refusals
     refusals = world.trials.refusals.get(job_class)
     if refusals is None or (refusals.times and job.job_id not in refusals.jobs):
         return
+    if job.is_multi_node:
+        attempts = (world.attempts[pod_name(job.job_id, i, n)] for i, n in job.running.items())
+        running = sum(attempt.status is JobStatus.RUNNING for attempt in attempts)
+        if running < job.spec.size:
+            return
     del world.trials.refusals[job_class]
     for job_id in sorted(refusals.jobs):
         if (other := world.jobs.get(job_id)) is not None:

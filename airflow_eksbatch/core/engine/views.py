@@ -17,11 +17,14 @@ def jobs_by_status(world: World) -> dict[str, Counter[str]]:
     """Live indices by job queue and status; cost follows classes, attempts and unfinished arrays."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in world.queues}
     for line in world.lines.values():
-        jobs = line.count // max(1, line.job_class.nodes)
-        counts.setdefault(line.job_class.queue, Counter())[JobStatus.RUNNABLE] += jobs
+        counts.setdefault(line.job_class.queue, Counter())[JobStatus.RUNNABLE] += line.jobs
     for attempt in world.attempts.values():
         job = world.jobs[attempt.job_id]
         if not job.leads(attempt.index):
+            # Its main node has ended: so it counts once, by the first of those that are being ended.
+            if job.main_ended is None or attempt.index != min(job.running):
+                continue
+            counts.setdefault(job.spec.queue, Counter())[JobStatus.RUNNING] += 1
             continue
         queue = job.spec.queue
         counts.setdefault(queue, Counter())[attempt.status] += 1
@@ -192,7 +195,7 @@ def classes(world: World) -> list[View]:
             "memory_mib": line.job_class.shape.memory_mib,
             "gpus": line.job_class.shape.gpu,
             "nodes": line.job_class.nodes or None,
-            "runnable": line.count // max(1, line.job_class.nodes),
+            "runnable": line.jobs,
             "oldest": head.job_id,
             "oldest_at": head.runnable_at or head.spec.created_at,
         }

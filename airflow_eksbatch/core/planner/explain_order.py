@@ -46,7 +46,7 @@ def explain_queues_ahead(world: World, queue: JobQueue) -> list[str]:
 def runnable_by_queue(world: World) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in world.lines.values():
-        counts[line.job_class.queue] += line.count
+        counts[line.job_class.queue] += line.jobs
     return counts
 
 
@@ -77,7 +77,7 @@ def runnable_by_share(world: World, queue: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in world.lines.values():
         if line.job_class.queue == queue:
-            counts[line.job_class.share] += line.count
+            counts[line.job_class.share] += line.jobs
     return counts
 
 
@@ -92,7 +92,7 @@ def explain_jobs_ahead(world: World, job: Job, policy: SchedulingPolicy | None) 
             continue
         theirs = job_class.priority if policy is not None else 0
         if theirs > priority:
-            ahead += line.count
+            ahead += line.jobs
         elif theirs == priority:
             ahead += line.ahead_of(job.spec.seq, world.jobs, LOOKED_AT)
     where = f"job queue {job.spec.queue}" if policy is None else f"share {job.spec.share}"

@@ -18,6 +18,7 @@ from airflow_eksbatch.core.planner.hold import (
     is_full,
     takes_work,
 )
+from airflow_eksbatch.core.planner.multi_node.together import Together
 from airflow_eksbatch.core.planner.order import Turns, lines_by_queue
 from airflow_eksbatch.core.planner.reservation import (
     Headroom,
@@ -346,7 +347,7 @@ def explain_free_room(world: World, job: Job, free: list[Node], now: int) -> lis
 def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
     """Nodes kept free for jobs of other classes that have waited too long, and for whom."""
     held: dict[str, Job] = {}
-    ways = Ways(world, now)
+    ways, together = Ways(world, now), Together(world, now)
     for name, lines in lines_by_queue(world, now).items():
         queue = world.queues.get(name)
         for line in lines if queue is not None else ():
@@ -356,6 +357,11 @@ def held_nodes(world: World, job: Job, now: int) -> dict[str, Job]:
                 continue
             shape = line.job_class.shape
             if line.job_class.turned_away:
+                continue
+            if line.job_class.nodes:
+                overdue = has_waited_long(world, line, now)
+                for node in together.make_way(queue, keeper) if overdue else ():
+                    held.setdefault(node.node_id, keeper)
                 continue
             if has_waited_long(world, line, now) and not fits_anywhere(world, queue, shape):
                 for node in ways.nodes_for(queue, line.job_class):

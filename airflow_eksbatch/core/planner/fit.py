@@ -73,13 +73,15 @@ class Fit:
         self._held: set[NodeId] = set()
         self.ways = Ways(world, now)
         self.together = Together(world, now)
+        self._placed: set[NodeId] = set()
+        self.together.taken = self._placed, self.kept_back, self._held
         self._lines = lines_by_queue(world, now)
         for queue in queues_in_order(world):
             if queue.name in self._lines:
                 self._serve(queue, self._lines[queue.name])
         for (name, job_class), count in sorted_doomed(world):
             self._find_refuge(name, job_class, count)
-        self.together.taken = self._taken
+        self.together.give_up_others()
 
     # In most beats nobody waits, and nobody asks for these.
 
@@ -181,7 +183,7 @@ class Fit:
             if not missing:
                 break
             for node_id, count in self._fit(floor, job_class, missing, min(patient, missing)):
-                self.placements.append(Placement(job_class=job_class, node_id=node_id, count=count))
+                self._note(Placement(job_class=job_class, node_id=node_id, count=count))
                 missing -= count
         return wanted - missing
 
@@ -204,32 +206,33 @@ class Fit:
         headroom: Headroom | None,
     ) -> int:
         """All nodes of a multi-node job, or none; the others of its class wait behind one that waits."""
+        line = self._world.lines[job_class]
+        is_overdue = not job_class.turned_away and has_waited_long(self._world, line, self._now)
         may_go = 1 << 30 if headroom is None else headroom.count_together(job_class)
         if not may_go:
+            if is_overdue:
+                self._keep_room(queue, job_class, headroom)
             return 0
-        self.together.taken = self._taken
         nodes = self.together.place(queue, job)
         for node in nodes:
             self._hold(node, floors)
-            placement = Placement(job_class=job_class, node_id=node.node_id, count=1)
-            self.placements.append(placement)
+            self._note(Placement(job_class=job_class, node_id=node.node_id, count=1))
         if nodes and headroom is not None:
             headroom.take(job_class, len(nodes))
         if not nodes:
-            line = self._world.lines[job_class]
             oldest = line.first(limits.LAUNCHES_PER_BEAT_MAX, self._world.jobs)
             waiting = [one for one in oldest if one.spec.seq >= job.spec.seq]
             self.together.wait(queue, job_class, waiting[:may_go])
-            if not job_class.turned_away and has_waited_long(self._world, line, self._now):
+            if headroom is not None:
+                headroom.promise(job_class, len(waiting[:may_go]))
+            if is_overdue:
                 for node in self.together.make_way(queue, job):
                     self._hold(node, floors)
         return len(nodes)
 
-    @property
-    def _taken(self) -> set[NodeId]:
-        """Nodes that something was placed on in this plan, or that are kept for one that waits."""
-        placed = {placement.node_id for placement in self.placements}
-        return placed | self.kept_back | self._held
+    def _note(self, placement: Placement) -> None:
+        self.placements.append(placement)
+        self._placed.add(placement.node_id)
 
     # Back-fill could keep a large job waiting for ever.
 

@@ -46,6 +46,8 @@ class Budget:
 
     def __init__(self, world: World) -> None:
         self.launches = limits.LAUNCHES_PER_BEAT_MAX
+        self.exact: set[str] = set()
+        """Compute environments where not even the last machine may pass what is left."""
         self.vcpus = {
             name: environment.max_vcpus - world.vcpus[name]
             for name, environment in world.compute_environments.items()
@@ -270,7 +272,10 @@ class Purchase:
         if all(offering.vcpus <= room for offering in self._kinds):
             return self._cheapest(self._kinds, waiting)
         within = not_outdone(offering for offering in self._offerings if offering.vcpus <= room)
-        return self._cheapest(within, waiting) or self._least_past(room)
+        best = self._cheapest(within, waiting)
+        if best is not None or self._environment in self._budget.exact:
+            return best
+        return self._least_past(room)
 
     def _least_past(self, room: int) -> tuple[Offering, Shapes] | None:
         """Past the maximum goes only what no type within it can hold, refused lately or not, and no further than it must."""

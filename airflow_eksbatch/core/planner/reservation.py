@@ -23,21 +23,29 @@ class Headroom:
         self.kept_for: JobClass | None = None
         """Room for one of these is kept from all that come after it."""
         self._is_idle = is_idle
+        self._promised_m = 0
 
     def keep_for(self, job_class: JobClass) -> None:
         self.kept_for = job_class
 
     def count_of(self, job_class: JobClass, wanted: int) -> int:
         """How many of these may be placed."""
-        kept_m = self.kept_for.shape.cpu_m if self.kept_for is not None else 0
+        kept = self.kept_for
+        kept_m = kept.shape.cpu_m * max(1, kept.nodes) if kept is not None else 0
         fits = max(0, self.cpu_m - kept_m) // max(1, job_class.shape.cpu_m)
         is_alone = self._is_idle and self.kept_for is None
         return min(wanted, max(fits, int(is_alone)))
 
     def count_together(self, job_class: JobClass) -> int:
         """How many multi-node jobs of a class may be placed, each whole."""
-        is_alone = self._is_idle and self.kept_for is None
-        return max(self.count_of(job_class, 1 << 30) // job_class.nodes, int(is_alone))
+        is_alone = self._is_idle and self.kept_for is None and not self._promised_m
+        left = Headroom(self.cpu_m - self._promised_m, is_idle=False)
+        left.kept_for = self.kept_for
+        return max(left.count_of(job_class, 1 << 30) // job_class.nodes, int(is_alone))
+
+    def promise(self, job_class: JobClass, count: int) -> None:
+        """So many multi-node jobs wait for nodes that are bought for them; others of their kind must do without."""
+        self._promised_m += job_class.shape.cpu_m * job_class.nodes * count
 
     def take(self, job_class: JobClass, count: int) -> None:
         if count:

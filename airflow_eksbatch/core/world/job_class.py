@@ -60,6 +60,11 @@ class ClassLine:
         self._start = 0
         self._members: set[JobId] = set()
 
+    @property
+    def jobs(self) -> int:
+        """How many jobs people see in that: a multi-node one is one."""
+        return self.count // max(1, self.job_class.nodes)
+
     def enter(self, job: Job) -> None:
         """Put a job with runnable indices in line; one that stands there already keeps its place."""
         if job.job_id in self._members:
@@ -107,11 +112,12 @@ class ClassLine:
         return [job_id for _, job_id in self._entries[self._start :]]
 
     def ahead_of(self, seq: int, jobs: Mapping[JobId, Job], look_at: int) -> int:
-        """Runnable indices older than this age; only the first `look_at` jobs in line are looked at."""
+        """Runnable jobs older than this age; only the first `look_at` jobs in line are looked at."""
         self.head(jobs)
         stop = min(bisect_left(self._entries, (seq,), lo=self._start), self._start + look_at)  # type: ignore[arg-type]
         ahead = (jobs.get(job_id) for _, job_id in self._entries[self._start : stop])
-        return sum(ranges.count(job.runnable) for job in ahead if job is not None)
+        indices = sum(ranges.count(job.runnable) for job in ahead if job is not None)
+        return indices // max(1, self.job_class.nodes)
 
     def _compact(self) -> None:
         if self._start > 1024 and self._start * 2 > len(self._entries):

@@ -8,9 +8,10 @@ cannot become complete is given up.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from airflow_eksbatch.core.model import limits
@@ -43,13 +44,14 @@ class Together:
         """Nodes that go as soon as they are empty, to make way."""
         self.saved: Counter[str] = Counter()
         """vCPUs of each compute environment that nobody else may buy than the job way was made for."""
-        self.taken: Collection[NodeId] = ()
-        """Nodes that somebody else got, or waits for, in this plan."""
+        self.taken: tuple[Set[NodeId], ...] = ()
+        """Nodes that somebody else got, or waits for, in this plan: these sets grow while it is made."""
         self._world = world
         self._now = now
         self._waiting: defaultdict[str, list[tuple[JobClass, Job]]] = defaultdict(list)
         self._made_way_for: dict[str, JobId] = {}
         """By compute environment: one job at a time."""
+        self._sold_to: dict[tuple[str, JobClass], list[Offering]] = {}
 
     # ---- what there is; in most plans nobody asks
 
@@ -64,6 +66,15 @@ class Together:
         return found
 
     @cached_property
+    def _reserved_by_class(self) -> dict[JobClass, list[Node]]:
+        """The same that are ready, for all jobs of a class."""
+        found: defaultdict[JobClass, list[Node]] = defaultdict(list)
+        for job_id, nodes in self._reserved.items():
+            job_class = self._world.class_of(self._world.jobs[JobId(job_id)])
+            found[job_class] += (node for node in nodes if node.status is NodeStatus.READY)
+        return found
+
+    @cached_property
     def _open(self) -> dict[Pool, list[Node]]:
         """Nodes that are anybody's, also those with pods, the emptiest first."""
         found: defaultdict[Pool, list[Node]] = defaultdict(list)
@@ -75,46 +86,67 @@ class Together:
         return found
 
     @cached_property
+    def _empty(self) -> dict[Pool, deque[Node]]:
+        """Those of them without a pod; whoever gets one here is taken off its front."""
+        by_pool = {
+            pool: deque(node for node in nodes if node.idle_since is not None)
+            for pool, nodes in self._open.items()
+        }
+        return {pool: nodes for pool, nodes in by_pool.items() if nodes}
+
+    @cached_property
     def _shapes(self) -> set[Resources]:
-        """Of all that wait."""
-        return {line.job_class.shape for line in self._world.lines.values()}
+        """Of all that wait for room on some node."""
+        return {x.shape for x in self._world.lines if not x.nodes}
 
     def _kept(self, job: Job) -> list[Node]:
         """What is reserved for a job now; this plan may have claimed more, or given some up."""
         return [n for n in self._reserved.get(job.job_id, ()) if n.node_id not in self.claims]
 
+    def _is_gone(self, node: Node) -> bool:
+        """Whether this plan has given it to somebody."""
+        node_id = node.node_id
+        return node_id in self.claims or any(node_id in some for some in self.taken)
+
     # ---- nodes that are there
 
     def place(self, queue: JobQueue, job: Job) -> list[Node]:
-        """The nodes of this job, if all of them are there; none if not."""
+        """The nodes of this job, if all of them are there; none if not.
+
+        It is the first of its class: what is reserved for younger ones of that is its own, too, or both would wait.
+        """
         job_class = self._world.class_of(job)
         kept: defaultdict[Pool, list[Node]] = defaultdict(list)
-        for node in self._kept(job):
-            if node.status is NodeStatus.READY:
+        for node in able(self._reserved_by_class.get(job_class, ()), job_class):
+            if node.node_id not in self.claims:
                 kept[pool_of(node)].append(node)
+        for nodes in kept.values():
+            nodes.sort(key=lambda node: node.reserved_for != job.job_id)
         for name in queue.compute_environments:
-            pools = sorted(
-                (pool for pool in {*kept, *self._open} if pool[0] == name),
-                key=lambda pool: (-len(kept[pool]), pool),
-            )
-            for pool in pools:
-                idle = self._idle(pool, job_class)
-                nodes = [*able(kept[pool], job_class), *idle][: job_class.nodes]
-                if len(nodes) == job_class.nodes and takes_work(self._world, name):
+            if not takes_work(self._world, name):
+                continue
+            pools = {pool for pool in (*kept, *self._empty) if pool[0] == name}
+            for pool in sorted(pools, key=lambda pool: (-len(kept[pool]), pool)):
+                mine = kept[pool][: job_class.nodes]
+                nodes = mine + self._idle(pool, job_class, job_class.nodes - len(mine))
+                if len(nodes) == job_class.nodes:
                     self.claims |= {node.node_id: job.job_id for node in nodes}
                     return nodes
         return []
 
-    def _idle(self, pool: Pool, job_class: JobClass) -> list[Node]:
-        """Empty nodes that nobody has in this plan, nor waits for since they were bought for him."""
-        return [
+    def _idle(self, pool: Pool, job_class: JobClass, number: int) -> list[Node]:
+        """Up to so many empty nodes that nobody has in this plan, nor waits for since they were bought for him."""
+        nodes = self._empty.get(pool, deque())
+        while nodes and self._is_gone(nodes[0]):
+            nodes.popleft()
+        free = (
             node
-            for node in able(self._open.get(pool, ()), job_class)
-            if node.idle_since is not None
-            and node.node_id not in self.taken
-            and node.node_id not in self.claims
+            for node in nodes
+            if is_able(node, job_class)
+            and not self._is_gone(node)
             and not any(shape in self._shapes for shape, _ in node.bought_for)
-        ]
+        )
+        return [*islice(free, number)] if number > 0 else []
 
     def wait(self, queue: JobQueue, job_class: JobClass, jobs: Iterable[Job]) -> None:
         """They found no nodes: what is missing is to be bought, in this order.
@@ -122,17 +154,23 @@ class Together:
         A node that turned out too small for them, since DaemonSets took more of it than was believed, is anybody's again.
         """
         for job in jobs:
-            kept = self._kept(job)
-            large = {node.node_id for node in able(kept, job_class)}
-            self.claims |= {node.node_id: None for node in kept if node.node_id not in large}
+            small = [node for node in self._kept(job) if not is_able(node, job_class)]
+            self.claims |= {node.node_id: None for node in small}
             self._waiting[queue.name].append((job_class, job))
+
+    def give_up_others(self) -> None:
+        """What is reserved for jobs that are not to have nodes now is anybody's: their share has enough, or they are left alone."""
+        waiting = {job.job_id for jobs in self._waiting.values() for _, job in jobs}
+        for job_id in self._reserved.keys() - waiting:
+            self._give_up(self._world.jobs[JobId(job_id)])
 
     # ---- back-fill could keep a job waiting for ever
 
     def make_way(self, queue: JobQueue, job: Job) -> list[Node]:
         """The nodes that take nothing younger, so that one day all are empty, or may be bought."""
         job_class = self._world.class_of(job)
-        if len(self._kept(job)) >= job_class.nodes:
+        kept = Counter(map(pool_of, self._kept(job)))
+        if max(kept.values(), default=0) >= job_class.nodes:
             return []
         for name in queue.compute_environments:
             if name in self._made_way_for or not takes_work(self._world, name):
@@ -184,8 +222,12 @@ class Together:
         return chosen
 
     def _sold(self, environment: ComputeEnvironment, job_class: JobClass) -> list[Offering]:
-        offerings = allowed(job_class.where, buyable(self._world, environment, self._now))
-        return [o for o in offerings if job_class.shape.fits(o.allocatable)]
+        """What may be asked for now, and could hold one of its pods."""
+        key = environment.name, job_class
+        if key not in self._sold_to:
+            offerings = allowed(job_class.where, buyable(self._world, environment, self._now))
+            self._sold_to[key] = [o for o in offerings if job_class.shape.fits(o.allocatable)]
+        return self._sold_to[key]
 
     # ---- nodes that are not there
 
@@ -193,12 +235,16 @@ class Together:
         """Nobody else may buy what a job that way is made for will need."""
         for name, vcpus in self.saved.items():
             budget.vcpus[name] -= vcpus
+            budget.exact.add(name)
 
     def unsave(self, budget: Budget) -> None:
         """Back in the budget is what it did not buy yet."""
         while self.saved:
-            name, vcpus = self.saved.popitem()
-            budget.vcpus[name] += vcpus
+            self._unsave(budget, next(iter(self.saved)))
+
+    def _unsave(self, budget: Budget, name: str) -> None:
+        budget.vcpus[name] += self.saved.pop(name, 0)
+        budget.exact.discard(name)
 
     def buy(self, queue: JobQueue, budget: Budget) -> list[Launch]:
         """What the waiting jobs of a queue lack, all of it or nothing."""
@@ -229,7 +275,7 @@ class Together:
                 continue
             pool, offering = found
             self._give_up(job, besides=pool)
-            idle = self._idle(pool, job_class)[: job_class.nodes - len(kept[pool])]
+            idle = self._idle(pool, job_class, job_class.nodes - len(kept[pool]))
             self.claims |= {node.node_id: job.job_id for node in idle}
             count = min(job_class.nodes - len(kept[pool]) - len(idle), budget.launches)
             if is_on_trial(self._world, name):
@@ -237,7 +283,7 @@ class Together:
             if count <= 0 or offering is None:
                 return []
             if self._made_way_for.get(name) == job.job_id:
-                budget.vcpus[name] += self.saved.pop(name, 0)
+                self._unsave(budget, name)
             budget.spend(name, offering, count)
             launch = Launch(
                 compute_environment=name,
@@ -265,20 +311,20 @@ class Together:
         `room` is how many vCPUs may be bought; without an offering nothing is missing.
         """
         name = environment.name
+        on_trial, best = is_on_trial(self._world, name), None
         for pool, nodes in kept.items():
-            if pool[0] == name and len(nodes) >= job_class.nodes:
+            if pool[0] == name and (len(nodes) >= job_class.nodes or on_trial):
                 return pool, None
         if not environment.may_grow:
             return None
-        on_trial, best = is_on_trial(self._world, name), None
         offerings = self._sold(environment, job_class)
         for rank, tier in enumerate(tiers_of(environment, offerings)):
             for offering in tier:
                 pool = (name, offering.pool)
-                here = len(kept.get(pool, ())) + len(self._idle(pool, job_class))
-                missing = max(0, job_class.nodes - here)
+                missing = job_class.nodes - len(kept.get(pool, ()))
+                missing -= len(self._idle(pool, job_class, missing))
                 vcpus = 1 if on_trial else least_vcpus(missing, offering.vcpus)
-                if vcpus <= room:
+                if vcpus <= room or not missing:
                     key = (-len(kept.get(pool, ())), rank, missing * offering.price_usd_hour)
                     if best is None or (key, pool) < best[:2]:
                         best = (key, pool, offering)
@@ -291,12 +337,14 @@ class Together:
                 self.claims[node.node_id] = None
 
     def _keep_what_is_empty(self, job: Job, job_class: JobClass) -> None:
-        """Of the nodes that take nothing younger for it, those that have become empty wait for the others."""
+        """Of the nodes that take nothing younger for it, those that have become empty wait for the others.
+
+        Also those that were bought for somebody else: he cannot have them any more.
+        """
         for name in [name for name, one in self._made_way_for.items() if one == job.job_id]:
-            nodes = self._nodes_to_keep(name, job, job_class) or []
-            for pool in {pool_of(node) for node in nodes}:
-                idle = {node.node_id for node in self._idle(pool, job_class)}
-                self.claims |= {n.node_id: job.job_id for n in nodes if n.node_id in idle}
+            for node in self._nodes_to_keep(name, job, job_class) or ():
+                if node.idle_since is not None and not self._is_gone(node):
+                    self.claims[node.node_id] = job.job_id
 
 
 def pool_of(node: Node) -> Pool:
@@ -308,13 +356,13 @@ def is_on_its_way(node: Node) -> bool:
 
 
 def able(nodes: Iterable[Node], job_class: JobClass) -> list[Node]:
-    """Those that could hold one of its pods when empty."""
+    return [node for node in nodes if is_able(node, job_class)]
+
+
+def is_able(node: Node, job_class: JobClass) -> bool:
+    """Whether it could hold one of its pods when empty."""
     where = job_class.where
-    return [
-        node
-        for node in nodes
-        if job_class.shape.fits(node.allocatable) and (where is None or where.allows(node.offering))
-    ]
+    return job_class.shape.fits(node.allocatable) and (where is None or where.allows(node.offering))
 
 
 def least_vcpus(nodes: int, vcpus: int) -> int:
