@@ -984,3 +984,14 @@ def test_nodes_that_take_no_younger_work_are_told_to_those_who_wait() -> None:
     stage.submit("younger", vcpus=1)
     text = " ".join(explain(stage.world, stage.job("younger"), stage.now))
     assert "kept free for mpi (mpi)" in text
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_ends_in_the_moment_in_which_it_would_begin_is_not_begun(order: int) -> None:
+    stage = a_stage()
+    stage.submit("mpi", multi_node=nodes(2))
+    stage.join()
+    lost = InstanceGone(node_id=stage.live("mpi", 1).node_id, at=stage.now, reason="it failed")
+    stage.step(*[stage.running(stage.live("mpi")), lost][::order])
+    assert not stage.of(CreatePod)
+    assert [effect.pod for effect in stage.of(DeletePod)] == ["mpi-0-1"]

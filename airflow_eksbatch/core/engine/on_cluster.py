@@ -13,7 +13,7 @@ from airflow_eksbatch.core.engine.setbacks import (
 )
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits, retry
-from airflow_eksbatch.core.model.job import Attempt, Job, JobStatus, PodName, pod_name
+from airflow_eksbatch.core.model.job import Attempt, JobStatus, PodName, pod_name
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.retry import AttemptEnd, Cause
 from airflow_eksbatch.core.world.measured import kind_of
@@ -39,7 +39,7 @@ def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
         return
     job = turn.world.jobs[attempt.job_id]
     if job.is_multi_node and attempt.index == 0:
-        follow_main_node(turn, job, attempt, fact.address)
+        note_main_node(turn, attempt, fact.address)
     if attempt.status is JobStatus.RUNNING:
         return
     forget_rests(turn, environment_of(turn, attempt))
@@ -60,16 +60,23 @@ def on_pod_running(turn: Turn, fact: facts.PodRunning) -> None:
         turn.world.wake_at(fact.at + job.spec.timeout_s * 1000, "timeout", fact.pod)
 
 
-def follow_main_node(turn: Turn, job: Job, main: Attempt, address: str) -> None:
-    """The other nodes begin when it runs, and know where it is."""
-    if main.address or not address:
-        return
-    main.address = address
-    turn.world.note_attempt(main)
-    for index, number in job.running.items():
-        attempt = turn.world.attempts[pod_name(job.job_id, index, number)]
-        if index and attempt.stopping is None:
-            turn.create_pod(attempt, job, turn.world.nodes[attempt.node_id])
+def note_main_node(turn: Turn, main: Attempt, address: str) -> None:
+    """It runs, and where is known."""
+    if address and not main.address:
+        main.address = address
+        turn.world.note_attempt(main)
+        turn.main_nodes.append(main.job_id)
+
+
+def begin_other_nodes(turn: Turn) -> None:
+    """Of those whose main node runs; what else this step was told may have ended some of them already."""
+    for job_id in turn.main_nodes:
+        job = turn.world.jobs.get(job_id)
+        for index, number in job.running.items() if job is not None else ():
+            attempt = turn.world.attempts[pod_name(job_id, index, number)]
+            if index and attempt.stopping is None:
+                assert job is not None
+                turn.create_pod(attempt, job, turn.world.nodes[attempt.node_id])
 
 
 def note_wait(turn: Turn, wait_ms: int) -> None:

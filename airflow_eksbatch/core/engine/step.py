@@ -66,6 +66,7 @@ def step(world: World, news: Sequence[facts.Fact], now: int, settings: StepSetti
     answers = [react(turn, fact) for fact in news]
     on_time.on_time(turn)
     wake_dependents(turn)
+    on_cluster.begin_other_nodes(turn)
     apply_measures(world)
     due = world.gathering.due(now, int(settings.gather_s * 1000))
     if due > now:

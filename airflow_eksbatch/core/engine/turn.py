@@ -49,6 +49,8 @@ class Turn(msgspec.Struct, kw_only=True):
     effects: list[Effect] = []
     news: deque[News] = msgspec.field(default_factory=deque[News])
     """Ends that others may have waited for and have not been told of yet."""
+    main_nodes: list[JobId] = []
+    """Multi-node jobs whose main node runs since this step: their other nodes may begin."""
     ended: dict[JobId, bool] = {}
     """Jobs that left the world in this step, and whether they succeeded: the store does not know of them yet."""
     ended_by_token: dict[str, JobId] = {}
