@@ -10,7 +10,8 @@ from airflow_eksbatch.core.engine.facts import Fact, PodRunning, PodSeen
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.floor.clock import within
 
-# Progress that nothing hangs on but what people see: alone it waits so long for a beat, and a burst of it shares one.
+# Progress that nothing hangs on but what people see, and when other nodes of a multi-node job begin: alone it waits so long
+# for a beat, and a burst of it shares one.
 PROGRESS = (PodSeen, PodRunning)
 PROGRESS_S = 0.1
 
