@@ -34,7 +34,7 @@ from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobId, JobSt
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.share import ShareUsage
-from airflow_eksbatch.core.planner.explain_room import why_stuck
+from airflow_eksbatch.core.planner.explain import why_stuck
 from airflow_eksbatch.core.planner.order import Turns
 from airflow_eksbatch.core.world.job_class import ClassLine, JobClass
 from airflow_eksbatch.core.world.world import World

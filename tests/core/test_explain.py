@@ -12,8 +12,7 @@ from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
 from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.retry import RetryStrategy
-from airflow_eksbatch.core.planner.explain import explain
-from airflow_eksbatch.core.planner.explain_room import why_stuck
+from airflow_eksbatch.core.planner.explain import explain, why_stuck
 from airflow_eksbatch.core.planner.words import listed, number_of, span
 from airflow_eksbatch.core.world.where import ZONE
 from airflow_eksbatch.core.world.world import World

@@ -25,8 +25,7 @@ from airflow_eksbatch.core.model.job import Attempt, Dependency, JobId, JobStatu
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import NOT_THERE, RetryStrategy
-from airflow_eksbatch.core.planner.explain import explain
-from airflow_eksbatch.core.planner.explain_room import why_stuck
+from airflow_eksbatch.core.planner.explain import explain, why_stuck
 from airflow_eksbatch.core.world.books import Use
 from tests.build import (
     NOW,
@@ -308,6 +307,7 @@ def test_why_says_that_a_maximum_is_too_small_for_all_of_them() -> None:
     stuck = why_stuck(stage.world, stage.world.class_of(stage.job("mpi")), stage.now)
     assert stuck is not None
     assert stuck.startswith("MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE")
+    assert "more than its maximum of 6 allows" in stuck
 
 
 def test_why_says_for_whom_nodes_take_no_younger_work() -> None:

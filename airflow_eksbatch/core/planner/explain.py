@@ -7,9 +7,14 @@ from collections.abc import Iterable
 from airflow_eksbatch.core.model import dependencies, ranges
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, pod_name
 from airflow_eksbatch.core.planner.explain_order import explain_order
-from airflow_eksbatch.core.planner.explain_room import explain_room
-from airflow_eksbatch.core.planner.multi_node.why import explain_together
+from airflow_eksbatch.core.planner.explain_room import (
+    explain_environment,
+    explain_room,
+    stuck_by,
+)
+from airflow_eksbatch.core.planner.multi_node.why import explain_number, explain_together
 from airflow_eksbatch.core.planner.words import listed, number_of, span
+from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.world import World
 
 
@@ -25,6 +30,18 @@ def explain(world: World, job: Job, now: int) -> list[str]:
         *explain_pending(world, job),
         *explain_runnable(world, job, now),
     ]
+
+
+def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
+    """statusReason of runnable jobs that no environment of their queue can take as things are; None if they just wait."""
+    queue, obstacle = world.queues.get(job_class.queue), stuck_by(world, job_class, now)
+    if queue is None or obstacle is None:
+        return None
+    sentences: list[str] = []
+    for name in queue.compute_environments:
+        sentences.append(explain_environment(world, name, job_class.shape, job_class.where, now))
+        sentences += explain_number(world, name, job_class) if job_class.nodes else []
+    return f"{obstacle} - {' '.join(sentences)}"
 
 
 def explain_array(job: Job) -> list[str]:

@@ -112,18 +112,6 @@ def able_nodes(world: World, queue: JobQueue, shape: Resources, where: Where | N
 # ---- in the words of AWS
 
 
-def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
-    """statusReason of runnable jobs that no environment of their queue can take as things are; None if they just wait."""
-    queue, obstacle = world.queues.get(job_class.queue), stuck_by(world, job_class, now)
-    if queue is None or obstacle is None:
-        return None
-    sentences = [
-        explain_environment(world, name, job_class.shape, job_class.where, now)
-        for name in queue.compute_environments
-    ]
-    return f"{obstacle} - {' '.join(sentences)}"
-
-
 def stuck_by(world: World, job_class: JobClass, now: int) -> str | None:
     """What that statusReason begins with.
 
