@@ -293,10 +293,13 @@ def test_why_names_what_is_there_and_what_is_not() -> None:
     run_main(stage, "mpi")
     stage.run()
     text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
-    assert "Of its other 2 nodes 2 run." in text
+    assert "Of its 2 other nodes 2 run." in text
+    stage.end("mpi", 1, exit_code=1)
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert "Of its 2 other nodes 1 runs, 1 has ended." in text
     stage.end("mpi")
     text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
-    assert "Its main node has ended; 2 other nodes are being ended." in text
+    assert "Its main node has ended; 1 other node is being ended." in text
 
 
 def test_why_says_that_a_maximum_is_too_small_for_all_of_them() -> None:

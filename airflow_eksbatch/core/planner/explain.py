@@ -83,18 +83,21 @@ def explain_attempts(world: World, job: Job, now: int) -> list[str]:
             f"Its main node has ended; {number_of(len(live), 'other node is', 'other nodes are')} being ended."
         ]
     if job.is_multi_node:
-        return explain_nodes(world, live, now)
+        return explain_nodes(world, job, live, now)
     return [explain_attempt(world, attempt, now) for attempt in live]
 
 
-def explain_nodes(world: World, live: list[Attempt], now: int) -> list[str]:
+def explain_nodes(world: World, job: Job, live: list[Attempt], now: int) -> list[str]:
     """A multi-node job does as its main node does, which is the first."""
     sentences = [explain_attempt(world, attempt, now) for attempt in live[:1]]
     if live[1:] and not live[0].address:
         sentences.append("Its other nodes are reserved, and begin when the main node runs.")
-    elif live[1:]:
+    elif live and job.spec.size > 1:
         running = sum(attempt.status is JobStatus.RUNNING for attempt in live[1:])
-        sentences.append(f"Of its other {number_of(len(live) - 1, 'node')} {running} run.")
+        ended = job.spec.size - len(live)
+        also = f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else ""
+        others = number_of(job.spec.size - 1, "other node")
+        sentences.append(f"Of its {others} {running} {'runs' if running == 1 else 'run'}{also}.")
     return sentences
 
 
