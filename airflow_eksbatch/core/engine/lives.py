@@ -90,8 +90,10 @@ def end_node(turn: Turn, job: Job, attempt: Attempt, at: int) -> None:
     """
     assert attempt.end is not None
     job.tries.pop(attempt.index, None)
-    settled = "succeeded" if attempt.end.succeeded else "failed"
-    setattr(job, settled, ranges.add(getattr(job, settled), attempt.index))
+    if attempt.end.succeeded:
+        job.succeeded = ranges.add(job.succeeded, attempt.index)
+    else:
+        job.failed = ranges.add(job.failed, attempt.index)
     turn.world.note_job(job)
     main = turn.world.attempts.get(pod_name(job.job_id, 0, job.running.get(0, 0)))
     if attempt.index == 0:
