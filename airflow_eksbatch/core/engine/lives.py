@@ -95,7 +95,7 @@ def end_node(turn: Turn, job: Job, attempt: Attempt, at: int) -> None:
     else:
         job.failed = ranges.add(job.failed, attempt.index)
     turn.world.note_job(job)
-    main = turn.world.attempts.get(pod_name(job.job_id, 0, job.running.get(0, 0)))
+    main = turn.main_of(job)
     if attempt.index == 0:
         job.main_ended = attempt
         stop_other_nodes(turn, job, attempt, at)

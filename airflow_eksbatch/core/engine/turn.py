@@ -93,9 +93,10 @@ class Turn(msgspec.Struct, kw_only=True):
         """Ask for the attempt's pod; asking twice is harmless. Of a multi-node job the main node is first (AWS)."""
         address = ""
         if not job.leads(attempt.index):
-            address = self.main_address(job)
-            if not address:
+            main = self.main_of(job)
+            if main is None or not main.address:
                 return
+            address = main.address
         environment = self.world.compute_environments[node.compute_environment]
         self.effects.append(
             CreatePod(
@@ -117,10 +118,9 @@ class Turn(msgspec.Struct, kw_only=True):
         )
         self.wake_in(limits.POD_SEEN_S_MAX, "unseen", attempt.pod_name)
 
-    def main_address(self, job: Job) -> str:
-        """Where the main node's pod runs; empty while it does not."""
-        main = self.world.attempts.get(pod_name(job.job_id, 0, job.running.get(0, 0)))
-        return main.address if main is not None else ""
+    def main_of(self, job: Job) -> Attempt | None:
+        """The live attempt of a multi-node job's main node."""
+        return self.world.attempts.get(pod_name(job.job_id, 0, job.running.get(0, 0)))
 
     def delete_pod(self, attempt: Attempt) -> None:
         """Ask for the end of the attempt's pod."""

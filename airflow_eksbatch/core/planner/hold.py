@@ -155,17 +155,20 @@ def is_full(world: World, name: str) -> bool:
     return world.vcpus[name] >= world.compute_environments[name].max_vcpus
 
 
-def nodes_in_the_way(world: World, name: str) -> list[Node] | None:
-    """The emptiest nodes without which the environment may buy again; None where they must stay for its minimum."""
+def nodes_in_the_way(world: World, name: str, needed: int = 1) -> list[Node] | None:
+    """The emptiest nodes without which so many vCPUs are free of its maximum; None where they must stay for its minimum.
+
+    With one left the environment may buy again: its last machine may pass the maximum (AWS).
+    """
     environment = world.compute_environments[name]
     nodes = [node for node in world.nodes.values() if node.compute_environment == name]
     ending = sum(n.offering.vcpus for n in nodes if n.status is NodeStatus.TERMINATING)
     staying = world.vcpus[name] - ending
     chosen: list[Node] = []
     for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
-        if staying < environment.max_vcpus:
+        if staying + needed <= environment.max_vcpus:
             break
         if node.is_open and staying - node.offering.vcpus >= environment.min_vcpus:
             chosen.append(node)
             staying -= node.offering.vcpus
-    return chosen if staying < environment.max_vcpus else None
+    return chosen if staying + needed <= environment.max_vcpus else None

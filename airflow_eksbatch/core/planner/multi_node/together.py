@@ -21,7 +21,7 @@ from airflow_eksbatch.core.model.job import Job, JobId
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.hold import buyable, takes_work
+from airflow_eksbatch.core.planner.hold import buyable, nodes_in_the_way, takes_work
 from airflow_eksbatch.core.planner.plan import Launch
 from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.where import allowed
@@ -199,26 +199,15 @@ class Together:
 
     def _nodes_to_give_back(self, name: str, job_class: JobClass) -> list[Node] | None:
         """The emptiest without which the environment may buy all that it needs; None where it never may."""
-        world, environment = self._world, self._world.compute_environments[name]
-        if not environment.may_grow:
-            return None
+        environment = self._world.compute_environments[name]
         sizes = [o.vcpus for o in self._sold(environment, job_class)]
-        if not sizes or least_vcpus(job_class.nodes, min(sizes)) > environment.max_vcpus:
+        if not environment.may_grow or not sizes:
             return None
         needed = least_vcpus(job_class.nodes, min(sizes))
-        nodes = [node for node in world.nodes.values() if node.compute_environment == name]
-        staying = sum(n.offering.vcpus for n in nodes if n.status is not NodeStatus.TERMINATING)
-        chosen: list[Node] = []
-        for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
-            if staying + needed <= environment.max_vcpus:
-                break
-            if node.is_open and staying - node.offering.vcpus >= environment.min_vcpus:
-                chosen.append(node)
-                staying -= node.offering.vcpus
-        if staying + needed > environment.max_vcpus:
-            return None
-        self.saved[name] = needed
-        self.emptied.update(node.node_id for node in chosen)
+        chosen = nodes_in_the_way(self._world, name, needed)
+        if chosen is not None:
+            self.saved[name] = needed
+            self.emptied.update(node.node_id for node in chosen)
         return chosen
 
     def _sold(self, environment: ComputeEnvironment, job_class: JobClass) -> list[Offering]:
