@@ -1,8 +1,9 @@
 """moto's server as AWS, behind a door of ours: what moto lacks is answered there, and faults are put in there.
 
 moto starts no machines, takes every RunInstances for a new one and knows no prices. The door keeps client tokens as EC2
-does, lets ended instances be ended again, sells Spot at prices that differ, and knows EKS images and access entries. Its
-price list holds what one must not take for the price, and both lists of prices take no filter that they do not know.
+does, lets ended instances be ended again, sells Spot at prices that differ, scores zones for it, and knows EKS images and
+access entries. Its price list holds what one must not take for the price, and both lists of prices take no filter that they
+do not know.
 """
 
 from __future__ import annotations
@@ -60,6 +61,19 @@ class Fault(msgspec.Struct, kw_only=True):
     """The request is carried out and its answer lost."""
 
 
+class Scores(msgspec.Struct):
+    """What GetSpotPlacementScores answers, and within which limits."""
+
+    by_zone: dict[str, int] = {}
+    """Zones that are not named have ten."""
+    a_page: int = 1_000
+    capacity_most: int = 10_000
+    """By what the account has used lately, says EC2."""
+    configurations_most: int = 10
+    """New ones within a day."""
+    asked: set[str] = msgspec.field(default_factory=set)
+
+
 class Door:
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -78,6 +92,7 @@ class Door:
         self.tokens: dict[str, tuple[str, bytes, int]] = {}
         self.prices: dict[str, float] = {}
         self.spot_prices: dict[tuple[str, str], float] = {}
+        self.scores = Scores()
         self.usage_classes: dict[str, list[str]] = {}
         """Instance type -> how it is sold, where that is not as moto says."""
         self.images: dict[str, str] = {}
@@ -155,6 +170,8 @@ class Door:
             return price_list(json.loads(body), self.prices)
         if action == "DescribeSpotPriceHistory":
             return spot_history(form, self.spot_prices)
+        if action == "GetSpotPlacementScores":
+            return placement_scores(form, self.scores)
         if action == "DescribeInstances" and not self.shows_instances:
             if "InstanceId.1" in form:
                 ids = ", ".join(listed(form, "InstanceId"))
@@ -415,3 +432,87 @@ def spot_history(form: Form, prices: dict[tuple[str, str], float]) -> Response:
         f"<DescribeSpotPriceHistoryResponse><spotPriceHistorySet>{items}</spotPriceHistorySet>"
         "<nextToken/></DescribeSpotPriceHistoryResponse>"
     )
+
+
+SCORES_ASKED = ("DryRun", "MaxResults", "NextToken", "SingleAvailabilityZone", "TargetCapacity")
+UNITS = ("vcpu", "memory-mib", "units")
+# Of ten.
+LOW_SCORE = 1
+
+
+def placement_scores(form: Form, scores: Scores) -> Response:
+    """GetSpotPlacementScores, for zones of this region."""
+    if form.get("DryRun") == "true":
+        return error(
+            "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412
+        )
+    refusal = refusal_of_scores(form, scores)
+    if refusal is not None:
+        return refusal
+    scores.asked.add(configuration_of(form))
+    few = len(set(listed(form, "InstanceType"))) < 3
+    zones = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].zones[REGION]
+    told = [
+        (zone.zone_id, LOW_SCORE if few else scores.by_zone.get(zone.name, 10)) for zone in zones
+    ]
+    told.sort(key=lambda one: (-one[1], one[0]))
+    start = int(form.get("NextToken", "0"))
+    end = start + min(int(form.get("MaxResults", "1000")), scores.a_page)
+    items = "".join(
+        f"<item><region>{REGION}</region><availabilityZoneId>{zone_id}</availabilityZoneId>"
+        f"<score>{score}</score></item>"
+        for zone_id, score in told[start:end]
+    )
+    token = f"<nextToken>{end}</nextToken>" if end < len(told) else ""
+    return xml(
+        f"<GetSpotPlacementScoresResponse><spotPlacementScoreSet>{items}</spotPlacementScoreSet>"
+        f"{token}</GetSpotPlacementScoresResponse>"
+    )
+
+
+def refusal_of_scores(form: Form, scores: Scores) -> Response | None:
+    """What EC2 says no to, in its words as far as they are known."""
+    known = {"Action", "Version", "TargetCapacityUnitType", *SCORES_ASKED}
+    unknown = {
+        key
+        for key in form
+        if key not in known and key.rpartition(".")[0] not in ("InstanceType", "RegionName")
+    }
+    if unknown:
+        return error("UnknownParameter", f"The door does not know {sorted(unknown)}.")
+    if "TargetCapacity" not in form:
+        return error("MissingParameter", "The request must contain the parameter targetCapacity")
+    wrong = [
+        key
+        for key, is_right in {
+            "targetCapacity": 1 <= int(form["TargetCapacity"]) <= 2_000_000_000,
+            "targetCapacityUnitType": form.get("TargetCapacityUnitType", "units") in UNITS,
+            "maxResults": 10 <= int(form.get("MaxResults", "10")) <= 1_000,
+            "instanceTypes": 1 <= len(listed(form, "InstanceType")) <= 1_000,
+            "regionNames": set(listed(form, "RegionName")) == {REGION},
+            "singleAvailabilityZone": form.get("SingleAvailabilityZone") == "true",
+        }.items()
+        if not is_right
+    ]
+    if wrong:
+        return error("InvalidParameterValue", f"Invalid value for {', '.join(wrong)}.")
+    if int(form["TargetCapacity"]) > scores.capacity_most:
+        return error(
+            "TargetCapacityLimitExceeded",
+            "The value for targetCapacity exceeds your limit on the amount of Spot placement "
+            "target capacity you can explore. Reduce the targetCapacity value, and try again.",
+        )
+    is_new = configuration_of(form) not in scores.asked
+    if is_new and len(scores.asked) >= scores.configurations_most:
+        return error(
+            "MaxConfigLimitExceeded",
+            "You have exceeded your maximum allowed Spot placement configurations. You can retry "
+            "configurations that you used within the last 24 hours, or wait for 24 hours before "
+            "specifying a new configuration.",
+        )
+    return None
+
+
+def configuration_of(form: Form) -> str:
+    pages = ("MaxResults", "NextToken")
+    return fingerprint({key: value for key, value in form.items() if key not in pages})

@@ -5,11 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from airflow_eksbatch.core.engine.effects import LaunchNode
+from airflow_eksbatch.core.engine.facts import OfferingsListed
 from airflow_eksbatch.core.model.allocation import tiers_of
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.core.planner.planning import make_plan
 from tests.build import NOW, a_job, a_world, an_environment, an_offering
+from tests.core.stage import Stage
 
 
 def spot(instance_type: str, part: float, zone: str = "us-east-1a") -> Offering:
@@ -19,6 +22,11 @@ def spot(instance_type: str, part: float, zone: str = "us-east-1a") -> Offering:
         zone=zone,
         on_demand_usd_hour=0.2,
     )
+
+
+def scored(offering: Offering, zone: str, score: int) -> Offering:
+    """The same pool in a zone that has this placement score; 0 if nobody said."""
+    return msgspec.structs.replace(offering, zone=zone, zone_score=score)
 
 
 def on_demand(instance_type: str, price: float, vcpus: int = 4) -> Offering:
@@ -36,6 +44,7 @@ DEEP, MIDDLE, SHALLOW, EMPTY = (
     spot("r5.xlarge", 0.7),
     spot("m6i.xlarge", 0.95),
 )
+C5_DEEP = spot("c5.xlarge", 0.3)
 M5, C5, R5 = on_demand("m5.xlarge", 0.19), on_demand("c5.xlarge", 0.17), on_demand("r5.large", 0.12)
 
 
@@ -94,6 +103,93 @@ def test_a_strategy_orders_what_may_be_bought(
     assert tiers(strategy, listed, *offerings) == expected
 
 
+# Three points or more behind the best zone are a step, five or more are two.
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((9, 9, 9), [["m5.xlarge", "c5.xlarge", "r5.xlarge"]]),
+        ((9, 7, 9), [["m5.xlarge", "c5.xlarge", "r5.xlarge"]]),
+        ((9, 6, 5), [["m5.xlarge"], ["c5.xlarge", "r5.xlarge"]]),
+        ((9, 6, 4), [["m5.xlarge"], ["c5.xlarge"], ["r5.xlarge"]]),
+        ((1, 10, 7), [["c5.xlarge"], ["r5.xlarge"], ["m5.xlarge"]]),
+        # Low everywhere says nothing of which to choose.
+        ((3, 2, 1), [["m5.xlarge", "c5.xlarge", "r5.xlarge"]]),
+        # Of a zone that was not scored nothing is known.
+        ((9, 0, 2), [["m5.xlarge", "c5.xlarge"], ["r5.xlarge"]]),
+        ((0, 0, 0), [["m5.xlarge", "c5.xlarge", "r5.xlarge"]]),
+    ],
+)
+def test_zones_are_told_apart_by_their_scores(
+    scores: tuple[int, int, int], expected: list[list[str]]
+) -> None:
+    pools = (spot("m5.xlarge", 0.3), spot("c5.xlarge", 0.3), spot("r5.xlarge", 0.3))
+    sold = [scored(p, z, s) for p, z, s in zip(pools, "abc", scores, strict=True)]
+    assert tiers("SPOT_CAPACITY_OPTIMIZED", ("optimal",), *sold) == expected
+
+
+@pytest.mark.parametrize(
+    ("strategy", "good", "bad", "expected"),
+    [
+        # The worse of both signs counts.
+        (
+            "SPOT_CAPACITY_OPTIMIZED",
+            (DEEP, SHALLOW, EMPTY),
+            (C5_DEEP,),
+            [["m5.xlarge"], ["r5.xlarge", "c5.xlarge"], ["m6i.xlarge"]],
+        ),
+        (
+            "SPOT_CAPACITY_OPTIMIZED_PRIORITIZED",
+            (DEEP, SHALLOW, EMPTY),
+            (C5_DEEP,),
+            [["m5.xlarge"], ["c5.xlarge"], ["r5.xlarge"], ["m6i.xlarge"]],
+        ),
+        # Price and depth together: a zone far behind is as good as empty.
+        (
+            "SPOT_PRICE_CAPACITY_OPTIMIZED",
+            (DEEP, SHALLOW, EMPTY),
+            (C5_DEEP,),
+            [["m5.xlarge", "r5.xlarge"], ["m6i.xlarge", "c5.xlarge"]],
+        ),
+        # By price or by the list alone: whatever the zone's score.
+        (
+            "BEST_FIT_PROGRESSIVE",
+            (DEEP,),
+            (C5_DEEP,),
+            [["m5.xlarge", "c5.xlarge"]],
+        ),
+        (
+            "BEST_FIT_PROGRESSIVE_ORDERED",
+            (DEEP,),
+            (C5_DEEP,),
+            [["c5.xlarge"], ["m5.xlarge"]],
+        ),
+    ],
+)
+def test_a_pool_in_a_zone_far_behind_is_shallow_whatever_it_costs(
+    strategy: str,
+    good: tuple[Offering, ...],
+    bad: tuple[Offering, ...],
+    expected: list[list[str]],
+) -> None:
+    sold = [scored(o, "us-east-1a", 9) for o in good] + [scored(o, "us-east-1b", 3) for o in bad]
+    assert tiers(strategy, ("c5", "m5", "r5", "m6i"), *sold) == expected
+
+
+def test_with_prices_a_zone_that_is_only_a_little_behind_is_no_worse() -> None:
+    sold = scored(DEEP, "us-east-1a", 9), scored(C5_DEEP, "us-east-1b", 5)
+    expected = [["m5.xlarge", "c5.xlarge"]]
+    assert tiers("SPOT_PRICE_CAPACITY_OPTIMIZED", ("optimal",), *sold) == expected
+
+
+def test_once_the_best_zone_is_left_alone_the_others_are_measured_by_each_other() -> None:
+    sold = scored(DEEP, "us-east-1b", 4), scored(MIDDLE, "us-east-1c", 3)
+    expected = [["m5.xlarge"], ["c5.xlarge"]]
+    assert tiers("SPOT_CAPACITY_OPTIMIZED", ("optimal",), *sold) == expected
+    with_best = scored(SHALLOW, "us-east-1a", 10)
+    expected = [["m5.xlarge", "c5.xlarge", "r5.xlarge"]]
+    assert tiers("SPOT_CAPACITY_OPTIMIZED", ("optimal",), *sold, with_best) == expected
+
+
 def test_every_offering_is_in_one_tier() -> None:
     for strategy in (
         "BEST_FIT_PROGRESSIVE",
@@ -115,6 +211,22 @@ def planned(strategy: str, listed: tuple[str, ...], vcpus: int, *offerings: Offe
     environment = an_environment(allocation_strategy=strategy, instance_types=listed)
     world = a_world(environment, a_job(vcpus=vcpus), offerings=offerings)
     return [launch.offering.instance_type for launch in make_plan(world, NOW, 60).launches]
+
+
+def test_a_change_of_scores_is_no_change_of_what_is_on_its_way() -> None:
+    """
+    1. A node is bought for a job at today's score of its zone.
+    2. The zone's score changes before it has joined: nothing more is bought, and the next job is bought for as before.
+    """
+    environment = an_environment(allocation_strategy="SPOT_CAPACITY_OPTIMIZED")
+    before, after = scored(DEEP, "us-east-1a", 9), scored(DEEP, "us-east-1a", 2)
+    stage = Stage(a_world(environment, offerings=(before,)))
+    stage.submit("first", vcpus=3)
+    assert [effect.offering.zone_score for effect in stage.of(LaunchNode)] == [9]
+    stage.step(OfferingsListed(compute_environment="ce", offerings=(after,)))
+    assert stage.of(LaunchNode) == []
+    stage.submit("second", vcpus=3)
+    assert [effect.offering.zone_score for effect in stage.of(LaunchNode)] == [2]
 
 
 def test_the_first_on_the_list_is_bought_although_another_is_cheaper() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from airflow_eksbatch.cli import main
@@ -105,6 +106,10 @@ def no_reading(account: Account, door: RightsDoor) -> None:
     door.refuse("DescribeSpotPriceHistory", "UnauthorizedOperation", times=1)
 
 
+def no_scores(account: Account, door: RightsDoor) -> None:
+    door.refuse("GetSpotPlacementScores", "UnauthorizedOperation")
+
+
 def no_types(account: Account, door: RightsDoor) -> None:
     door.refuse("DescribeInstanceTypes", "UnauthorizedOperation", message="Not authorized")
 
@@ -189,6 +194,7 @@ def no_quotas(account: Account, door: RightsDoor) -> None:
         (skewed, Mark.WRONG, "s behind that of AWS", "timedatectl"),
         (nearly_skewed, Mark.WARNING, "s ahead of that of AWS", "timedatectl"),
         (no_reading, Mark.WRONG, "may not ec2:DescribeSpotPriceHistory", "service.json"),
+        (no_scores, Mark.WARNING, "may not ec2:GetSpotPlacementScores", "service.json"),
         (no_types, Mark.WRONG, "Not authorized. The service's role lacks", "service.json"),
         (no_simulator, Mark.UNSEEN, "iam:SimulatePrincipalPolicy is not", "doctor.json"),
         (no_ending, Mark.WRONG, "may not ec2:TerminateInstances", "service.json"),
@@ -270,6 +276,21 @@ def test_spot_without_notices_is_a_warning(account: Account, door: RightsDoor) -
     spot = account.environment("spot", market=Market.SPOT)
     (found,) = not_ok(report_on(door, spot, notices=""))
     assert (found.check, "--notices eksbatch-notices" in found.fix) == ("notices", True)
+
+
+def test_the_scores_of_zones_are_told_where_spot_goes_by_them(
+    account: Account, door: RightsDoor
+) -> None:
+    install(account, door)
+    door.scores.by_zone["us-east-1b"] = 3
+    types = ["m5.large", "m5.xlarge", "c5.large"]
+    spot = account.environment("spot", market=Market.SPOT, instanceTypes=types)
+    strategy = "SPOT_CAPACITY_OPTIMIZED"
+    report = report_on(door, msgspec.structs.replace(spot, allocation_strategy=strategy))
+    told = [f for group in report.groups for f in group.findings if f.check == "placement scores"]
+    assert [(f.mark, "us-east-1a 10, us-east-1b 3" in f.sentence) for f in told] == [
+        (Mark.OK, True)
+    ]
 
 
 # ---- the command

@@ -1,4 +1,4 @@
-"""What EC2 sells in this region, asked of EC2 itself: types, zones, prices; each answer is kept for a while."""
+"""What EC2 sells in this region, asked of EC2 itself: types, zones, prices, scores; each answer is kept for a while."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
+from airflow_eksbatch.cloud.aws.placement_scores import PlacementScores
 from airflow_eksbatch.cloud.offerings import (
     InstanceType,
     offering_of,
@@ -55,6 +56,7 @@ class Ec2Catalogue:
         self._kept: dict[object, Kept] = {}
         self._asking = asyncio.Lock()
         self._prices: dict[str, float] = {}
+        self._scores = PlacementScores(aws, clock)
 
     async def types(self) -> dict[str, InstanceType]:
         """Every type of the region by name, at its On-Demand price."""
@@ -99,7 +101,11 @@ class Ec2Catalogue:
         )
         if not sold:
             raise ValueError(f"No zone among {', '.join(zones)} sells {wanted} on Spot.")
-        return sold
+        scores = await self._scores.by_zone(environment, names, sold)
+        return tuple(
+            msgspec.structs.replace(offering, zone_score=scores.get(offering.zone, 0))
+            for offering in sold
+        )
 
     async def _keep(self, key: object, ask: Callable[[], Awaitable[tuple[T, float]]]) -> T:
         """One question at a time, so that many environments ask once; an answer says how many seconds it counts."""

@@ -51,6 +51,8 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True):
     price_usd_hour: float
     on_demand_usd_hour: float = 0.0
     """What the type costs On-Demand; 0 if nobody said."""
+    zone_score: int = 0
+    """1 to 10: how likely its zone has Spot capacity for all that its compute environment may buy; 0 if nobody said."""
     estimate: Resources | None = None
     """What was estimated, where `allocatable` is what nodes of the type really had."""
 

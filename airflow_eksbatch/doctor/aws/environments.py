@@ -61,6 +61,10 @@ async def look_at_environment(
         return offerings
     types = listed(sorted({offering.instance_type for offering in offerings}))
     group.ok("instances", f"{types}: image, profile, security groups and templates are there.")
+    scores = {o.zone: o.zone_score for o in offerings if o.zone_score}
+    if scores:
+        said = listed([f"{zone} {score}" for zone, score in sorted(scores.items())])
+        group.ok("placement scores", f"For maxvCpus on Spot in one zone, of ten: {said}.")
     await _try_to_buy(group, aws, blueprint, offerings)
     return offerings
 

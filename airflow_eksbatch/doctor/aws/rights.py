@@ -71,6 +71,12 @@ async def look_at_rights(group: Group, aws: Aws, identity: Identity) -> None:
         group.ok(
             "reading EC2", f"It may what it must read ({number_of(len(DRY_RUNS), 'dry run')})."
         )
+    if not await _may_read_scores(aws):
+        group.warn(
+            "placement scores",
+            f"{identity.arn} may not ec2:GetSpotPlacementScores: in which zones Spot is deep is told by prices alone.",
+            POLICY,
+        )
     try:
         answers = [await _simulate(aws, identity, one) for one in SIMULATED]
     except AwsRefusal as error:
@@ -117,6 +123,15 @@ async def _is_refused(aws: Aws, operation: str) -> bool:
         if error.code != WOULD:
             raise
     return False
+
+
+async def _may_read_scores(aws: Aws) -> bool:
+    """What else EC2 says against it (its limits) is nothing that a policy mends."""
+    try:
+        await aws.call("ec2", "get_spot_placement_scores", DryRun=True, TargetCapacity=1)
+    except AwsRefusal as error:
+        return error.code not in UNAUTHORIZED
+    return True
 
 
 async def _simulate(aws: Aws, identity: Identity, one: Simulated) -> set[str]:
