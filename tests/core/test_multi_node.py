@@ -350,6 +350,26 @@ def test_machines_that_are_in_the_way_go_when_empty_and_nobody_else_buys_their_r
     assert (launch.offering.instance_type, launch.count) == ("m5.2xlarge", 2), "the last may pass"
 
 
+def test_machines_of_the_minimum_make_way_for_those_that_count_for_it() -> None:
+    """Its minimum and its maximum are the same, and all of it is too small."""
+    big = an_offering("m5.xlarge", vcpus=4, memory_mib=16_384)
+    world = a_world(offerings=(LARGE, big))
+    stage = Stage(world.with_(an_environment(min_vcpus=8, max_vcpus=8)))
+    stage.step()
+    stage.join()
+    assert [node.offering.instance_type for node in stage.world.nodes.values()] == ["m5.large"] * 4
+    waited_long(stage, "mpi", multi_node=nodes(2), vcpus=3)
+    small = [retirement.node_id for retirement in stage.plan.retirements]
+    assert len(small) == 3, "the last of its own may pass the maximum"
+    for node_id in small:
+        assert not stage.plan.launches
+        stage.step(InstanceGone(node_id=node_id, at=stage.now, reason="ended"))
+    (launch,) = stage.plan.launches
+    assert (launch.offering.instance_type, launch.count) == ("m5.xlarge", 2)
+    stage.join()
+    assert len(live(stage, "mpi")) == 2
+
+
 def test_several_are_bought_for_at_once() -> None:
     stage = a_stage()
     for name in ("a", "b", "c"):

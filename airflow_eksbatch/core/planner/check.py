@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 
 from airflow_eksbatch.core.model.node import NodeId, NodeStatus
 from airflow_eksbatch.core.model.resources import NOTHING, Resources
@@ -158,11 +159,11 @@ def check_retirements(world: World, plan: Plan) -> None:
         managed = world.compute_environments[node.compute_environment].managed
         require(managed, f"node {node.node_id} is retired, and it belongs to others")
         going.add(node.node_id)
-    check_minimum(world, going)
+    check_minimum(world, going, plan.exchanged)
 
 
-def check_minimum(world: World, going: set[NodeId]) -> None:
-    """Where an open node goes, the minimum stays without those that are on their way out."""
+def check_minimum(world: World, going: set[NodeId], exchanged: Mapping[str, int]) -> None:
+    """Where an open node goes, the minimum stays without those that are on their way out, but for what comes instead."""
     staying: Counter[str] = Counter()
     for node in world.nodes.values():
         if node.node_id not in going and node.status is not NodeStatus.TERMINATING:
@@ -172,7 +173,8 @@ def check_minimum(world: World, going: set[NodeId]) -> None:
         environment = world.compute_environments[node.compute_environment]
         if node.is_open and environment.status != "DELETING":
             require(
-                staying[environment.name] >= environment.min_vcpus,
+                staying[environment.name] + exchanged.get(environment.name, 0)
+                >= environment.min_vcpus,
                 f"{node_id} is retired, and only {staying[environment.name]} of at least "
                 f"{environment.min_vcpus} vCPUs stay in {environment.name}",
             )

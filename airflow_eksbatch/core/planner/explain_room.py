@@ -152,10 +152,10 @@ def obstacle_of(world: World, name: str, job_class: JobClass, now: int) -> str |
     able = [o for o in allowed(job_class.where, every) if job_class.shape.fits(o.allocatable)]
     if not able:
         return TOO_LARGE
-    if max(0, job_class.nodes - 1) * min(o.vcpus for o in able) >= environment.max_vcpus > 0:
+    if max(0, job_class.nodes - 1) * min(o.vcpus for o in able) >= environment.max_vcpus:
         return AT_MAXIMUM
     if world.vcpus[name] >= environment.max_vcpus:
-        return AT_MAXIMUM if environment.min_vcpus >= environment.max_vcpus else None
+        return None
     return NO_CAPACITY if all(world.rests_until(o) > now for o in able) else None
 
 

@@ -37,13 +37,14 @@ def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Off
     return [offering for offering in offerings if world.rests_until(offering) <= now]
 
 
-def may_be_bought(world: World, name: str, job_class: JobClass, now: int) -> bool:
-    """Whether the environment may ask for a node that could hold one of these, were it not for its maximum."""
+def least_size(world: World, name: str, job_class: JobClass, now: int) -> int:
+    """vCPUs of the smallest node that could hold one of these and may be asked for, were it not for the maximum; 0 if none may."""
     environment = world.compute_environments.get(name)
     if environment is None or not environment.may_grow or not takes_work(world, name):
-        return False
+        return 0
     offerings = allowed(job_class.where, buyable(world, environment, now))
-    return any(job_class.shape.fits(offering.allocatable) for offering in offerings)
+    able = (o.vcpus for o in offerings if job_class.shape.fits(o.allocatable))
+    return min(able, default=0)
 
 
 def is_coming(world: World, queue: JobQueue, job_class: JobClass) -> bool:
@@ -105,9 +106,11 @@ class Ways:
         """Whom an environment buys one machine for before all others: queue and class."""
         self.emptied: set[NodeId] = set()
         """Nodes that go as soon as they are empty."""
+        self.exchanged: dict[str, int] = {}
+        """vCPUs of each environment that are to be bought in their place."""
         self._world = world
         self._now = now
-        self._in_the_way: dict[str, list[Node] | None] = {}
+        self._in_the_way: dict[tuple[str, int], list[Node] | None] = {}
 
     @cached_property
     def roomiest(self) -> Roomiest:
@@ -129,6 +132,7 @@ class Ways:
             if nodes is not None:
                 self.first[name] = queue.name, job_class
                 self.emptied.update(node.node_id for node in nodes)
+                self.exchanged[name] = least_size(self._world, name, job_class, self._now)
                 return nodes
         return []
 
@@ -143,11 +147,12 @@ class Ways:
 
     def _nodes_to_empty(self, name: str, job_class: JobClass) -> list[Node] | None:
         """Those without which this environment may buy for it; None where it may not buy at all."""
-        if not may_be_bought(self._world, name, job_class, self._now):
+        least = least_size(self._world, name, job_class, self._now)
+        if not least:
             return None
-        if name not in self._in_the_way:
-            self._in_the_way[name] = nodes_in_the_way(self._world, name)
-        return self._in_the_way[name]
+        if (name, least) not in self._in_the_way:
+            self._in_the_way[name, least] = nodes_in_the_way(self._world, name, coming=least)
+        return self._in_the_way[name, least]
 
 
 def is_full(world: World, name: str) -> bool:
@@ -155,10 +160,13 @@ def is_full(world: World, name: str) -> bool:
     return world.vcpus[name] >= world.compute_environments[name].max_vcpus
 
 
-def nodes_in_the_way(world: World, name: str, needed: int = 1) -> list[Node] | None:
+def nodes_in_the_way(
+    world: World, name: str, needed: int = 1, *, coming: int = 0
+) -> list[Node] | None:
     """The emptiest nodes without which so many vCPUs are free of its maximum; None where they must stay for its minimum.
 
-    With one left the environment may buy again: its last machine may pass the maximum (AWS).
+    With one left the environment may buy again: its last machine may pass the maximum (AWS). `coming` are the vCPUs that are
+    bought in their place: they count for the minimum.
     """
     environment = world.compute_environments[name]
     nodes = [node for node in world.nodes.values() if node.compute_environment == name]
@@ -168,7 +176,7 @@ def nodes_in_the_way(world: World, name: str, needed: int = 1) -> list[Node] | N
     for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
         if staying + needed <= environment.max_vcpus:
             break
-        if node.is_open and staying - node.offering.vcpus >= environment.min_vcpus:
+        if node.is_open and staying - node.offering.vcpus + coming >= environment.min_vcpus:
             chosen.append(node)
             staying -= node.offering.vcpus
     return chosen if staying + needed <= environment.max_vcpus else None

@@ -43,5 +43,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     retirements: Sequence[Retirement] = ()
     claims: Mapping[NodeId, JobId | None] = {}
     """Nodes that a multi-node job has to itself from now on, or with None no longer."""
+    exchanged: Mapping[str, int] = {}
+    """vCPUs by compute environment that are to be bought in the place of nodes that go: its minimum waits for them."""
     unplaced: Mapping[JobClass, int] = {}
     """What still waits after all of this, by class."""

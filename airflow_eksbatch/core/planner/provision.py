@@ -80,10 +80,12 @@ def provision(
     now: int,
     first: Mapping[str, tuple[str, JobClass]],
     together: Together,
+    exchanged: Mapping[str, int],
 ) -> list[Launch]:
     """Launches for what was not placed and does not fit on nodes that are on their way.
 
-    `first` names, by environment, whom a machine is bought for before all others: queue and class.
+    `first` names, by environment, whom a machine is bought for before all others: queue and class; `exchanged` the vCPUs for
+    which others make way.
     """
     budget = Budget(world)
     launches: list[Launch] = []
@@ -108,7 +110,7 @@ def provision(
             for choice, name in enumerate(queue.compute_environments):
                 launches += buy(world, name, where, shapes, budget, choice=choice, now=now)
     together.unsave(budget)
-    launches += keep_minimum(world, budget, now)
+    launches += keep_minimum(world, budget, exchanged, now)
     return launches
 
 
@@ -344,14 +346,17 @@ def over_zones(
     return [(by_pool[pool], number) for pool, number in counts.items()]
 
 
-def keep_minimum(world: World, budget: Budget, now: int) -> list[Launch]:
-    """Nodes up to minvCpus, jobs or not, by the lowest price a vCPU."""
+def keep_minimum(
+    world: World, budget: Budget, exchanged: Mapping[str, int], now: int
+) -> list[Launch]:
+    """Nodes up to minvCpus, jobs or not, by the lowest price a vCPU; what is to come in the place of others counts."""
     launches: list[Launch] = []
     for environment in world.compute_environments.values():
         if not environment.may_grow or not environment.min_vcpus:
             continue
         name = environment.name
-        missing = environment.min_vcpus - (environment.max_vcpus - budget.vcpus[name])
+        there = environment.max_vcpus - budget.vcpus[name] + exchanged.get(name, 0)
+        missing = environment.min_vcpus - there
         tiers = tiers_of(environment, buyable(world, environment, now))
         offerings = tiers[0] if tiers else []
         while missing > 0 and offerings and budget.launches > 0:

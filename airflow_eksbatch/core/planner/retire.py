@@ -21,7 +21,8 @@ def retire_nodes(
 ) -> list[Retirement]:
     """Empty nodes whose time has come; `idle_s` counts where an environment does not say.
 
-    `kept_back` wait for jobs of nodes that are being taken back; `emptied` go at once, since they are too small.
+    `kept_back` wait for jobs of nodes that are being taken back; `emptied` go at once, since they are too small, and were
+    chosen with the minimum in mind.
     """
     busy = {placement.node_id for placement in placements} | kept_back
     closing = any(e.status == "DELETING" for e in world.compute_environments.values())
@@ -36,8 +37,10 @@ def retire_nodes(
         return []
     spare = spare_vcpus(world)
     retirements: list[Retirement] = []
-    for node, reason in sorted(going, key=lambda pair: stays_useful(pair[0])):
-        if stays_useful(node) and spare[node.compute_environment] < node.offering.vcpus:
+    order = sorted(going, key=lambda pair: (stays_useful(pair[0]), pair[0].node_id not in emptied))
+    for node, reason in order:
+        may_go = node.node_id in emptied or spare[node.compute_environment] >= node.offering.vcpus
+        if stays_useful(node) and not may_go:
             continue
         spare[node.compute_environment] -= node.offering.vcpus
         retirements.append(Retirement(node_id=node.node_id, reason=reason))

@@ -44,6 +44,8 @@ class Together:
         """Nodes that go as soon as they are empty, to make way."""
         self.saved: Counter[str] = Counter()
         """vCPUs of each compute environment that nobody else may buy than the job way was made for."""
+        self.exchanged: dict[str, int] = {}
+        """vCPUs of each environment that are to be bought for that job instead of what goes."""
         self.taken: tuple[Set[NodeId], ...] = ()
         """Nodes that somebody else got, or waits for, in this plan: these sets grow while it is made."""
         self._world = world
@@ -203,10 +205,10 @@ class Together:
         sizes = [o.vcpus for o in self._sold(environment, job_class)]
         if not environment.may_grow or not sizes:
             return None
-        needed = least_vcpus(job_class.nodes, min(sizes))
-        chosen = nodes_in_the_way(self._world, name, needed)
+        needed, coming = least_vcpus(job_class.nodes, min(sizes)), job_class.nodes * min(sizes)
+        chosen = nodes_in_the_way(self._world, name, needed, coming=coming)
         if chosen is not None:
-            self.saved[name] = needed
+            self.saved[name], self.exchanged[name] = needed, coming
             self.emptied.update(node.node_id for node in chosen)
         return chosen
 
