@@ -210,7 +210,9 @@ class EmbeddedCloud:
         instance = self._book.live.get(node_id)
         if instance is None:
             room = self._settings.capacity_of(offering.pool) - self._book.count_in(offering.pool)
-            if room <= 0:
+            wanted = effect.together if effect.all_or_none else (node_id,)
+            known = self._book.live.keys() | self._book.ended.keys()
+            if room < sum(one not in known for one in wanted):
                 return LaunchRefused(
                     node_id=node_id,
                     code="InsufficientInstanceCapacity",

@@ -71,6 +71,7 @@ class SimCloud:
         self.instances: dict[NodeId, Instance] = {}
         self.bill = CloudBill()
         self._unanswered: set[NodeId] = set()
+        self._refused_lots: set[tuple[NodeId, ...]] = set()
         self.refusing: set[str] = set()
         """Compute environments whose every launch is refused."""
         self.on_bought: Callable[[Instance], None] = lambda instance: None
@@ -124,20 +125,36 @@ class SimCloud:
         ):
             self._unanswered.add(effect.node_id)
             return None
-        if effect.together and self._chance.strikes(self._chance.faults.refused):
+        in_part = effect.together and not effect.all_or_none
+        if in_part and self._chance.strikes(self._chance.faults.refused):
             return LaunchAlone(node_id=effect.node_id)
-        pool = effect.offering.pool
-        full = sum(i.offering.pool == pool for i in self.live) >= self._capacity.get(pool, 1 << 30)
-        full = full or effect.compute_environment in self.refusing
-        if full or self._chance.strikes(self._chance.faults.refused):
+        wanted = effect.together if effect.all_or_none else (effect.node_id,)
+        if self._is_refused(
+            [node_id for node_id in wanted if node_id not in self.instances], effect
+        ):
             self.bill.refused += 1
             return LaunchRefused(
                 node_id=effect.node_id,
                 code="InsufficientInstanceCapacity",
-                message=f"There is no capacity in {pool}.",
+                message=f"There is no capacity in {effect.offering.pool}.",
                 at=self._timeline.now,
             )
         return self._launched(self._buy(effect))
+
+    def _is_refused(self, wanted: list[NodeId], effect: LaunchNode) -> bool:
+        """Of a lot that is made all or none this is drawn once: for the first of them."""
+        pool = effect.offering.pool
+        there = sum(instance.offering.pool == pool for instance in self.live)
+        if there + len(wanted) > self._capacity.get(pool, 1 << 30):
+            return True
+        if effect.compute_environment in self.refusing or effect.together in self._refused_lots:
+            return True
+        is_drawn = not effect.all_or_none or len(wanted) == len(effect.together)
+        if not is_drawn or not self._chance.strikes(self._chance.faults.refused):
+            return False
+        if effect.all_or_none:
+            self._refused_lots.add(effect.together)
+        return True
 
     def terminate(self, effect: TerminateNode) -> Fact | None:
         """Its end is told when it has ended."""

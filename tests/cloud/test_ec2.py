@@ -236,6 +236,30 @@ async def test_a_lot_that_is_beyond_a_quota_may_fit_in_part(account: Account, do
     assert len(ids_of(await cloud.launch(alone))) == 3
 
 
+@pytest.mark.parametrize("code", ["InsufficientInstanceCapacity", "VcpuLimitExceeded"])
+@asynchronous
+async def test_of_the_nodes_of_one_job_all_are_made_or_none(
+    account: Account, door: Door, code: str
+) -> None:
+    """And what is refused to several says nothing of one: the next is asked for at once."""
+    cloud = account.cloud(refused_s=240.0)
+    offerings = await cloud.offerings(account.environment())
+    lot = [msgspec.structs.replace(effect, all_or_none=True) for effect in together(offerings[0])]
+    if code == "InsufficientInstanceCapacity":
+        door.room = lambda form: 2
+    else:
+        door.refuse("RunInstances", code, when=lambda form: form["MaxCount"] != "1")
+    refused = [f for f in await cloud.launch(lot) if isinstance(f, LaunchRefused)]
+    assert [(f.node_id, f.code) for f in refused] == [(e.node_id, code) for e in lot]
+    assert not account.instances()
+    alone = launch(offerings[0], 7)
+    assert ids_of(await cloud.launch([alone])).keys() == {alone.node_id}
+    asked = door.asked["RunInstances"]
+    others = (launch(offerings[0], 8).node_id, launch(offerings[0], 9).node_id)
+    await cloud.launch([msgspec.structs.replace(lot[0], node_id=others[0], together=others)])
+    assert door.asked["RunInstances"] == asked, "another lot would hear the same"
+
+
 @asynchronous
 async def test_a_refused_lot_is_refused_for_each(account: Account, door: Door) -> None:
     cloud, offerings = await opened(account)

@@ -53,23 +53,25 @@ class PoweredDoor(Door):
                     self.power_off(self.machines.pop(instance_id))
         response = super()._fresh_answer(action, form, environ)
         if action == "RunInstances" and response.status_code == 200:
-            machine = machine_from(form, response.get_data(as_text=True))
-            self.machines[machine.instance_id] = machine
-            self.power_on(machine)
+            for machine in machines_from(form, response.get_data(as_text=True)):
+                self.machines[machine.instance_id] = machine
+                self.power_on(machine)
         return response
 
 
-def machine_from(form: Form, answer: str) -> Machine:
+def machines_from(form: Form, answer: str) -> list[Machine]:
+    """One that was asked for with others is told no node id: it is known by its instance's."""
     told = read_user_data(base64.b64decode(form["UserData"])).labels
-    found = re.search(r"<instanceId>(i-[0-9a-f]+)</instanceId>", answer)
-    assert found is not None, answer
-    return Machine(
-        instance_id=found[1],
-        instance_type=form["InstanceType"],
-        subnet=next(v for k, v in sorted(form.items()) if k.endswith("SubnetId")),
-        node_id=NodeId(told[labels.NODE_UID]),
-        uuid=told[labels.ENVIRONMENT_UUID],
-    )
+    return [
+        Machine(
+            instance_id=instance_id,
+            instance_type=form["InstanceType"],
+            subnet=next(v for k, v in sorted(form.items()) if k.endswith("SubnetId")),
+            node_id=NodeId(told.get(labels.NODE_UID) or instance_id),
+            uuid=told[labels.ENVIRONMENT_UUID],
+        )
+        for instance_id in re.findall(r"<instanceId>(i-[0-9a-f]+)</instanceId>", answer)
+    ]
 
 
 class Ec2Ways:
@@ -130,7 +132,8 @@ class Ec2Ways:
             ) -> bool:
                 there = [m for m in self.door.machines.values() if m.instance_type == kind]
                 wanted = form["InstanceType"] == kind and subnet in form.values()
-                return wanted and sum(m.subnet == subnet for m in there) >= most
+                left = most - sum(m.subnet == subnet for m in there)
+                return wanted and left < int(form["MinCount"])
 
             self.door.refuse(
                 "RunInstances",

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import pytest
 
 from airflow_eksbatch.cloud.aws import refusals
@@ -365,6 +366,24 @@ async def test_what_cannot_be_had_is_refused_by_type_and_the_rest_is_launched(be
         await scene.cloud.terminate([terminate(one, instance_id)])
         await scene.end_of(one.node_id)
         await scene.launched(again)
+
+
+@asynchronous
+async def test_of_a_lot_that_is_made_all_or_none_none_is_made_where_not_all_can_be(
+    bed: Any,
+) -> None:
+    async with bed.open() as scene:
+        one, *_ = await launches(bed, scene)
+        scene.control({"capacity": {one.offering.pool: 2}})
+        for size in (3, 2):
+            lot = [launch(one.offering, 10 * size + number) for number in range(size)]
+            ids = tuple(effect.node_id for effect in lot)
+            how = {"together": ids, "all_or_none": True}
+            facts = await scene.cloud.launch([msgspec.structs.replace(e, **how) for e in lot])
+            kind = LaunchRefused if size > 2 else InstanceLaunched
+            assert tuple(fact.node_id for fact in of(kind, facts)) == ids
+        listed = await scene.look()
+        assert set(listed["ce"]) == set(ids)
 
 
 # ---- ending

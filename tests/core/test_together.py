@@ -5,6 +5,7 @@ from __future__ import annotations
 from airflow_eksbatch.core.engine.effects import CreatePod, LaunchNode
 from airflow_eksbatch.core.engine.facts import (
     InstanceLaunched,
+    JobSubmitted,
     LaunchAlone,
     NodeClosed,
     NodeLost,
@@ -13,7 +14,8 @@ from airflow_eksbatch.core.engine.facts import (
 )
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
-from tests.build import a_world, an_offering
+from tests.build import a_spec, a_world, an_offering
+from tests.core.multi_node import nodes
 from tests.core.stage import Stage, loaded
 
 MOST = limits.LAUNCH_TOGETHER_MAX
@@ -68,6 +70,19 @@ def test_what_was_not_made_with_the_others_is_asked_for_alone_from_then_on() -> 
     assert (alone.node_id, alone.together) == (effects[2].node_id, ())
     again = loaded(stage).of(LaunchNode)
     assert [e.together for e in again if e.node_id == alone.node_id] == [()]
+
+
+def test_those_of_a_multi_node_job_are_a_lot_of_their_own_and_made_all_or_none() -> None:
+    """Also when they are asked for again."""
+    stage = Stage(a_world(offerings=OFFERINGS))
+    plain = a_spec("plain", vcpus=2, memory_mib=1_024, size=2)
+    mpi = a_spec("mpi", vcpus=2, memory_mib=1_024, multi_node=nodes(3))
+    stage.step(JobSubmitted(spec=plain), JobSubmitted(spec=mpi))
+    for asked in (stage.of(LaunchNode), loaded(stage).of(LaunchNode)):
+        lots = {effect.together: effect.all_or_none for effect in asked}
+        kept = [bool(stage.world.nodes[ids[0]].reserved_for) for ids in lots]
+        assert sorted(map(len, lots)) == [2, 3]
+        assert list(lots.values()) == kept
 
 
 def test_a_machine_that_knows_no_node_id_is_the_node_of_its_instance() -> None:

@@ -97,15 +97,15 @@ def subnets_for(blueprint: Blueprint, effect: LaunchNode) -> tuple[str, ...]:
 
 def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> dict[str, Any]:
     """RunInstances for one node, or for all that are asked for together; those know no node id, but their instance."""
-    offering = effect.offering
+    offering, number = effect.offering, len(effect.together) or 1
     template = blueprint.template_for(offering.instance_type)
     own = {} if effect.together else {labels.NODE_UID: effect.node_id}
     node_labels = {labels.ENVIRONMENT_UUID: blueprint.uuid, **own}
     config = node_config(blueprint.cluster, node_labels, offering.allocatable.pods)
     request: dict[str, Any] = {
         "ClientToken": token_of(nodes_tag(effect), subnet),
-        "MinCount": 1,
-        "MaxCount": len(effect.together) or 1,
+        "MinCount": number if effect.all_or_none else 1,
+        "MaxCount": number,
         "InstanceType": offering.instance_type,
         "UserData": user_data(config, template.user_data if template else ""),
         # A machine that shuts itself down is given back, not kept.

@@ -3,7 +3,7 @@
 EC2 makes the instances of one token once, however often it is asked, and numbers them: the node ids of a lot stand in a
 tag in that order, so each instance says from its first moment which node it is. Of a lot it may make fewer than asked
 for; the others are to be asked for alone, which also finds out why: as soon as that has been noted, or a crash would ask
-for both.
+for both. Of a lot that is for one multi-node job it makes all or none.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Launches:
         try:
             made = await self._request(lot[0])
         except AwsRefusal as error:
-            if self._judge(lot[0], error) is not Meaning.QUOTA:
+            if self._judge(lot[0], error) is not Meaning.QUOTA or lot[0].all_or_none:
                 return self._answered([self._refused(effect, error) for effect in lot])
             made = {}  # What is left of it may do for some
         launched = [self._launched(e, made[e.node_id]) for e in lot if e.node_id in made]
@@ -175,7 +175,8 @@ class Launches:
             except AwsRefusal as error:
                 if error.code not in (TOKEN_USED, TOKEN_ENDED, NO_ADDRESSES):
                     meaning = self._judge(effect, error)
-                    # That a lot is beyond a quota says nothing of one machine.
-                    if not (meaning is Meaning.QUOTA and effect.together):
+                    # That some are beyond a quota says nothing of one machine.
+                    in_part = effect.together and not effect.all_or_none
+                    if not (meaning is Meaning.QUOTA and in_part):
                         self._just_refused.note(effect, meaning, error.code, error.message)
                 raise

@@ -164,7 +164,7 @@ class JustRefused:
         self._said: dict[str, tuple[str, str, float, int]] = {}
 
     def note(self, effect: LaunchNode, meaning: Meaning, code: str, message: str) -> None:
-        pool, quota, environment = scopes_of(effect)
+        pool, quota, environment = scopes_of(effect, at_once=effect.all_or_none)
         scope = {Meaning.QUOTA: quota, Meaning.NEVER: environment}.get(meaning, pool)
         # What is left of a quota may still be enough for a smaller machine.
         least = effect.offering.vcpus if scope == quota else 0
@@ -172,10 +172,11 @@ class JustRefused:
 
     def about(self, effect: LaunchNode) -> tuple[str, str] | None:
         """Code and sentence of a no that holds for this launch as well."""
-        for scope in scopes_of(effect):
-            code, message, until, least = self._said.get(scope, ("", "", 0.0, 0))
-            if time.monotonic() < until and effect.offering.vcpus >= least:
-                return code, message
+        for at_once in {False, effect.all_or_none}:
+            for scope in scopes_of(effect, at_once=at_once):
+                code, message, until, least = self._said.get(scope, ("", "", 0.0, 0))
+                if time.monotonic() < until and effect.offering.vcpus >= least:
+                    return code, message
         return None
 
     def forget(self, environment: str) -> None:
@@ -183,10 +184,14 @@ class JustRefused:
         self._said.pop(f"environment {environment}", None)
 
 
-def scopes_of(effect: LaunchNode) -> tuple[str, str, str]:
-    """Where a no may hold: its pool, its quota, its compute environment."""
-    offering = effect.offering
-    return offering.pool, f"quota {offering.quota}", f"environment {effect.compute_environment}"
+def scopes_of(effect: LaunchNode, *, at_once: bool) -> tuple[str, str, str]:
+    """Where a no may hold: its pool, its quota, its compute environment. A no to several at once says nothing of one."""
+    offering, how = effect.offering, " at once" if at_once else ""
+    return (
+        f"{offering.pool}{how}",
+        f"quota {offering.quota}{how}",
+        f"environment {effect.compute_environment}",
+    )
 
 
 # What to do about the ones that a person must mend, where EC2's own sentence does not say it.

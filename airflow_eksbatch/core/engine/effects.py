@@ -72,6 +72,8 @@ class LaunchNode(NodeEffect, frozen=True, kw_only=True):
     offering: Offering
     together: tuple[NodeId, ...] = ()
     """Nodes, it among them, whose instances one request may make: the same ones each time it is asked for."""
+    all_or_none: bool = False
+    """Whether that request makes none of them if it cannot make all."""
 
 
 class TerminateNode(NodeEffect, frozen=True, kw_only=True):

@@ -63,7 +63,7 @@ def on_launch_alone(turn: Turn, fact: facts.LaunchAlone) -> None:
     node = turn.world.nodes.get(fact.node_id)
     if node is not None and node.status is NodeStatus.REQUESTED and node.together:
         turn.world.trials.note_answer(node, turn.now)
-        node.together = ()
+        node.together, node.all_or_none = (), False
         turn.world.note_node(node)
         ask_launch(turn, node)
 

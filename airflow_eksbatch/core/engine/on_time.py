@@ -135,6 +135,7 @@ def ask_launch(turn: Turn, node: Node) -> None:
             compute_environment=node.compute_environment,
             offering=node.offering,
             together=node.together,
+            all_or_none=node.all_or_none,
         )
     )
     again_at, until = turn.now + limits.LAUNCH_ANSWER_S_MAX * 1000, launch_by(turn, node)

@@ -123,9 +123,10 @@ def place(turn: Turn, placement: Placement) -> None:
 def order_nodes(turn: Turn, launches: Iterable[Launch]) -> None:
     """Note the nodes first, then ask for them: a crash between leaves nodes that are asked for again.
 
-    Equal machines are asked for together, and which ones is kept: so a repeated request is the same request.
+    Equal machines are asked for together, those of a multi-node job all or none, and which ones is kept: so a repeated request
+    is the same request.
     """
-    alike: defaultdict[tuple[str, Offering], list[Node]] = defaultdict(list)
+    alike: defaultdict[tuple[str, Offering, str | None], list[Node]] = defaultdict(list)
     for launch in launches:
         for _ in range(launch.count):
             node = Node(
@@ -137,13 +138,14 @@ def order_nodes(turn: Turn, launches: Iterable[Launch]) -> None:
                 reserved_for=launch.reserved_for,
                 requested_at=turn.now,
             )
-            alike[node.compute_environment, node.offering].append(node)
+            alike[node.compute_environment, node.offering, node.reserved_for].append(node)
         turn.world.totals.overflows += launch.count * (launch.choice > 0)
     for nodes in alike.values():
         for start in range(0, len(nodes), limits.LAUNCH_TOGETHER_MAX):
             lot = nodes[start : start + limits.LAUNCH_TOGETHER_MAX]
             for node in lot:
                 node.together = tuple(n.node_id for n in lot) if len(lot) > 1 else ()
+                node.all_or_none = bool(node.together and node.reserved_for)
                 turn.world.add_node(node)
                 on_time.ask_launch(turn, node)
 

@@ -123,6 +123,8 @@ class Node(msgspec.Struct, kw_only=True):
     """What its cluster calls it, where that is not its node id: machines that are bought together do not know theirs."""
     together: tuple[NodeId, ...] = ()
     """Nodes that one request asked for, itself among them, in the order of their instances; empty if it alone."""
+    all_or_none: bool = False
+    """Whether the instances of `together` are of use only all at once."""
     bought_for: Load = ()
     """What the plan that bought it put on it; counts until it has its first pod."""
     reserved_for: str | None = None
