@@ -286,6 +286,19 @@ def test_an_environment_on_trial_buys_one_machine_for_it() -> None:
     assert sum(launch.count for launch in stage.plan.launches) == 2
 
 
+def test_a_trial_goes_on_though_the_job_has_some_of_its_machines() -> None:
+    """1. two of three are reserved for it 2. the third is refused, and others of the environment have not joined."""
+    stage = a_stage(*ready(2))
+    stage.submit("mpi", multi_node=nodes(3))
+    (third,) = stage.of(LaunchNode)
+    stage.world.never_joined["ce"] = limits.NEVER_JOINED_MAX
+    stage.step(LaunchRefused(node_id=third.node_id, code="c", message="none", at=stage.now))
+    stage.wait(3600)
+    assert sum(launch.count for launch in stage.plan.launches) == 1
+    stage.join()
+    assert len(live(stage, "mpi")) == 3
+
+
 def play(stage: Stage, job_id: str, **younger: float) -> int:
     """Beats of half a minute until it has succeeded, with younger jobs in each, one beat long; how many had ended by then."""
     for number in range(200):

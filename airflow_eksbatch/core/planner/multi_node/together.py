@@ -304,7 +304,9 @@ class Together:
         name = environment.name
         on_trial, best = is_on_trial(self._world, name), None
         for pool, nodes in kept.items():
-            if pool[0] == name and (len(nodes) >= job_class.nodes or on_trial):
+            # On trial one is waited for before another is asked for.
+            waits = on_trial and any(map(is_on_its_way, nodes))
+            if pool[0] == name and (len(nodes) >= job_class.nodes or waits):
                 return pool, None
         if not environment.may_grow:
             return None
