@@ -103,7 +103,7 @@ async def test_where_scores_would_say_nothing_they_are_not_asked_for(
 ) -> None:
     offerings = await account.cloud().offerings(spot(account, **what))
     assert set(scores_of(offerings).values()) == {0}
-    assert questions(door) == []
+    assert questions(door) == account.troubles == []
 
 
 @asynchronous
@@ -169,8 +169,14 @@ async def test_environments_alike_ask_one_question(account: Account, door: Door)
     names = ("one", "two", "three")
     await asyncio.gather(*(cloud.offerings(spot(account, name)) for name in names))
     assert len(questions(door)) == 1
-    await cloud.offerings(spot(account, "larger", max_vcpus=128))
+    scores = PlacementScores(cloud._aws, Hands())
+    sold = await cloud.offerings(spot(account))
+    await scores.by_zone(spot(account), TYPES, sold)
+    await scores.by_zone(spot(account), TYPES[::-1], sold)
     assert len(questions(door)) == 2
+    assert len(door.scores.asked) == 1
+    await cloud.offerings(spot(account, "larger", max_vcpus=128))
+    assert len(door.scores.asked) == 2
 
 
 # ---- without an answer
@@ -242,10 +248,9 @@ async def test_buying_does_not_wait_for_an_answer_that_does_not_come(
 ) -> None:
     released, cloud, environment = threading.Event(), account.cloud(), spot(account)
     sold = await cloud.offerings(environment)
-    aws = cloud._aws
     door.refuse("GetSpotPlacementScores", "Late", when=lambda form: released.wait(60))
     try:
-        scores = PlacementScores(aws, Hands(), answer_s=0.2)
+        scores = PlacementScores(cloud._aws, Hands(), answer_s=0.2)
         assert await scores.by_zone(environment, TYPES, sold) == {}
         assert await scores.by_zone(environment, TYPES, sold) == {}
     finally:
