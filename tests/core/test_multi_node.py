@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from airflow_eksbatch.core.engine.effects import CreatePod, LaunchNode
 from airflow_eksbatch.core.engine.facts import (
@@ -13,6 +14,7 @@ from airflow_eksbatch.core.engine.facts import (
 )
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import JobStatus
+from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.explain import explain, why_stuck
 from tests.build import (
@@ -108,39 +110,37 @@ def test_a_maximum_that_does_not_hold_all_buys_none() -> None:
     assert (launch.compute_environment, launch.count, launch.choice) == ("more", 4, 1)
 
 
+def all_but_one(stage: Stage) -> tuple[list[NodeId], str]:
+    """A job whose first request for machines is granted, and the second, for the last one, refused; those that are ready,
+    and their pool.
+    """
+    stage.submit("mpi", multi_node=nodes(limits.LAUNCH_TOGETHER_MAX + 1))
+    *lot, last = stage.of(LaunchNode)
+    news = [InstanceLaunched(node_id=e.node_id, instance_id="i", at=stage.now) for e in lot]
+    joined = [stage.ready(stage.world.nodes[effect.node_id]) for effect in lot]
+    no = LaunchRefused(node_id=last.node_id, code="c", message="none", at=stage.now)
+    stage.step(*news, *joined, no)
+    return [effect.node_id for effect in lot], last.offering.pool
+
+
 def test_what_is_refused_is_had_elsewhere_and_the_rest_given_up() -> None:
     stage = a_stage(offerings=(LARGE, LARGE_B))
-    stage.submit("mpi", multi_node=nodes(2))
-    first, second = (effect.node_id for effect in stage.of(LaunchNode))
-    pool = stage.world.nodes[first].offering.pool
-    stage.step(
-        InstanceLaunched(node_id=first, instance_id="i-1", at=stage.now),
-        LaunchRefused(
-            node_id=second, code="InsufficientInstanceCapacity", message="none", at=stage.now
-        ),
-    )
+    first, pool = all_but_one(stage)
     assert {effect.offering.pool for effect in stage.of(LaunchNode)} == {
         o.pool for o in (LARGE, LARGE_B) if o.pool != pool
     }
-    assert len(stage.of(LaunchNode)) == 2
-    assert stage.world.nodes[first].reserved_for is None
+    assert len(stage.of(LaunchNode)) == len(first) + 1
+    assert not any(stage.world.nodes[node_id].reserved_for for node_id in first)
     stage.join()
     assert stage.status("mpi") is JobStatus.STARTING
 
 
 def test_what_cannot_become_complete_is_everybodys() -> None:
-    """One of two is there, and nobody sells another: others work on it rather than nobody."""
+    """All but one are there, and nobody sells another: others work on them rather than nobody."""
     stage = a_stage()
-    stage.submit("mpi", multi_node=nodes(2))
-    first, second = (effect.node_id for effect in stage.of(LaunchNode))
+    first, _ = all_but_one(stage)
     stage.submit("small")
-    refusal = LaunchRefused(
-        node_id=second, code="InsufficientInstanceCapacity", message="none", at=stage.now
-    )
-    launched = InstanceLaunched(node_id=first, instance_id="i-1", at=stage.now)
-    stage.step(launched, stage.ready(stage.world.nodes[first]), refusal)
-    stage.step()
-    assert stage.live("small").node_id == first
+    assert stage.live("small").node_id in first
 
 
 def test_two_that_each_lack_one_node_do_not_wait_for_each_other() -> None:
@@ -273,6 +273,63 @@ def test_why_says_for_whom_nodes_take_no_younger_work() -> None:
     text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
     assert "1 is reserved for it" in text
     assert "2 nodes take no younger work for it; 2 of them still work." in text
+
+
+def refuse_all(stage: Stage, *, quota: bool = False) -> None:
+    """Whatever is asked for."""
+    stage.step(
+        *(
+            LaunchRefused(node_id=e.node_id, code="c", message="none", at=stage.now, quota=quota)
+            for e in stage.of(LaunchNode)
+        )
+    )
+
+
+@pytest.mark.parametrize("quota", [False, True])
+def test_what_is_refused_to_several_at_once_is_still_sold_one_by_one(quota: bool) -> None:
+    """And the more often it is refused the longer it is before they are asked for again."""
+    stage = a_stage()
+    stage.submit("mpi", multi_node=nodes(3))
+    for wait_s in (limits.REFUSAL_S, 2 * limits.REFUSAL_S):
+        assert [effect.all_or_none for effect in stage.of(LaunchNode)] == [True] * 3
+        refuse_all(stage, quota=quota)
+        assert not stage.plan.launches
+        stage.wait(wait_s - 1)
+        assert not stage.plan.launches
+        stage.wait(1)
+    refuse_all(stage, quota=quota)
+    text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
+    assert (
+        "So many at once were refused and are asked for again: m5.large/us-east-1a/EC2 in 12 min."
+        in text
+    )
+    stuck = why_stuck(stage.world, stage.world.class_of(stage.job("mpi")), stage.now) or ""
+    assert stuck.startswith("CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - ")
+    stage.submit("small")
+    assert [launch.count for launch in stage.plan.launches] == [1]
+
+
+def test_several_that_are_refused_are_asked_for_elsewhere() -> None:
+    stage = a_stage(offerings=(LARGE, LARGE_B))
+    stage.submit("mpi", multi_node=nodes(3))
+    zones = []
+    for _ in range(2):
+        (launch,) = stage.plan.launches
+        zones.append(launch.offering.zone)
+        refuse_all(stage)
+    assert sorted(zones) == ["us-east-1a", "us-east-1b"]
+    assert not stage.plan.launches
+
+
+def test_one_that_is_missing_is_asked_for_though_several_were_refused() -> None:
+    stage = a_stage()
+    stage.submit("mpi", multi_node=nodes(3))
+    refuse_all(stage)
+    stage.submit("small", size=2, vcpus=2)
+    stage.join()
+    stage.run()
+    stage.step(stage.ended("small", 0), stage.ended("small", 1))
+    assert [(launch.count, launch.reserved_for) for launch in stage.plan.launches] == [(1, "mpi")]
 
 
 def test_an_environment_on_trial_buys_one_machine_for_it() -> None:

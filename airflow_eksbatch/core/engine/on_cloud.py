@@ -16,7 +16,7 @@ from airflow_eksbatch.core.engine.setbacks import (
     forget_refusals,
     invalidate,
     rest,
-    rest_quota,
+    rest_refused,
 )
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
@@ -74,10 +74,7 @@ def on_launch_refused(turn: Turn, fact: facts.LaunchRefused) -> None:
     if node is None or node.launched_at is not None:
         return
     turn.world.trials.note_answer(node, turn.now)
-    if fact.quota:
-        rest_quota(turn, node.offering)
-    else:
-        rest(turn, node.offering.pool)
+    rest_refused(turn, node, quota=fact.quota)
     turn.world.totals.refused += 1
     turn.world.remove_node(node, turn.now, f"{fact.code}: {fact.message}")
     environment = turn.world.compute_environments.get(node.compute_environment)

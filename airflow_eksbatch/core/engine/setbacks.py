@@ -9,7 +9,7 @@ from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Job, JobStatus, pod_name
-from airflow_eksbatch.core.model.node import TURNED_AWAY, Node, NodeStatus, Offering
+from airflow_eksbatch.core.model.node import AT_ONCE, TURNED_AWAY, Node, NodeStatus, Offering
 from airflow_eksbatch.core.world import where
 from airflow_eksbatch.core.world.trials import Refusals
 
@@ -20,9 +20,18 @@ NONE_JOINED = (
 )
 
 
-def rest_quota(turn: Turn, offering: Offering) -> None:
+def rest_refused(turn: Turn, node: Node, *, quota: bool) -> None:
+    """Its pool or its quota rests; where all or none of several were to be had, for the like only: one of them may be had."""
+    at_once = AT_ONCE if node.all_or_none else ""
+    if quota:
+        rest_quota(turn, node.offering, at_once)
+    else:
+        rest(turn, node.offering.pool + at_once)
+
+
+def rest_quota(turn: Turn, offering: Offering, at_once: str) -> None:
     """EC2 says only that this machine does not fit into what is left of the quota: smaller ones may."""
-    quota, least = offering.quota, turn.world.refused_vcpus
+    quota, least = offering.quota + at_once, turn.world.refused_vcpus
     was_resting = not rest(turn, quota)
     if not was_resting or offering.vcpus < least.get(quota, 0):
         least[quota] = offering.vcpus

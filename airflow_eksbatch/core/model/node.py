@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import itertools
+from collections.abc import Mapping
 from typing import NewType
 
 import msgspec
@@ -34,6 +35,10 @@ QUOTA_CLASSES = {"gr": "g", "vt": "g"} | {name: name for name in ("dl", "hpc", "
 def quota_class(instance_type: str) -> str:
     family = "".join(itertools.takewhile(str.isalpha, instance_type))
     return QUOTA_CLASSES.get(family, "standard" if family[:1] in STANDARD else family)
+
+
+# Where what is refused is several machines at once, and not each of them: it stands behind the name of a pool or a quota.
+AT_ONCE = " at once"
 
 
 class Offering(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +91,18 @@ class Offering(msgspec.Struct, frozen=True, kw_only=True):
     def quota(self) -> str:
         """Which of EC2's bounds on vCPUs counts it, in all zones and for all environments: classes of types/market."""
         return f"{quota_class(self.instance_type)}/{self.market.value}"
+
+    def rests_until(
+        self, refused: Mapping[str, int], least: Mapping[str, int], *, at_once: bool
+    ) -> int:
+        """When the last no to its pool or quota ends; 0 for none. `least`: the vCPUs from which on a quota refuses."""
+        ends = [0]
+        for how in ("", AT_ONCE)[: 1 + at_once]:
+            quota = self.quota + how
+            ends.append(refused.get(self.pool + how, 0))
+            if self.vcpus >= least.get(quota, 0):
+                ends.append(refused.get(quota, 0))
+        return max(ends)
 
 
 class NodeStatus(enum.StrEnum):

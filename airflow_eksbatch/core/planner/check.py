@@ -138,7 +138,8 @@ def check_offering(world: World, launch: Launch, now: int) -> None:
     require(launch.count > 0, f"{launch.count} instances are bought in {name}")
     offered = launch.offering in world.offerings.get(name, ())
     require(offered, f"{pool} is bought in {name}, which does not offer it")
-    rests = world.rests_until(launch.offering) > now
+    at_once = launch.reserved_for is not None and launch.count > 1
+    rests = world.rests_until(launch.offering, at_once=at_once) > now
     require(not rests, f"{pool} is bought, and it was refused a moment ago")
 
 

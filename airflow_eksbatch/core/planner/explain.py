@@ -40,7 +40,7 @@ def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
     sentences: list[str] = []
     for name in queue.compute_environments:
         sentences.append(explain_environment(world, name, job_class.shape, job_class.where, now))
-        sentences += explain_number(world, name, job_class) if job_class.nodes else []
+        sentences += explain_number(world, name, job_class, now) if job_class.nodes else []
     return f"{obstacle} - {' '.join(sentences)}"
 
 

@@ -156,7 +156,8 @@ def obstacle_of(world: World, name: str, job_class: JobClass, now: int) -> str |
         return AT_MAXIMUM
     if world.vcpus[name] >= environment.max_vcpus:
         return None
-    return NO_CAPACITY if all(world.rests_until(o) > now for o in able) else None
+    at_once = job_class.nodes > 1
+    return NO_CAPACITY if all(world.rests_until(o, at_once=at_once) > now for o in able) else None
 
 
 def may_take(

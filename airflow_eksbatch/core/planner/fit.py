@@ -98,6 +98,11 @@ class Fit:
     def _free_cpu_m(self) -> dict[str, int]:
         return free_cpu_m(self._world)
 
+    @property
+    def exchanged(self) -> dict[str, int]:
+        """vCPUs by compute environment that are to be bought in the place of nodes that make way."""
+        return Counter(self.ways.exchanged) + Counter(self.together.exchanged)
+
     def buyable_demand(self) -> dict[str, Demand]:
         """What capacity may be bought for; what nobody sells must not use up what a queue may still take.
 

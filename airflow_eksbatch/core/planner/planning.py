@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from airflow_eksbatch.core.planner.fit import Fit
-from airflow_eksbatch.core.planner.plan import Launch, Plan
+from airflow_eksbatch.core.planner.plan import Plan
 from airflow_eksbatch.core.planner.provision import provision
 from airflow_eksbatch.core.planner.retire import retire_nodes
 from airflow_eksbatch.core.world.world import World
@@ -19,10 +17,7 @@ def make_plan(world: World, now: int, idle_s: float, *, buys: bool = True) -> Pl
     """
     fit = Fit(world, now)
     demand = fit.buyable_demand() if buys else {}
-    exchanged = Counter(fit.ways.exchanged) + Counter(fit.together.exchanged)
-    launches: list[Launch] = []
-    if buys:
-        launches = provision(world, demand, now, fit.ways.first, fit.together, exchanged)
+    launches = provision(world, demand, now, fit) if buys else []
     return Plan(
         placements=fit.placements,
         launches=launches,
@@ -35,7 +30,7 @@ def make_plan(world: World, now: int, idle_s: float, *, buys: bool = True) -> Pl
             emptied=fit.ways.emptied | fit.together.emptied,
         ),
         claims=fit.together.claims,
-        exchanged=exchanged,
+        exchanged=fit.exchanged,
         unplaced={
             job_class: count for demand in fit.left.values() for job_class, count in demand.items()
         },

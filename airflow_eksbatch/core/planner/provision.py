@@ -16,14 +16,12 @@ from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.allocation import tiers_of
 from airflow_eksbatch.core.model.node import Load, NodeId, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.fit import Demand
+from airflow_eksbatch.core.planner.fit import Demand, Fit
 from airflow_eksbatch.core.planner.hold import buyable, takes_work
 from airflow_eksbatch.core.planner.mix.cheapest import Mix, cheapest_mix, not_outdone
-from airflow_eksbatch.core.planner.multi_node.together import Together
 from airflow_eksbatch.core.planner.order import queues_in_order
 from airflow_eksbatch.core.planner.pack import Floor, Shapes, fill, total
 from airflow_eksbatch.core.planner.plan import Launch
-from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.where import Where, allowed
 from airflow_eksbatch.core.world.world import World
 
@@ -78,16 +76,10 @@ def provision(
     world: World,
     left: dict[str, Demand],
     now: int,
-    first: Mapping[str, tuple[str, JobClass]],
-    together: Together,
-    exchanged: Mapping[str, int],
+    fit: Fit,
 ) -> list[Launch]:
-    """Launches for what was not placed and does not fit on nodes that are on their way.
-
-    `first` names, by environment, whom a machine is bought for before all others: queue and class; `exchanged` the vCPUs for
-    which others make way.
-    """
-    budget = Budget(world)
+    """Launches for what was not placed and does not fit on nodes that are on their way; `fit` knows for whom way is made."""
+    first, together, budget = fit.ways.first, fit.together, Budget(world)
     launches: list[Launch] = []
     together.save(budget)
     wanted = {queue: shapes_of(demand) for queue, demand in left.items() if demand}
@@ -110,7 +102,7 @@ def provision(
             for choice, name in enumerate(queue.compute_environments):
                 launches += buy(world, name, where, shapes, budget, choice=choice, now=now)
     together.unsave(budget)
-    launches += keep_minimum(world, budget, exchanged, now)
+    launches += keep_minimum(world, budget, fit.exchanged, now)
     return launches
 
 

@@ -284,11 +284,9 @@ class World:
             self.instances -= 1
         self.note_node(node)
 
-    def rests_until(self, offering: Offering) -> int:
-        """When this may be asked for; in the past if nobody refused it lately."""
-        until, quota = self.refused_until, offering.quota
-        fits = offering.vcpus < self.refused_vcpus.get(quota, 0)
-        return max(until.get(offering.pool, 0), 0 if fits else until.get(quota, 0))
+    def rests_until(self, offering: Offering, *, at_once: bool = False) -> int:
+        """When this, or several of it at once, may be asked for; in the past if nobody refused it lately."""
+        return offering.rests_until(self.refused_until, self.refused_vcpus, at_once=at_once)
 
     def note_node(self, node: Node) -> None:
         self._dirty_nodes[node.node_id] = node

@@ -202,7 +202,11 @@ class Together:
     def _nodes_to_give_back(self, name: str, job_class: JobClass) -> list[Node] | None:
         """The emptiest without which the environment may buy all that it needs; None where it never may."""
         environment = self._world.compute_environments[name]
-        sizes = [o.vcpus for o in self._sold(environment, job_class)]
+        sizes = [
+            o.vcpus
+            for o in self._sold(environment, job_class)
+            if self._may_be_had(o, job_class.nodes)
+        ]
         if not environment.may_grow or not sizes:
             return None
         needed, coming = least_vcpus(job_class.nodes, min(sizes)), job_class.nodes * min(sizes)
@@ -219,6 +223,10 @@ class Together:
             offerings = allowed(job_class.where, buyable(self._world, environment, self._now))
             self._sold_to[key] = [o for o in offerings if job_class.shape.fits(o.allocatable)]
         return self._sold_to[key]
+
+    def _may_be_had(self, offering: Offering, number: int) -> bool:
+        """Whether so many at once were not refused lately."""
+        return number < 2 or self._world.rests_until(offering, at_once=True) <= self._now
 
     # ---- nodes that are not there
 
@@ -317,7 +325,7 @@ class Together:
                 missing = job_class.nodes - len(kept.get(pool, ()))
                 missing -= len(self._idle(pool, job_class, missing))
                 vcpus = 1 if on_trial else least_vcpus(missing, offering.vcpus)
-                if vcpus <= room or not missing:
+                if (vcpus <= room and self._may_be_had(offering, missing)) or not missing:
                     key = (-len(kept.get(pool, ())), rank, missing * offering.price_usd_hour)
                     if best is None or (key, pool) < best[:2]:
                         best = (key, pool, offering)

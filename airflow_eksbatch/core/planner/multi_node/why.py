@@ -19,7 +19,7 @@ from airflow_eksbatch.core.planner.multi_node.together import (
     least_vcpus,
     pool_of,
 )
-from airflow_eksbatch.core.planner.words import number_of
+from airflow_eksbatch.core.planner.words import listed, number_of, span
 from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.where import allowed
 from airflow_eksbatch.core.world.world import World
@@ -37,7 +37,7 @@ def explain_together(world: World, job: Job, now: int) -> list[str]:
     ]
     for name in queue.compute_environments:
         sentences.append(explain_environment(world, name, job_class.shape, job_class.where, now))
-        sentences += explain_number(world, name, job_class)
+        sentences += explain_number(world, name, job_class, now)
     sentences += explain_way_made(world, job, queue, now)
     return sentences + explain_reservation(world, job, queue, now)
 
@@ -55,7 +55,7 @@ def explain_reserved(world: World, job: Job) -> list[str]:
     return [f"{ready} {are} reserved for it{still} ({where})."]
 
 
-def explain_number(world: World, name: str, job_class: JobClass) -> list[str]:
+def explain_number(world: World, name: str, job_class: JobClass, now: int) -> list[str]:
     """Why one node might be had here, and not all of them."""
     environment = world.compute_environments.get(name)
     if environment is None or environment.state != "ENABLED" or name in world.full:
@@ -87,6 +87,10 @@ def explain_number(world: World, name: str, job_class: JobClass) -> list[str]:
             f"{job_class.nodes} of its smallest that would do, {least.instance_type}, need more than the "
             f"{max(0, left)} vCPUs that are left of its maximum."
         ]
+    rest = {o.pool: world.rests_until(o, at_once=True) - now for o in fitting}
+    again = [f"{pool} in {span(ms)}" for pool, ms in sorted(rest.items()) if ms > 0]
+    if again:
+        return [f"So many at once were refused and are asked for again: {listed(again)}."]
     return []
 
 
