@@ -13,7 +13,7 @@ from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
 from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.retry import RetryStrategy
 from airflow_eksbatch.core.planner.explain import explain, why_stuck
-from airflow_eksbatch.core.planner.words import listed, number_of, span
+from airflow_eksbatch.core.planner.words import listed, number_of, roughly, span
 from airflow_eksbatch.core.world.where import ZONE
 from airflow_eksbatch.core.world.world import World
 from tests.build import (
@@ -370,6 +370,56 @@ def test_the_number_of_jobs_in_front_is_told() -> None:
     assert "It is the first in job queue queue." in why(first, "a")
 
 
+def a_stream(**queue: str) -> Stage:
+    """Four at a time, a minute each, for five minutes: of an array of a hundred, and of what comes behind it."""
+    stage = Stage(a_world(a_policy(), a_queue(**queue), a_node("n1"), offerings=()))
+    stage.submit("wide", size=100, vcpus=1, share="x")
+    stage.submit("behind", vcpus=1, share="x")
+    stage.submit("beside", size=30, vcpus=1, share="y")
+    for _ in range(5):
+        ends = [stage.ended("wide", index) for index in sorted(stage.job("wide").running)]
+        others = [stage.ended("beside", index) for index in sorted(stage.job("beside").running)]
+        stage.wait(60, *ends, *others)
+    return stage
+
+
+def test_when_its_turn_may_come_is_told_by_the_pace_at_which_others_began() -> None:
+    """1. four at once, and 20 after the first whole minute 2. 76 are left."""
+    stage = a_stream()
+    text = why(stage.world, "behind", stage.now)
+    assert "In job queue queue 76 runnable jobs are older or of higher priority." in text
+    assert (
+        "In 4 min 20 s 20 jobs have begun there: at that pace its turn comes in about 16 min."
+        in text
+    )
+    wide = why(stage.world, "wide", stage.now)
+    assert "at that pace the last of its children begins in about 16 min." in wide
+    beside = why(stage.world, "beside", stage.now)
+    assert (
+        "its turn comes in about 17 min and the last of its children begins in about 23 min."
+        in beside
+    )
+
+
+def test_with_shares_the_pace_is_that_of_its_share() -> None:
+    stage = a_stream(policy="fair")
+    text = why(stage.world, "behind", stage.now)
+    assert "In 4 min 20 s 10 jobs have begun there" in text
+    assert "In share x 86 runnable jobs" in text
+    assert "at that pace its turn comes in about 37 min." in text
+
+
+def test_no_pace_is_told_of_few_that_began_nor_of_long_ago_nor_where_nothing_begins() -> None:
+    stage = a_stream()
+    assert "at that pace" not in why(stage.world, "behind", stage.now + 20 * 60_000)
+    stage.world.put_compute_environment(an_environment(state="DISABLED"))
+    assert "at that pace" not in why(stage.world, "behind", stage.now)
+    young = Stage(a_world(a_node("n1"), offerings=()))
+    young.submit("wide", size=100, vcpus=1)
+    young.wait(90)
+    assert "at that pace" not in why(young.world, "wide", young.now)
+
+
 def test_a_share_counts_higher_priority_first_and_leaves_other_shares_out() -> None:
     world = a_world(a_policy(), a_queue(policy="fair"), a_job("a", share="x"), offerings=())
     world.with_(a_job(size=4, share="x", priority=5), a_job(size=9, share="y"))
@@ -402,6 +452,15 @@ def test_nothing_is_changed_by_asking() -> None:
 )  # fmt: skip
 def test_spans_are_told_in_their_two_largest_units(ms: int, text: str) -> None:
     assert span(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(0, "0 s"), (299_000, "4 min 59 s"), (329_000, "5 min"), (331_000, "6 min"),
+     (5 * 3_600_000 - 1, "5 h"), (6 * 3_600_000 + 60_000, "6 h"), (6 * 86_400_000 + 60_000, "6 d")],
+)  # fmt: skip
+def test_estimates_are_no_more_exact_than_they_can_be(ms: int, text: str) -> None:
+    assert roughly(ms) == text
 
 
 def test_long_lists_are_cut() -> None:

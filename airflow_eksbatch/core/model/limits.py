@@ -84,6 +84,8 @@ RESERVE_AFTER_S = 300
 LAUNCHES_PER_BEAT_MAX = 500
 # Instances that one request makes at most: their node ids stand in one tag, which holds 256 characters.
 LAUNCH_TOGETHER_MAX = 10
+# How far one looks back for the pace at which jobs begin.
+PACE_MINUTES = 10
 # How often queues with jobStateTimeLimitActions are looked at; their times are minutes at least.
 STUCK_LOOK_S = 60
 # Indices that are ended in one beat because their queue is deleted; an array is not divided.

@@ -51,6 +51,8 @@ class ShareUsage(msgspec.Struct, kw_only=True):
     vcpu_s: float = 0.0
     running_cpu_m: int = 0
     updated_at: int = 0
+    began: dict[int, int] = {}
+    """Jobs that were placed lately, by minute of the epoch."""
 
     @property
     def name(self) -> str:
@@ -64,6 +66,17 @@ class ShareUsage(msgspec.Struct, kw_only=True):
         running = self.running_cpu_m / 1000
         self.vcpu_s = self.vcpu_s * fade + running * decay_s * (1 - fade)
         self.updated_at = max(now, self.updated_at)
+
+    def note_start(self, now: int) -> None:
+        minute = now // 60_000
+        self.began[minute] = self.began.get(minute, 0) + 1
+        if len(self.began) > limits.PACE_MINUTES:
+            oldest = minute - limits.PACE_MINUTES
+            self.began = {m: count for m, count in self.began.items() if m >= oldest}
+
+    def began_since(self, minute: int) -> int:
+        """Of the last `PACE_MINUTES` minutes, from the beginning of this one on."""
+        return sum(count for m, count in self.began.items() if m >= minute)
 
     def mean_vcpus(self, now: int, decay_s: int) -> float:
         """Mean vCPUs over the decay window as seen now, without changing the books."""

@@ -35,6 +35,14 @@ def span(ms: int) -> str:
     return f"{seconds} s"
 
 
+def roughly(ms: int) -> str:
+    """A length of time that is estimated: not more exact than its largest unit from five of these on."""
+    for unit_ms in (86_400_000, 3_600_000, 60_000):
+        if ms >= 5 * unit_ms:
+            return span(round(ms / unit_ms) * unit_ms)
+    return span(ms)
+
+
 def amount(resources: Resources) -> str:
     """`2 vCPUs, 1024 MiB, 1 GPU`."""
     parts = [f"{resources.cpu_m / 1000:g} vCPUs", f"{resources.memory_mib} MiB"]

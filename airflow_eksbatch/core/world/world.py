@@ -166,6 +166,8 @@ class World:
         node.given += attempt.part
         self._book(node, resources, now)
         self._use(job, resources.cpu_m, now)
+        if job.leads(attempt.index):
+            self.usages[job.spec.queue, job.spec.share].note_start(now)
         self.totals.attempts += 1
         self.note_job(job)
         self.note_attempt(attempt)
