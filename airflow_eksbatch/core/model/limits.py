@@ -80,6 +80,8 @@ TURNED_AWAY_RESTS_MAX = 7
 POD_SEEN_S_MAX = 60
 # A job that fits nowhere for this long gets a node kept free for it (planner/fit.py).
 RESERVE_AFTER_S = 300
+# So long after a refusal machines of minvCpus make way again for what was refused.
+EXCHANGE_AGAIN_S = 4 * 3_600
 # Nodes the planner may ask for in one beat: more than any beat needs, less than an API can take at once.
 LAUNCHES_PER_BEAT_MAX = 500
 # Instances that one request makes at most: their node ids stand in one tag, which holds 256 characters.

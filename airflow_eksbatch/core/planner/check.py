@@ -164,7 +164,7 @@ def check_retirements(world: World, plan: Plan) -> None:
 
 
 def check_minimum(world: World, going: set[NodeId], exchanged: Mapping[str, int]) -> None:
-    """Where an open node goes, the minimum stays without those that are on their way out, but for what comes instead."""
+    """Where an open node goes, the minimum stays without those that are on their way out, unless others come instead."""
     staying: Counter[str] = Counter()
     for node in world.nodes.values():
         if node.node_id not in going and node.status is not NodeStatus.TERMINATING:
@@ -172,10 +172,10 @@ def check_minimum(world: World, going: set[NodeId], exchanged: Mapping[str, int]
     for node_id in going:
         node = world.nodes[node_id]
         environment = world.compute_environments[node.compute_environment]
-        if node.is_open and environment.status != "DELETING":
+        stays = environment.status != "DELETING" and environment.name not in exchanged
+        if node.is_open and stays:
             require(
-                staying[environment.name] + exchanged.get(environment.name, 0)
-                >= environment.min_vcpus,
+                staying[environment.name] >= environment.min_vcpus,
                 f"{node_id} is retired, and only {staying[environment.name]} of at least "
                 f"{environment.min_vcpus} vCPUs stay in {environment.name}",
             )

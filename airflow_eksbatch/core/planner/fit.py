@@ -231,7 +231,8 @@ class Fit:
             if headroom is not None:
                 headroom.promise(job_class, len(waiting[:may_go]))
             if is_overdue:
-                for node in self.together.make_way(queue, job):
+                self._keep_room(queue, job_class, headroom, is_coming=self.together.has_some(job))
+                for node in self.together.make_way(queue, job, besides=self.ways.first):
                     self._hold(node, floors)
         return len(nodes)
 
@@ -241,17 +242,24 @@ class Fit:
 
     # Back-fill could keep a large job waiting for ever.
 
-    def _keep_room(self, queue: JobQueue, job_class: JobClass, headroom: Headroom | None) -> None:
+    def _keep_room(
+        self,
+        queue: JobQueue,
+        job_class: JobClass,
+        headroom: Headroom | None,
+        *,
+        is_coming: bool = False,
+    ) -> None:
         """Of what the queue may still take, room for one of these: unless nothing could hold it anyway."""
         if headroom is None or headroom.kept_for is not None:
             return
-        if self.ways.is_in_reach(queue, job_class):
+        if is_coming or self.ways.is_in_reach(queue, job_class):
             headroom.keep_for(job_class)
 
     def _hold_node(self, queue: JobQueue, job_class: JobClass, floors: list[Floor]) -> None:
         """A node takes nothing younger until one of these fits there, or until it is gone for a larger one."""
         for node in self.ways.nodes_for(queue, job_class):
-            if node.node_id not in self._held:
+            if node.node_id not in self._held and node.node_id not in self.together.promised:
                 self._held.add(node.node_id)
                 self._hold(node, floors)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
+
+import msgspec
 
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
@@ -37,14 +39,13 @@ def buyable(world: World, environment: ComputeEnvironment, now: int) -> list[Off
     return [offering for offering in offerings if world.rests_until(offering) <= now]
 
 
-def least_size(world: World, name: str, job_class: JobClass, now: int) -> int:
-    """vCPUs of the smallest node that could hold one of these and may be asked for, were it not for the maximum; 0 if none may."""
+def able_offerings(world: World, name: str, job_class: JobClass, now: int) -> list[Offering]:
+    """What could hold one of these and may be asked for, were it not for the maximum."""
     environment = world.compute_environments.get(name)
     if environment is None or not environment.may_grow or not takes_work(world, name):
-        return 0
+        return []
     offerings = allowed(job_class.where, buyable(world, environment, now))
-    able = (o.vcpus for o in offerings if job_class.shape.fits(o.allocatable))
-    return min(able, default=0)
+    return [o for o in offerings if job_class.shape.fits(o.allocatable)]
 
 
 def is_coming(world: World, queue: JobQueue, job_class: JobClass) -> bool:
@@ -94,6 +95,23 @@ def rank(node: Node) -> tuple[int, str]:
     return (node.allocatable.cpu_m - node.used.cpu_m, node.node_id)
 
 
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes of a compute environment that take nothing younger, so that one day a job finds room there."""
+
+    name: str
+    nodes: list[Node]
+    saved: int = 0
+    """vCPUs that nobody else may buy."""
+    exchanged: int = 0
+    """vCPUs that are to be bought for nodes that go, where the minimum may go with them."""
+
+
+def shortest(ways: Iterable[Way | None]) -> Way | None:
+    """The first of those that wait for no job that runs, or else the first."""
+    found = [way for way in ways if way is not None]
+    return min(found, key=lambda way: any(n.idle_since is None for n in way.nodes), default=None)
+
+
 class Ways:
     """Jobs that waited too long, and the nodes that take nothing younger for them.
 
@@ -110,7 +128,8 @@ class Ways:
         """vCPUs of each environment that are to be bought in their place."""
         self._world = world
         self._now = now
-        self._in_the_way: dict[tuple[str, int], list[Node] | None] = {}
+        self._in_the_way: dict[tuple[str, bool], tuple[list[Node], int] | None] = {}
+        """With the vCPUs that are left without them."""
 
     @cached_property
     def roomiest(self) -> Roomiest:
@@ -127,14 +146,15 @@ class Ways:
 
     def make(self, queue: JobQueue, job_class: JobClass) -> list[Node]:
         """The nodes that take no new work for it."""
-        for name in queue.compute_environments:
-            nodes = self._nodes_to_empty(name, job_class) if name not in self.first else None
-            if nodes is not None:
-                self.first[name] = queue.name, job_class
-                self.emptied.update(node.node_id for node in nodes)
-                self.exchanged[name] = least_size(self._world, name, job_class, self._now)
-                return nodes
-        return []
+        names = [name for name in queue.compute_environments if name not in self.first]
+        way = shortest(self._way_in(name, job_class) for name in names)
+        if way is None:
+            return []
+        self.first[way.name] = queue.name, job_class
+        self.emptied.update(node.node_id for node in way.nodes)
+        if way.exchanged:
+            self.exchanged[way.name] = way.exchanged
+        return way.nodes
 
     def is_in_reach(self, queue: JobQueue, job_class: JobClass) -> bool:
         """Whether one of these may find a node at all: one that is there, is coming, or can be bought."""
@@ -142,17 +162,26 @@ class Ways:
         return (
             self.roomiest.node_for(job_class.shape, names, job_class.where) is not None
             or is_coming(self._world, queue, job_class)
-            or any(self._nodes_to_empty(name, job_class) is not None for name in names)
+            or any(self._way_in(name, job_class) is not None for name in names)
         )
 
-    def _nodes_to_empty(self, name: str, job_class: JobClass) -> list[Node] | None:
-        """Those without which this environment may buy for it; None where it may not buy at all."""
-        least = least_size(self._world, name, job_class, self._now)
-        if not least:
+    def _way_in(self, name: str, job_class: JobClass) -> Way | None:
+        """None where this environment may not buy for it at all."""
+        world = self._world
+        able = able_offerings(world, name, job_class, self._now)
+        if not able:
             return None
-        if (name, least) not in self._in_the_way:
-            self._in_the_way[name, least] = nodes_in_the_way(self._world, name, coming=least)
-        return self._in_the_way[name, least]
+        most = world.compute_environments[name].max_vcpus
+        within = [offering for offering in able if offering.vcpus <= most]
+        exchange = may_exchange(world, within or able, self._now)
+        if (name, exchange) not in self._in_the_way:
+            nodes = nodes_in_the_way(world, name, exchange=exchange)
+            there = None if nodes is None else (nodes, vcpus_without(world, name, nodes))
+            self._in_the_way[name, exchange] = there
+        found, least = self._in_the_way[name, exchange], min(o.vcpus for o in able)
+        if found is None or (least > found[1] and waits_for_less(world, name, job_class, found[1])):
+            return None
+        return Way(name=name, nodes=found[0], exchanged=least * exchange)
 
 
 def is_full(world: World, name: str) -> bool:
@@ -160,23 +189,52 @@ def is_full(world: World, name: str) -> bool:
     return world.vcpus[name] >= world.compute_environments[name].max_vcpus
 
 
+def may_exchange(
+    world: World, able: Iterable[Offering], now: int, *, at_once: bool = False
+) -> bool:
+    """Whether machines of a minimum may go for one of these: what was refused lately may be refused again, and they had gone in vain."""
+    before = now - limits.EXCHANGE_AGAIN_S * 1000
+    return any(world.rests_until(offering, at_once=at_once) <= before for offering in able)
+
+
+def waits_for_less(world: World, name: str, job_class: JobClass, left: int) -> bool:
+    """Whether one that is refused just now is sold within the maximum: then none may pass it."""
+    sold = allowed(job_class.where, world.offerings.get(name, ()))
+    return any(o.vcpus <= left and job_class.shape.fits(o.allocatable) for o in sold)
+
+
+def vcpus_without(world: World, name: str, going: Iterable[Node]) -> int:
+    """What is left of the maximum when these have gone."""
+    most = world.compute_environments[name].max_vcpus
+    return most - staying_vcpus(world, name) + sum(node.offering.vcpus for node in going)
+
+
+def staying_vcpus(world: World, name: str) -> int:
+    """Without what is on its way out."""
+    ending = (
+        node.offering.vcpus
+        for node in world.nodes.values()
+        if node.compute_environment == name and node.status is NodeStatus.TERMINATING
+    )
+    return world.vcpus[name] - sum(ending)
+
+
 def nodes_in_the_way(
-    world: World, name: str, needed: int = 1, *, coming: int = 0
+    world: World, name: str, needed: int = 1, *, exchange: bool
 ) -> list[Node] | None:
     """The emptiest nodes without which so many vCPUs are free of its maximum; None where they must stay for its minimum.
 
-    With one left the environment may buy again: its last machine may pass the maximum (AWS). `coming` are the vCPUs that are
-    bought in their place: they count for the minimum.
+    With one left the environment may buy again: its last machine may pass the maximum (AWS). With `exchange` the minimum waits
+    for what is bought in their place.
     """
     environment = world.compute_environments[name]
     nodes = [node for node in world.nodes.values() if node.compute_environment == name]
-    ending = sum(n.offering.vcpus for n in nodes if n.status is NodeStatus.TERMINATING)
-    staying = world.vcpus[name] - ending
+    staying = staying_vcpus(world, name)
     chosen: list[Node] = []
     for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
         if staying + needed <= environment.max_vcpus:
             break
-        if node.is_open and staying - node.offering.vcpus + coming >= environment.min_vcpus:
+        if node.is_open and (exchange or staying - node.offering.vcpus >= environment.min_vcpus):
             chosen.append(node)
             staying -= node.offering.vcpus
     return chosen if staying + needed <= environment.max_vcpus else None

@@ -28,6 +28,7 @@ def make_plan(world: World, now: int, idle_s: float, *, buys: bool = True) -> Pl
             idle_s,
             kept_back=fit.kept_back | fit.together.claims.keys(),
             emptied=fit.ways.emptied | fit.together.emptied,
+            exchanged=fit.exchanged,
         ),
         claims=fit.together.claims,
         exchanged=fit.exchanged,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus
 from airflow_eksbatch.core.planner.plan import Placement, Retirement
@@ -18,11 +18,12 @@ def retire_nodes(
     *,
     kept_back: Set[NodeId] = frozenset(),
     emptied: Set[NodeId] = frozenset(),
+    exchanged: Mapping[str, int] = {},
 ) -> list[Retirement]:
     """Empty nodes whose time has come; `idle_s` counts where an environment does not say.
 
-    `kept_back` wait for jobs of nodes that are being taken back; `emptied` go at once, since they are too small, and were
-    chosen with the minimum in mind.
+    `kept_back` wait for jobs of nodes that are being taken back; `emptied` go at once, since they are too small, and whatever
+    the minimum is in the environments of `exchanged`.
     """
     busy = {placement.node_id for placement in placements} | kept_back
     closing = any(e.status == "DELETING" for e in world.compute_environments.values())
@@ -39,10 +40,11 @@ def retire_nodes(
     retirements: list[Retirement] = []
     order = sorted(going, key=lambda pair: (stays_useful(pair[0]), pair[0].node_id not in emptied))
     for node, reason in order:
-        may_go = node.node_id in emptied or spare[node.compute_environment] >= node.offering.vcpus
-        if stays_useful(node) and not may_go:
+        name = node.compute_environment
+        is_exchanged = node.node_id in emptied and name in exchanged
+        if stays_useful(node) and spare[name] < node.offering.vcpus and not is_exchanged:
             continue
-        spare[node.compute_environment] -= node.offering.vcpus
+        spare[name] -= node.offering.vcpus
         retirements.append(Retirement(node_id=node.node_id, reason=reason))
     return retirements
 

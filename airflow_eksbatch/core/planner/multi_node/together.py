@@ -9,7 +9,7 @@ cannot become complete is given up.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -21,7 +21,14 @@ from airflow_eksbatch.core.model.job import Job, JobId
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.resources import Resources
-from airflow_eksbatch.core.planner.hold import buyable, nodes_in_the_way, takes_work
+from airflow_eksbatch.core.planner.hold import (
+    Way,
+    buyable,
+    may_exchange,
+    nodes_in_the_way,
+    shortest,
+    takes_work,
+)
 from airflow_eksbatch.core.planner.plan import Launch
 from airflow_eksbatch.core.world.job_class import JobClass
 from airflow_eksbatch.core.world.where import allowed
@@ -51,6 +58,8 @@ class Together:
         self._world = world
         self._now = now
         self._waiting: defaultdict[str, list[tuple[JobClass, Job]]] = defaultdict(list)
+        self.promised: dict[NodeId, JobId] = {}
+        """Nodes that take nothing younger for a job that way is made for."""
         self._made_way_for: dict[str, JobId] = {}
         """By compute environment: one job at a time."""
         self._sold_to: dict[tuple[str, JobClass], list[Offering]] = {}
@@ -101,6 +110,10 @@ class Together:
         """Of all that wait for room on some node."""
         return {x.shape for x in self._world.lines if not x.nodes}
 
+    def has_some(self, job: Job) -> bool:
+        """Whether anything is reserved for it."""
+        return bool(self._kept(job))
+
     def _kept(self, job: Job) -> list[Node]:
         """What is reserved for a job now; this plan may have claimed more, or given some up."""
         return [n for n in self._reserved.get(job.job_id, ()) if n.node_id not in self.claims]
@@ -130,13 +143,13 @@ class Together:
             pools = {pool for pool in (*kept, *self._empty) if pool[0] == name}
             for pool in sorted(pools, key=lambda pool: (-len(kept[pool]), pool)):
                 mine = kept[pool][: job_class.nodes]
-                nodes = mine + self._idle(pool, job_class, job_class.nodes - len(mine))
+                nodes = mine + self._idle(pool, job, job_class, job_class.nodes - len(mine))
                 if len(nodes) == job_class.nodes:
                     self.claims |= {node.node_id: job.job_id for node in nodes}
                     return nodes
         return []
 
-    def _idle(self, pool: Pool, job_class: JobClass, number: int) -> list[Node]:
+    def _idle(self, pool: Pool, job: Job, job_class: JobClass, number: int) -> list[Node]:
         """Up to so many empty nodes that nobody has in this plan, nor waits for since they were bought for him."""
         nodes = self._empty.get(pool, deque())
         while nodes and self._is_gone(nodes[0]):
@@ -146,6 +159,7 @@ class Together:
             for node in nodes
             if is_able(node, job_class)
             and not self._is_gone(node)
+            and self.promised.get(node.node_id, job.job_id) == job.job_id
             and not any(shape in self._shapes for shape, _ in node.bought_for)
         )
         return [*islice(free, number)] if number > 0 else []
@@ -168,24 +182,34 @@ class Together:
 
     # ---- back-fill could keep a job waiting for ever
 
-    def make_way(self, queue: JobQueue, job: Job) -> list[Node]:
-        """The nodes that take nothing younger, so that one day all are empty, or may be bought."""
+    def make_way(self, queue: JobQueue, job: Job, besides: Collection[str] = ()) -> list[Node]:
+        """The nodes that take nothing younger, so that one day all are empty, or may be bought.
+
+        Not in the environments `besides`, where nodes go for somebody whose turn was before its.
+        """
         job_class = self._world.class_of(job)
         kept = Counter(map(pool_of, self._kept(job)))
         if max(kept.values(), default=0) >= job_class.nodes:
             return []
-        for name in queue.compute_environments:
-            if name in self._made_way_for or not takes_work(self._world, name):
-                continue
-            nodes = self._nodes_to_keep(name, job, job_class)
-            if nodes is None:
-                nodes = self._nodes_to_give_back(name, job_class)
-            if nodes is not None:
-                self._made_way_for[name] = job.job_id
-                return nodes
-        return []
+        way = shortest(
+            self._nodes_to_keep(name, job, job_class) or self._nodes_to_give_back(name, job_class)
+            for name in queue.compute_environments
+            if name not in self._made_way_for
+            and name not in besides
+            and takes_work(self._world, name)
+        )
+        if way is None:
+            return []
+        self._made_way_for[way.name] = job.job_id
+        self.promised |= {node.node_id: job.job_id for node in way.nodes}
+        if way.saved:
+            self.saved[way.name] = way.saved
+            self.emptied.update(node.node_id for node in way.nodes)
+        if way.exchanged:
+            self.exchanged[way.name] = way.exchanged
+        return way.nodes
 
-    def _nodes_to_keep(self, name: str, job: Job, job_class: JobClass) -> list[Node] | None:
+    def _nodes_to_keep(self, name: str, job: Job, job_class: JobClass) -> Way | None:
         """The emptiest of a pool that has enough of them; what of these is empty already is reserved."""
         best: tuple[int, Pool, list[Node]] | None = None
         for pool in sorted(self._open):
@@ -197,24 +221,27 @@ class Together:
                 busy_m = sum(node.used.cpu_m for node in nodes)
                 if best is None or (busy_m, pool) < best[:2]:
                     best = busy_m, pool, nodes
-        return best[2] if best is not None else None
+        return Way(name=name, nodes=best[2]) if best is not None else None
 
-    def _nodes_to_give_back(self, name: str, job_class: JobClass) -> list[Node] | None:
+    def _nodes_to_give_back(self, name: str, job_class: JobClass) -> Way | None:
         """The emptiest without which the environment may buy all that it needs; None where it never may."""
         environment = self._world.compute_environments[name]
-        sizes = [
-            o.vcpus
-            for o in self._sold(environment, job_class)
-            if self._may_be_had(o, job_class.nodes)
+        number = job_class.nodes
+        able = [
+            offering
+            for offering in self._sold(environment, job_class)
+            if self._may_be_had(offering, number)
+            and least_vcpus(number, offering.vcpus) <= environment.max_vcpus
         ]
-        if not environment.may_grow or not sizes:
+        if not environment.may_grow or not able:
             return None
-        needed, coming = least_vcpus(job_class.nodes, min(sizes)), job_class.nodes * min(sizes)
-        chosen = nodes_in_the_way(self._world, name, needed, coming=coming)
-        if chosen is not None:
-            self.saved[name], self.exchanged[name] = needed, coming
-            self.emptied.update(node.node_id for node in chosen)
-        return chosen
+        least = min(offering.vcpus for offering in able)
+        needed = least_vcpus(number, least)
+        exchange = may_exchange(self._world, able, self._now, at_once=number > 1)
+        nodes = nodes_in_the_way(self._world, name, needed, exchange=exchange)
+        if nodes is None:
+            return None
+        return Way(name=name, nodes=nodes, saved=needed, exchanged=number * least * exchange)
 
     def _sold(self, environment: ComputeEnvironment, job_class: JobClass) -> list[Offering]:
         """What may be asked for now, and could hold one of its pods."""
@@ -269,12 +296,12 @@ class Together:
             room = budget.vcpus[name]
             if self._made_way_for.get(name) == job.job_id:
                 room += self.saved[name]
-            found = self._pool_to_fill(environment, job_class, kept, room)
+            found = self._pool_to_fill(environment, job, job_class, kept, room)
             if found is None:
                 continue
             pool, offering = found
             self._give_up(job, besides=pool)
-            idle = self._idle(pool, job_class, job_class.nodes - len(kept[pool]))
+            idle = self._idle(pool, job, job_class, job_class.nodes - len(kept[pool]))
             self.claims |= {node.node_id: job.job_id for node in idle}
             count = min(job_class.nodes - len(kept[pool]) - len(idle), budget.launches)
             if is_on_trial(self._world, name):
@@ -301,6 +328,7 @@ class Together:
     def _pool_to_fill(
         self,
         environment: ComputeEnvironment,
+        job: Job,
         job_class: JobClass,
         kept: Mapping[Pool, list[Node]],
         room: int,
@@ -323,7 +351,7 @@ class Together:
             for offering in tier:
                 pool = (name, offering.pool)
                 missing = job_class.nodes - len(kept.get(pool, ()))
-                missing -= len(self._idle(pool, job_class, missing))
+                missing -= len(self._idle(pool, job, job_class, missing))
                 vcpus = 1 if on_trial else least_vcpus(missing, offering.vcpus)
                 if (vcpus <= room and self._may_be_had(offering, missing)) or not missing:
                     key = (-len(kept.get(pool, ())), rank, missing * offering.price_usd_hour)
@@ -343,7 +371,8 @@ class Together:
         Also those that were bought for somebody else: he cannot have them any more.
         """
         for name in [name for name, one in self._made_way_for.items() if one == job.job_id]:
-            for node in self._nodes_to_keep(name, job, job_class) or ():
+            way = self._nodes_to_keep(name, job, job_class)
+            for node in way.nodes if way is not None else ():
                 if node.idle_since is not None and not self._is_gone(node):
                     self.claims[node.node_id] = job.job_id
 
