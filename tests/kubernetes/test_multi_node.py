@@ -19,7 +19,8 @@ from tests.service.running import RunningService
 
 # The main node's pod has its machine's network: nobody else listens there.
 PORT = 18081
-MAIN = f"echo main; nc -l -p {PORT}"
+# Its input stays open: at its end `nc` would say so to the other one, which may then leave before it has said anything.
+MAIN = f"echo main; mkfifo /tmp/open; nc -l -p {PORT} 0<>/tmp/open"
 OTHER = f"""
 trap 'echo told to end; exit 0' TERM
 main=$$AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS
