@@ -211,8 +211,8 @@ class EmbeddedCloud:
         if instance is None:
             room = self._settings.capacity_of(offering.pool) - self._book.count_in(offering.pool)
             wanted = effect.together if effect.all_or_none else (node_id,)
-            known = self._book.live.keys() | self._book.ended.keys()
-            if room < sum(one not in known for one in wanted):
+            live, ended = self._book.live, self._book.ended
+            if room < sum(one not in live and one not in ended for one in wanted):
                 return LaunchRefused(
                     node_id=node_id,
                     code="InsufficientInstanceCapacity",

@@ -7,12 +7,13 @@ from typing import Any
 
 from airflow_eksbatch.core.engine.effects import CreatePod
 from airflow_eksbatch.core.engine.facts import (
+    LaunchRefused,
     PodRefused,
     PodRunning,
 )
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job import Attempt, MultiNode
-from airflow_eksbatch.core.model.node import Node, Offering
+from airflow_eksbatch.core.model.node import Node, NodeStatus, Offering
 from tests.build import (
     a_node,
     a_policy,
@@ -35,6 +36,21 @@ def nodes(count: int, main: int = 0) -> MultiNode:
 def a_stage(*ready: Node, max_vcpus: int = 64, offerings: Iterable[Offering] = (LARGE,)) -> Stage:
     world = a_world(offerings=offerings)
     return Stage(world.with_(an_environment(max_vcpus=max_vcpus), *ready))
+
+
+def refused(stage: Stage, *, quota: bool = False) -> list[LaunchRefused]:
+    """Whatever is asked for and was not answered."""
+    return [
+        LaunchRefused(
+            node_id=node.node_id,
+            code="InsufficientInstanceCapacity",
+            message="none",
+            at=stage.now,
+            quota=quota,
+        )
+        for node in stage.world.nodes.values()
+        if node.status is NodeStatus.REQUESTED
+    ]
 
 
 def ready(count: int, offering: Offering = LARGE) -> list[Node]:

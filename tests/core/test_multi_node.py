@@ -34,6 +34,7 @@ from tests.core.multi_node import (
     live,
     nodes,
     ready,
+    refused,
     run_main,
     waited_long,
 )
@@ -275,16 +276,6 @@ def test_why_says_for_whom_nodes_take_no_younger_work() -> None:
     assert "2 nodes take no younger work for it; 2 of them still work." in text
 
 
-def refuse_all(stage: Stage, *, quota: bool = False) -> None:
-    """Whatever is asked for."""
-    stage.step(
-        *(
-            LaunchRefused(node_id=e.node_id, code="c", message="none", at=stage.now, quota=quota)
-            for e in stage.of(LaunchNode)
-        )
-    )
-
-
 @pytest.mark.parametrize("quota", [False, True])
 def test_what_is_refused_to_several_at_once_is_still_sold_one_by_one(quota: bool) -> None:
     """And the more often it is refused the longer it is before they are asked for again."""
@@ -292,12 +283,12 @@ def test_what_is_refused_to_several_at_once_is_still_sold_one_by_one(quota: bool
     stage.submit("mpi", multi_node=nodes(3))
     for wait_s in (limits.REFUSAL_S, 2 * limits.REFUSAL_S):
         assert [effect.all_or_none for effect in stage.of(LaunchNode)] == [True] * 3
-        refuse_all(stage, quota=quota)
+        stage.step(*refused(stage, quota=quota))
         assert not stage.plan.launches
         stage.wait(wait_s - 1)
         assert not stage.plan.launches
         stage.wait(1)
-    refuse_all(stage, quota=quota)
+    stage.step(*refused(stage, quota=quota))
     text = " ".join(explain(stage.world, stage.job("mpi"), stage.now))
     assert (
         "So many at once were refused and are asked for again: m5.large/us-east-1a/EC2 in 12 min."
@@ -316,7 +307,7 @@ def test_several_that_are_refused_are_asked_for_elsewhere() -> None:
     for _ in range(2):
         (launch,) = stage.plan.launches
         zones.append(launch.offering.zone)
-        refuse_all(stage)
+        stage.step(*refused(stage))
     assert sorted(zones) == ["us-east-1a", "us-east-1b"]
     assert not stage.plan.launches
 
@@ -324,7 +315,7 @@ def test_several_that_are_refused_are_asked_for_elsewhere() -> None:
 def test_one_that_is_missing_is_asked_for_though_several_were_refused() -> None:
     stage = a_stage()
     stage.submit("mpi", multi_node=nodes(3))
-    refuse_all(stage)
+    stage.step(*refused(stage))
     stage.submit("small", size=2, vcpus=2)
     stage.join()
     stage.run()

@@ -10,7 +10,6 @@ from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
     JobSubmitted,
-    LaunchRefused,
     PodEnded,
     PodRefused,
 )
@@ -21,7 +20,6 @@ from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.retry import NOT_THERE
 from airflow_eksbatch.core.planner.explain import explain
 from tests.build import (
-    NOW,
     a_spec,
 )
 from tests.core.multi_node import (
@@ -29,6 +27,7 @@ from tests.core.multi_node import (
     a_running,
     a_stage,
     nodes,
+    refused,
     waited_long,
 )
 from tests.core.stage import Stage
@@ -45,14 +44,6 @@ def play_on(stage: Stage, minutes: int = 24 * 60) -> int:
         if not stage.world.jobs:
             break
     return bought
-
-
-def refused(stage: Stage) -> list[LaunchRefused]:
-    return [
-        LaunchRefused(node_id=n.node_id, code="InsufficientInstanceCapacity", message="", at=NOW)
-        for n in stage.world.nodes.values()
-        if n.status is NodeStatus.REQUESTED
-    ]
 
 
 def test_an_older_one_that_comes_late_takes_what_a_younger_one_has_complete() -> None:

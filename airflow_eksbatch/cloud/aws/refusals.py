@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import InstanceGone, LaunchRefused
-from airflow_eksbatch.core.model.node import NodeId
+from airflow_eksbatch.core.model.node import AT_ONCE, NodeId
 from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED, INSTANCE_UNKNOWN
 from airflow_eksbatch.floor.clock import now_ms
 
@@ -186,7 +186,7 @@ class JustRefused:
 
 def scopes_of(effect: LaunchNode, *, at_once: bool) -> tuple[str, str, str]:
     """Where a no may hold: its pool, its quota, its compute environment. A no to several at once says nothing of one."""
-    offering, how = effect.offering, " at once" if at_once else ""
+    offering, how = effect.offering, AT_ONCE if at_once else ""
     return (
         f"{offering.pool}{how}",
         f"quota {offering.quota}{how}",

@@ -8,6 +8,8 @@ import msgspec
 
 from airflow_eksbatch.core.model import limits
 
+MINUTE_MS = 60_000
+
 
 class ShareWeight(msgspec.Struct, frozen=True, kw_only=True):
     """`share_identifier` may end in `*` and then stands for every share with that prefix."""
@@ -68,7 +70,7 @@ class ShareUsage(msgspec.Struct, kw_only=True):
         self.updated_at = max(now, self.updated_at)
 
     def note_start(self, now: int) -> None:
-        minute = now // 60_000
+        minute = now // MINUTE_MS
         self.began[minute] = self.began.get(minute, 0) + 1
         if len(self.began) > limits.PACE_MINUTES:
             oldest = minute - limits.PACE_MINUTES

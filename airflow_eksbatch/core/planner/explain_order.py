@@ -7,7 +7,7 @@ from collections import Counter
 from airflow_eksbatch.core.model import limits, ranges
 from airflow_eksbatch.core.model.job import Job
 from airflow_eksbatch.core.model.job_queue import JobQueue
-from airflow_eksbatch.core.model.share import SchedulingPolicy
+from airflow_eksbatch.core.model.share import MINUTE_MS, SchedulingPolicy
 from airflow_eksbatch.core.planner.explain_room import stuck_by
 from airflow_eksbatch.core.planner.order import queues_in_order, use_vcpus
 from airflow_eksbatch.core.planner.words import listed, number_of, roughly, span
@@ -17,7 +17,6 @@ from airflow_eksbatch.core.world.world import World
 LOOKED_AT = 10_000
 # Fewer say nothing of a pace.
 BEGAN_LEAST = 3
-MINUTE_MS = 60_000
 
 
 def explain_order(world: World, job: Job, now: int) -> list[str]:
@@ -30,7 +29,11 @@ def explain_order(world: World, job: Job, now: int) -> list[str]:
         sentences += explain_shares_ahead(world, job, policy, now)
     ahead = jobs_ahead(world, job, policy)
     where = f"job queue {job.spec.queue}" if policy is None else f"share {job.spec.share}"
-    return [*sentences, explain_jobs_ahead(ahead, where), *explain_pace(world, job, ahead, now)]
+    return [
+        *sentences,
+        explain_jobs_ahead(ahead, where),
+        *explain_pace(world, job, policy, ahead, now),
+    ]
 
 
 def explain_queues_ahead(world: World, queue: JobQueue) -> list[str]:
@@ -112,19 +115,24 @@ def explain_jobs_ahead(ahead: int, where: str) -> str:
     return f"In {where} {least}{number_of(ahead, 'runnable job')} are older or of higher priority."
 
 
-def explain_pace(world: World, job: Job, ahead: int, now: int) -> list[str]:
+def explain_pace(
+    world: World, job: Job, policy: SchedulingPolicy | None, ahead: int, now: int
+) -> list[str]:
     """When its turn may come, if those before it go on to begin as they did while it waited."""
     runnable_at = job.runnable_at if job.runnable_at is not None else job.spec.created_at
     first = max(-(-runnable_at // MINUTE_MS), now // MINUTE_MS - limits.PACE_MINUTES)
     passed_ms, queue, share = now - first * MINUTE_MS, job.spec.queue, job.spec.share
-    is_fifo = world.policy_of(world.queues[queue]) is None
-    usages = (u for (q, s), u in world.usages.items() if q == queue and (is_fifo or s == share))
-    began = sum(usage.began_since(first) for usage in usages)
+    began = sum(
+        usage.began_since(first)
+        for (name, other), usage in world.usages.items()
+        if name == queue and (policy is None or other == share)
+    )
     turns = [(ahead, "its turn comes")] if ahead else []
     if (children := ranges.count(job.runnable)) > 1 and job.is_array:
         turns.append((ahead + children, "the last of its children begins"))
-    is_stuck = stuck_by(world, world.class_of(job), now) is not None
-    if began < BEGAN_LEAST or passed_ms < MINUTE_MS or not turns or is_stuck:
+    if began < BEGAN_LEAST or passed_ms < MINUTE_MS or not turns:
+        return []
+    if stuck_by(world, world.class_of(job), now) is not None:
         return []
     about = "at least" if ahead >= LOOKED_AT else "about"
     when = [f"{what} in {about} {roughly(number * passed_ms // began)}" for number, what in turns]

@@ -129,7 +129,6 @@ class Ways:
         self._world = world
         self._now = now
         self._in_the_way: dict[tuple[str, bool], tuple[list[Node], int] | None] = {}
-        """With the vCPUs that are left without them."""
 
     @cached_property
     def roomiest(self) -> Roomiest:
@@ -175,9 +174,7 @@ class Ways:
         within = [offering for offering in able if offering.vcpus <= most]
         exchange = may_exchange(world, within or able, self._now)
         if (name, exchange) not in self._in_the_way:
-            nodes = nodes_in_the_way(world, name, exchange=exchange)
-            there = None if nodes is None else (nodes, vcpus_without(world, name, nodes))
-            self._in_the_way[name, exchange] = there
+            self._in_the_way[name, exchange] = nodes_in_the_way(world, name, exchange=exchange)
         found, least = self._in_the_way[name, exchange], min(o.vcpus for o in able)
         if found is None or (least > found[1] and waits_for_less(world, name, job_class, found[1])):
             return None
@@ -203,33 +200,19 @@ def waits_for_less(world: World, name: str, job_class: JobClass, left: int) -> b
     return any(o.vcpus <= left and job_class.shape.fits(o.allocatable) for o in sold)
 
 
-def vcpus_without(world: World, name: str, going: Iterable[Node]) -> int:
-    """What is left of the maximum when these have gone."""
-    most = world.compute_environments[name].max_vcpus
-    return most - staying_vcpus(world, name) + sum(node.offering.vcpus for node in going)
-
-
-def staying_vcpus(world: World, name: str) -> int:
-    """Without what is on its way out."""
-    ending = (
-        node.offering.vcpus
-        for node in world.nodes.values()
-        if node.compute_environment == name and node.status is NodeStatus.TERMINATING
-    )
-    return world.vcpus[name] - sum(ending)
-
-
 def nodes_in_the_way(
     world: World, name: str, needed: int = 1, *, exchange: bool
-) -> list[Node] | None:
-    """The emptiest nodes without which so many vCPUs are free of its maximum; None where they must stay for its minimum.
+) -> tuple[list[Node], int] | None:
+    """The emptiest nodes without which so many vCPUs are free of its maximum, and how many are then; None where they must stay
+    for its minimum.
 
     With one left the environment may buy again: its last machine may pass the maximum (AWS). With `exchange` the minimum waits
     for what is bought in their place.
     """
     environment = world.compute_environments[name]
     nodes = [node for node in world.nodes.values() if node.compute_environment == name]
-    staying = staying_vcpus(world, name)
+    ending = sum(n.offering.vcpus for n in nodes if n.status is NodeStatus.TERMINATING)
+    staying = world.vcpus[name] - ending
     chosen: list[Node] = []
     for node in sorted(nodes, key=lambda node: (node.used.cpu_m, node.node_id)):
         if staying + needed <= environment.max_vcpus:
@@ -237,4 +220,5 @@ def nodes_in_the_way(
         if node.is_open and (exchange or staying - node.offering.vcpus >= environment.min_vcpus):
             chosen.append(node)
             staying -= node.offering.vcpus
-    return chosen if staying + needed <= environment.max_vcpus else None
+    left = environment.max_vcpus - staying
+    return (chosen, left) if needed <= left else None

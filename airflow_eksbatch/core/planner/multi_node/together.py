@@ -23,7 +23,7 @@ from airflow_eksbatch.core.model.node import Node, NodeId, NodeStatus, Offering
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.planner.hold import (
     Way,
-    buyable,
+    able_offerings,
     may_exchange,
     nodes_in_the_way,
     shortest,
@@ -31,7 +31,6 @@ from airflow_eksbatch.core.planner.hold import (
 )
 from airflow_eksbatch.core.planner.plan import Launch
 from airflow_eksbatch.core.world.job_class import JobClass
-from airflow_eksbatch.core.world.where import allowed
 from airflow_eksbatch.core.world.world import World
 
 if TYPE_CHECKING:
@@ -229,26 +228,25 @@ class Together:
         number = job_class.nodes
         able = [
             offering
-            for offering in self._sold(environment, job_class)
+            for offering in self._sold(name, job_class)
             if self._may_be_had(offering, number)
             and least_vcpus(number, offering.vcpus) <= environment.max_vcpus
         ]
-        if not environment.may_grow or not able:
+        if not able:
             return None
         least = min(offering.vcpus for offering in able)
         needed = least_vcpus(number, least)
         exchange = may_exchange(self._world, able, self._now, at_once=number > 1)
-        nodes = nodes_in_the_way(self._world, name, needed, exchange=exchange)
-        if nodes is None:
+        found = nodes_in_the_way(self._world, name, needed, exchange=exchange)
+        if found is None:
             return None
-        return Way(name=name, nodes=nodes, saved=needed, exchanged=number * least * exchange)
+        return Way(name=name, nodes=found[0], saved=needed, exchanged=number * least * exchange)
 
-    def _sold(self, environment: ComputeEnvironment, job_class: JobClass) -> list[Offering]:
+    def _sold(self, name: str, job_class: JobClass) -> list[Offering]:
         """What may be asked for now, and could hold one of its pods."""
-        key = environment.name, job_class
+        key = name, job_class
         if key not in self._sold_to:
-            offerings = allowed(job_class.where, buyable(self._world, environment, self._now))
-            self._sold_to[key] = [o for o in offerings if job_class.shape.fits(o.allocatable)]
+            self._sold_to[key] = able_offerings(self._world, name, job_class, self._now)
         return self._sold_to[key]
 
     def _may_be_had(self, offering: Offering, number: int) -> bool:
@@ -344,9 +342,7 @@ class Together:
             waits = on_trial and any(map(is_on_its_way, nodes))
             if pool[0] == name and (len(nodes) >= job_class.nodes or waits):
                 return pool, None
-        if not environment.may_grow:
-            return None
-        offerings = self._sold(environment, job_class)
+        offerings = self._sold(name, job_class)
         for rank, tier in enumerate(tiers_of(environment, offerings)):
             for offering in tier:
                 pool = (name, offering.pool)
