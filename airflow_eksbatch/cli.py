@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 from urllib.parse import quote, urlencode
 
+from airflow_eksbatch.in_store import add_database_options, add_keys_options, keys, migrate
 from airflow_eksbatch.service.settings import BadSetting, add_settings, read_settings
 from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
-from airflow_eksbatch.store.port import Store, StoreError, StoreView
+from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.terminal import (
     Client,
     Json,
@@ -85,71 +85,6 @@ def local(given: argparse.Namespace) -> int:
 
     settings = read_settings(vars(given), os.environ, **LOCAL)
     return serve_embedded(settings, given.leave_when_idle)
-
-
-def keys(given: argparse.Namespace) -> int:
-    """Access keys, in the database itself: they are needed before the service answers."""
-    from airflow_eksbatch.api.auth import new_key
-    from airflow_eksbatch.floor.clock import now_ms
-
-    with _store(given) as store:
-        _check_schema(store.prepare())
-        if given.action == "list":
-            rows = [
-                {
-                    "accessKeyId": key.access_key,
-                    "note": key.note,
-                    "createdAt": key.created_at or None,
-                }
-                for key in store.list_keys()
-            ]
-            return show(given, rows, lambda: table(
-                "access key id|created|note",
-                [[r["accessKeyId"], when(r["createdAt"]), r["note"]] for r in rows],
-            ))  # fmt: skip
-        if given.action == "delete":
-            if not given.access_key:
-                raise Sentence("Name the key to delete; `eksbatch keys list` shows them.")
-            if not store.delete_key(given.access_key):
-                raise NotThere(f"There is no key {given.access_key}.")
-            return show(given, {"deleted": given.access_key}, lambda: print("deleted"))
-        access_key, secret = new_key()
-        store.put_key(access_key, secret, given.note, now_ms())
-    made = {"accessKeyId": access_key, "secretAccessKey": secret}
-
-    def tell() -> None:
-        print(f"AWS_ACCESS_KEY_ID={access_key}\nAWS_SECRET_ACCESS_KEY={secret}")
-        print("The secret is not shown again.", file=sys.stderr)
-
-    return show(given, made, tell)
-
-
-def migrate(given: argparse.Namespace) -> int:
-    with _store(given) as store:
-        store.open()
-    return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
-
-
-@contextlib.contextmanager
-def _store(given: argparse.Namespace) -> Iterator[Store]:
-    """The store of the settings, for one command."""
-    from airflow_eksbatch.service.wiring import make_store
-
-    store = make_store(read_settings(vars(given), os.environ))
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def _check_schema(view: StoreView) -> None:
-    """A command that only needs the database does not take it away from an older release that runs on it."""
-    if view.schema_version < view.newest_version:
-        raise Sentence(
-            f"The database has schema version {view.schema_version}, this release works with {view.newest_version}. "
-            "Its service brings it forward when it leads; `eksbatch migrate` does so now, and services of older "
-            "releases cannot go on then."
-        )
 
 
 def doctor(given: argparse.Namespace) -> int:
@@ -397,19 +332,6 @@ def _cost_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--csv", action="store_true", help="the rows as CSV")
 
 
-def _keys_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("action", choices=("create", "list", "delete"))
-    command.add_argument("access_key", nargs="?", help="key to delete")
-    command.add_argument("--note", default="", help="whose key it is")
-    _database_options(command)
-
-
-def _database_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="the answer as JSON")
-    command.add_argument("--database", help="as of `eksbatch serve` [EKSBATCH_DATABASE]")
-    command.add_argument("--home", help="as of `eksbatch serve` [EKSBATCH_HOME]")
-
-
 def _doctor_options(command: argparse.ArgumentParser) -> None:
     from airflow_eksbatch.doctor.examination import add_options
 
@@ -454,12 +376,12 @@ COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
         _doctor_options,
     ),
     ("simulate", simulate, "Run a workload in virtual time.", _simulate_options),
-    ("keys", keys, "Create, list or delete access keys.", _keys_options),
+    ("keys", keys, "Create, list or delete access keys.", add_keys_options),
     (
         "migrate",
         migrate,
         "Bring the database's schema forward, before the service does; no older release can use it then.",
-        _database_options,
+        add_database_options,
     ),
 )
 

@@ -36,8 +36,9 @@ class ServiceNotNamed(ServiceAway):
     patience_s = PATIENCE_S
 
 
-WRONG_HOST = "AccessDeniedException"
-"""The service is open, and not under the name it was asked by: no key helps. All other codes of 403 are about keys."""
+ACCESS_DENIED = "AccessDeniedException"
+"""Understood, and not allowed: to this key, or by this name of a service that is open. All other codes of 403 say that
+the key is not known, or the signature wrong."""
 
 
 class NotLetIn(ServiceAway):
@@ -154,7 +155,7 @@ def raise_for_answer(status: int, kind: str, text: str) -> None:
         message = body.get("message") or body.get("Message") or text
     except (ValueError, AttributeError):
         message = text[:500] or "no further explanation"
-    if kind and status == 403 and code != WRONG_HOST:
+    if kind and status == 403 and code != ACCESS_DENIED:
         raise NotLetIn(f"{code}: {message}")
     # Our service names every refusal; whatever else says no stands between us and it.
     if not kind and status == 404:

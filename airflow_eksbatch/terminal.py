@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from airflow_eksbatch.endpoint import (
+    ACCESS_DENIED,
     ANNOUNCEMENT,
-    WRONG_HOST,
     Endpoint,
     announced,
     default_home,
@@ -104,7 +104,7 @@ class Client:
             message = body.decode(errors="replace")[:200] or f"HTTP status {status}"
         if status == 404 or "does not exist" in message or "not found" in message.lower():
             raise NotThere(message)
-        if status == 403 and kind != WRONG_HOST:
+        if status == 403 and kind != ACCESS_DENIED:
             message += " Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key of `eksbatch keys create`."
         raise Sentence(message)
 

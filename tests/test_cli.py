@@ -391,11 +391,44 @@ def test_keys_are_made_listed_and_deleted(tmp_path: Path) -> None:
     (row,) = as_json
     assert (row["accessKeyId"], row["note"]) == (key, "for tests")
     assert began <= row["createdAt"] <= time.time() * 1000
-    assert listed.stdout.splitlines()[0].split() == ["access", "key", "id", "created", "note"]
+    assert listed.stdout.splitlines()[0].split() == [
+        "access",
+        "key",
+        "id",
+        "role",
+        "job",
+        "queues",
+        "created",
+        "note",
+    ]
     assert "for tests" in listed.stdout
     assert keys("delete", key).returncode == 0
     assert said(keys("delete", key), 1) == f"eksbatch: There is no key {key}."
     assert json.loads(keys("list", "--json").stdout) == []
+
+
+def test_keys_have_a_role_and_may_be_held_to_job_queues(tmp_path: Path) -> None:
+    def keys(*words: str) -> subprocess.CompletedProcess[str]:
+        return run("keys", *words, EKSBATCH_HOME=str(tmp_path))
+
+    for options in (
+        (),
+        ("--role", "viewer"),
+        ("--queue", "one", "--queue", "two", "--queue", "one"),
+    ):
+        assert keys("create", "--note", " ".join(options), *options).returncode == 0
+    listed = json.loads(keys("list", "--json").stdout)
+    assert [(row["role"], row["jobQueues"]) for row in listed] == [
+        ("admin", []),
+        ("viewer", []),
+        ("user", ["one", "two"]),
+    ]
+    assert "one, two" in keys("list").stdout
+    assert "leave out --role admin" in said(keys("create", "--role", "admin", "--queue", "one"))
+    assert "not 'a queue'" in said(keys("create", "--queue", "a queue"))
+    assert "keys create" in said(keys("list", "--queue", "one"))
+    assert "invalid choice: 'root'" in said(keys("create", "--role", "root"))
+    assert json.loads(keys("list", "--json").stdout) == listed
 
 
 def test_migrate_makes_the_schema_and_is_harmless_twice(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from airflow_eksbatch.api import (
     tags,
 )
 from airflow_eksbatch.api.auth import (
+    ACCESS_DENIED,
     Credential,
     Signed,
     access_key_of,
@@ -42,10 +43,14 @@ from airflow_eksbatch.api.auth import (
     unknown_key,
 )
 from airflow_eksbatch.api.dashboard import view_of
-from airflow_eksbatch.api.port import ApiSettings, Call, Desk, Operation
+from airflow_eksbatch.api.job_reads import check_queues_of
+from airflow_eksbatch.api.port import ApiSettings, Call, Caller, Desk, Operation
+from airflow_eksbatch.api.rights import changes_something, check_role
 from airflow_eksbatch.api.wire.model import check_text, operations, request_check
+from airflow_eksbatch.api.wire.names import split_job_id
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.store.port import SigningKey
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +74,6 @@ STATUS = {
     "UnknownOperationException": 404,
 }
 DENIED = 403
-READS = ("Describe", "List", "Get")
 NAME_SHOWN_MAX = 200
 # Where a request that changes something says of what.
 NAMED_BY = (
@@ -90,7 +94,7 @@ BODY_BYTES_MAX = limits.SUBMIT_BYTES_MAX + 64 * 1024
 # Known keys are read again after so long; unknown ones may cost a query each time, so they wait for one that all share.
 KEYS_S, UNKNOWN_KEYS_S = 5.0, 1.0
 
-Answer = Callable[[Request, bytes, str], Awaitable[Response]]
+Answer = Callable[[Request, bytes, Caller], Awaitable[Response]]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -99,11 +103,11 @@ class Keys:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._keys: dict[str, str] = {}
+        self._keys: dict[str, SigningKey] = {}
         self._read_at = -KEYS_S
         self._reading = asyncio.Lock()
 
-    async def secret_of(self, credential: Credential) -> str:
+    async def find(self, credential: Credential) -> SigningKey:
         """Raises Rejected for one that is not known."""
         asked_at = time.monotonic()
         age_s = asked_at - self._read_at
@@ -112,10 +116,10 @@ class Keys:
             await self._read_after(asked_at)
         elif age_s > KEYS_S:
             await self._read_after(asked_at)
-        secret = self._keys.get(credential.access_key)
-        if secret is None:
+        key = self._keys.get(credential.access_key)
+        if key is None:
             raise unknown_key(credential)
-        return secret
+        return key
 
     async def _read_after(self, moment: float) -> None:
         """Who waits meanwhile shares the answer."""
@@ -152,14 +156,17 @@ class Api:
             try:
                 check_path(request)
                 if self._needs_no_signature(request, for_people):
-                    access_key = access_key_of(request.headers.get("authorization"))
-                    return await answer(request, await read_body(request), access_key)
+                    name = access_key_of(request.headers.get("authorization"))
+                    return await answer(request, await read_body(request), Caller(access_key=name))
                 credential = credential_of(request.headers)
-                secret = await self._keys.secret_of(credential)
+                key = await self._keys.find(credential)
                 body = await read_body(request)
-                check_signature(signed_of(request, body), credential, secret)
-                return await answer(request, body, credential.access_key)
+                check_signature(signed_of(request, body), credential, key.secret)
+                caller = Caller(access_key=credential.access_key, rights=key.rights)
+                return await answer(request, body, caller)
             except Rejected as refusal:
+                if refusal.code == ACCESS_DENIED:
+                    log.warning("%s %s: %s", request.method, request.url.path, refusal.message)
                 return error_response(refusal)
             except ClientDisconnect:
                 return Response(status_code=400)
@@ -187,27 +194,28 @@ class Api:
     # ---- AWS Batch
 
     async def run(
-        self, name: str, given: dict[str, Any], request: Request, access_key: str
+        self, name: str, given: dict[str, Any], request: Request, caller: Caller
     ) -> Response:
         operation = OPERATIONS.get(name)
         if operation is None:
             raise Rejected(f"{name} is not supported by this service.")
+        check_role(caller, name)
         call = Call(
             desk=self._desk,
             input=request_check(name)(given, ""),
             headers=request.headers,
-            access_key=access_key,
+            caller=caller,
         )
         answer = await operation(call)
-        if not name.startswith(READS):
+        if changes_something(name):
             named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
             what = next(named, None)
             # Where nothing is signed, anybody may name any key.
             is_signed = self._desk.settings.auth != "open"
-            self._desk.tell_changed(name, what, access_key if is_signed else None)
+            self._desk.tell_changed(name, what, caller.access_key if is_signed else None)
         return json_response(answer)
 
-    async def batch(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def batch(self, request: Request, body: bytes, caller: Caller) -> Response:
         """POST /v1/<operation>."""
         name = operations().get(request.path_params["operation"])
         if name is None:
@@ -215,9 +223,9 @@ class Api:
                 f"There is no operation {request.path_params['operation']}.",
                 "UnknownOperationException",
             )
-        return await self.run(name, decode(body), request, access_key)
+        return await self.run(name, decode(body), request, caller)
 
-    async def tags(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def tags(self, request: Request, body: bytes, caller: Caller) -> Response:
         """/v1/tags/<ARN>, which clients send percent-encoded or plain."""
         given: dict[str, Any] = {"resourceArn": request.path_params["arn"]}
         name = {"GET": "ListTagsForResource", "DELETE": "UntagResource"}.get(request.method)
@@ -225,30 +233,37 @@ class Api:
             given["tagKeys"] = request.query_params.getlist("tagKeys")
         elif name is None:
             name, given = "TagResource", {**decode(body), **given}
-        return await self.run(name, given, request, access_key)
+        return await self.run(name, given, request, caller)
 
-    async def logs(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def logs(self, request: Request, body: bytes, caller: Caller) -> Response:
         """CloudWatch Logs: the operation is in a header."""
         target = request.headers.get("x-amz-target", "")
         operation = logs.OPERATIONS.get(target)
         if operation is None:
             what = f"The operation {target}" if target else "POST / without x-amz-target"
             raise Rejected(f"{what} is not supported here.", "UnknownOperationException")
+        await check_queues_of(self._desk, caller, logs.jobs_named_in(body))
         return json_response(await operation(self._desk, body))
 
     # ---- extensions
 
-    async def events(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def _job_of(self, asked: Mapping[str, str], caller: Caller) -> str:
+        """The job that is asked for; raises Rejected if its queue is not the caller's."""
+        job_id = asked["job_id"]
+        await check_queues_of(self._desk, caller, [split_job_id(job_id).job_id])
+        return job_id
+
+    async def events(self, request: Request, body: bytes, caller: Caller) -> Response:
         await self._desk.settled()
         lines = self._desk.subscribe(extension.number_in(request.query_params, "cursor", -1))
         return StreamingResponse(encoded(lines), media_type="application/x-ndjson")
 
-    async def job(self, request: Request, body: bytes, access_key: str) -> Response:
-        job_id = request.path_params["job_id"]
+    async def job(self, request: Request, body: bytes, caller: Caller) -> Response:
+        job_id = await self._job_of(request.path_params, caller)
         return json_response(await extension.get_job(self._desk, job_id))
 
-    async def output(self, request: Request, body: bytes, access_key: str) -> Response:
-        job_id, query = request.path_params["job_id"], request.query_params
+    async def output(self, request: Request, body: bytes, caller: Caller) -> Response:
+        job_id, query = await self._job_of(request.path_params, caller), request.query_params
         media = "text/plain; charset=utf-8"
         if query.get("follow", "0") not in ("0", ""):
             await extension.find_attempt(self._desk, job_id, 0)
@@ -264,20 +279,24 @@ class Api:
         }
         return Response(output.text, media_type=media, headers=headers)
 
-    async def explain(self, request: Request, body: bytes, access_key: str) -> Response:
-        return json_response(await extension.explain_job(self._desk, request.path_params["job_id"]))
+    async def explain(self, request: Request, body: bytes, caller: Caller) -> Response:
+        job_id = await self._job_of(request.path_params, caller)
+        return json_response(await extension.explain_job(self._desk, job_id))
 
-    async def summary(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def summary(self, request: Request, body: bytes, caller: Caller) -> Response:
         return json_response(await extension.get_summary(self._desk))
 
-    async def costs(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def costs(self, request: Request, body: bytes, caller: Caller) -> Response:
         return json_response(await extension.read_costs(self._desk, request.query_params))
 
-    async def view(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def view(self, request: Request, body: bytes, caller: Caller) -> Response:
         name, asked = request.path_params["name"], dict(request.query_params)
+        if "job_id" in asked:
+            await self._job_of(asked, caller)
         return json_response(await view_of(self._desk, name, asked))
 
-    async def cloud(self, request: Request, body: bytes, access_key: str) -> Response:
+    async def cloud(self, request: Request, body: bytes, caller: Caller) -> Response:
+        check_role(caller, "ControlCloud")
         return json_response(await self._desk.control_cloud(decode(body)))
 
     # ---- for probes; unsigned

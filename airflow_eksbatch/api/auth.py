@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from airflow_eksbatch.core.model.errors import Rejected
 
+ACCESS_DENIED = "AccessDeniedException"
 SKEW_S = 15 * 60
 ALGORITHM = "AWS4-HMAC-SHA256"
 # Where a port-forward of Kubernetes, or an SSH tunnel, comes out. Not all of 127/8: Istio's sidecar hands on from 127.0.0.6.
@@ -55,8 +56,8 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
 
 
-def denied(message: str, code: str = "AccessDeniedException") -> Rejected:
-    """Codes other than this one are about keys; with this one no key helps, and clients do not advise to get one."""
+def denied(message: str, code: str = ACCESS_DENIED) -> Rejected:
+    """Codes other than this one say that nobody knows who asks; clients then advise to get a key."""
     return Rejected(message, code)
 
 

@@ -11,7 +11,9 @@ from urllib.parse import unquote
 
 import msgspec
 
+from airflow_eksbatch.api.job_reads import check_queues_of
 from airflow_eksbatch.api.port import Call, Operation
+from airflow_eksbatch.api.rights import check_namespace, check_queue
 from airflow_eksbatch.api.wire import elsewhere
 from airflow_eksbatch.api.wire.names import SHARE, check_job_name, check_tags, name_of, split_job_id
 from airflow_eksbatch.api.wire.node_properties import resolve_nodes
@@ -76,11 +78,13 @@ async def submit_job(call: Call) -> dict[str, Any]:
     request, world = call.input, call.desk.world
     elsewhere.refuse(request, elsewhere.OF_SUBMIT)
     identity = bounded(identity_of(call))
+    check_may_submit(call, identity)
     queue = world.queues.get(name_of(request["jobQueue"]))
     definition = find_definition(world.definitions, request["jobDefinition"])
     work = resolved(definition, request)
     check_share(queue, request.get("shareIdentifier"), request.get("schedulingPriorityOverride"))
     if queue is not None:
+        check_namespace(call.caller, work.pod, namespaces_of(world, queue))
         check_can_ever_run(world, queue, work)
     array_size = array_size_of(request)
     priority = request.get("schedulingPriorityOverride")
@@ -110,6 +114,15 @@ async def submit_job(call: Call) -> dict[str, Any]:
     job_id = await call.desk.offer(JobSubmitted(spec=spec))
     arn = call.desk.settings.arn(f"job/{job_id}")
     return {"jobName": spec.name, "jobId": job_id, "jobArn": arn}
+
+
+def check_may_submit(call: Call, identity: Identity) -> None:
+    """To its queue, and in place of the job that an earlier try of the task has; raises Rejected."""
+    check_queue(call.caller, name_of(call.input["jobQueue"]))
+    world = call.desk.world
+    earlier = world.jobs.get(world.job_by_task.get(identity.task_key or "", JobId("")))
+    if earlier is not None:
+        check_queue(call.caller, earlier.spec.queue)
 
 
 @lru_cache(maxsize=4096)
@@ -176,14 +189,16 @@ def identity_of(call: Call) -> Identity:
     header = call.headers.get("x-eksbatch-token")
     if header is None:
         invocation = call.headers.get("amz-sdk-invocation-id")
-        return Identity(f"{CALL_TOKEN}{call.access_key}:{invocation}" if invocation else None)
+        return Identity(
+            f"{CALL_TOKEN}{call.caller.access_key}:{invocation}" if invocation else None
+        )
     key, _, number = unquote(header).rpartition("|")
     if not key or "\0" in key or not number.isascii() or not number.isdigit() or len(number) > 9:
         raise Rejected("x-eksbatch-token must be a task key and a try number: KEY|1.")
     task_key, try_number = of_deployment(call, key), int(number)
     told = call.headers.get("x-eksbatch-task-instance")
     if told is None:
-        token = f"{TASK_TOKEN}{call.access_key}:{task_key}|{try_number}"
+        token = f"{TASK_TOKEN}{call.caller.access_key}:{task_key}|{try_number}"
         return Identity(token, task_key, try_number)
     try:
         instance = uuid.UUID(told)
@@ -261,6 +276,10 @@ def check_share(queue: JobQueue | None, share: str | None, priority: int | None)
         scheduling_priority_from(priority, "schedulingPriorityOverride")
     if share is not None and ("*" in share or not SHARE.fullmatch(share)):
         raise Rejected("shareIdentifier must be up to 255 letters and digits.")
+
+
+def namespaces_of(world: World, queue: JobQueue) -> set[str]:
+    return {world.compute_environments[name].namespace for name in queue.compute_environments}
 
 
 def check_can_ever_run(world: World, queue: JobQueue, work: Work) -> None:
@@ -347,6 +366,7 @@ async def stop(call: Call, job_id: str, *, terminate: bool) -> None:
             f"{job_id} is one node of a multi-node parallel job: only the job as a whole can be cancelled or "
             f"terminated, by its id {named.job_id}."
         )
+    await check_queues_of(call.desk, call.caller, [named.job_id])
     fact = JobStopped(job_id=named.job_id, index=named.number, reason=reason, terminate=terminate)
     await call.desk.offer(fact)
 

@@ -59,6 +59,20 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     end: int
 
 
+class Streams(msgspec.Struct, rename="camel", kw_only=True):
+    """What requests name of them."""
+
+    log_stream_name: str = ""
+    log_stream_name_prefix: str = ""
+
+
+def jobs_named_in(body: bytes) -> list[JobId]:
+    """Whose output is asked for."""
+    named = decode(body, Streams)
+    streams = (named.log_stream_name, named.log_stream_name_prefix)
+    return [JobId(name[:JOB_ID_LENGTH]) for name in streams if name and "\0" not in name]
+
+
 def missing(what: str, then: str) -> NoReturn:
     raise Rejected(f"{what} does not exist. {then}", "ResourceNotFoundException")
 

@@ -11,7 +11,7 @@ from airflow_eksbatch.core.engine.facts import Fact
 from airflow_eksbatch.core.model.errors import Outdated, Rejected
 from airflow_eksbatch.core.model.job import Attempt
 from airflow_eksbatch.core.world.world import World
-from airflow_eksbatch.store.port import Store
+from airflow_eksbatch.store.port import Rights, Store
 
 T = TypeVar("T")
 
@@ -71,13 +71,20 @@ class Desk(Protocol):
         ...
 
 
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks. Where nothing is signed that is anybody, who may do everything."""
+
+    access_key: str = ""
+    rights: Rights = Rights()
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The validated input of an operation, who asks, and the desk."""
 
     desk: Desk
     input: dict[str, Any]
     headers: Mapping[str, str]
-    access_key: str
+    caller: Caller
 
 
 Operation = Callable[[Call], Awaitable[dict[str, Any]]]

@@ -26,7 +26,7 @@ from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.process import Process
 from airflow_eksbatch.service.settings import Settings
-from airflow_eksbatch.store.port import Store
+from airflow_eksbatch.store.port import AccessKey, Rights, Store
 
 # As long as whoever starts one waits for it.
 START_S = 60.0
@@ -117,13 +117,13 @@ class Home:
 
 def own_key(store: Store) -> tuple[str, str]:
     """The access key and secret of those who find this service by its home; made at the first start."""
-    secrets = store.keys()
+    known = store.keys()
     for key in store.list_keys():
-        if key.note == OWN_KEY:
-            return key.access_key, secrets[key.access_key]
-    made = new_key()
-    store.put_key(*made, OWN_KEY, now_ms())
-    return made
+        if key.note == OWN_KEY and key.rights == Rights():
+            return key.access_key, known[key.access_key].secret
+    access_key, secret = new_key()
+    store.put_key(AccessKey(access_key=access_key, note=OWN_KEY, created_at=now_ms()), secret)
+    return access_key, secret
 
 
 async def set_up(desk: ServiceDesk, settings: Settings) -> None:

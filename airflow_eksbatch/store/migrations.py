@@ -102,11 +102,18 @@ def add_key_times(connection: Connection) -> None:
     )
 
 
+def add_key_rights(connection: Connection) -> None:
+    """Version 5: what access keys may do; those there are did everything."""
+    for column in ("role TEXT NOT NULL DEFAULT 'admin'", "queues TEXT NOT NULL DEFAULT ''"):
+        connection.exec_driver_sql(f"ALTER TABLE eksbatch_keys ADD COLUMN {column}")
+
+
 STEPS: tuple[Callable[[Connection], None], ...] = (
     create_first,
     add_costs,
     add_outputs,
     add_key_times,
+    add_key_rights,
 )
 """STEPS[n] leads from version n to n + 1. A released step is never changed."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -45,6 +45,22 @@ class StoreView(msgspec.Struct, frozen=True, kw_only=True):
     """The database's own clock; None where it has none but ours."""
 
 
+Role = Literal["viewer", "user", "admin"]
+
+
+class Rights(msgspec.Struct, frozen=True, kw_only=True):
+    """What whoever signs with a key may do."""
+
+    role: Role = "admin"
+    queues: tuple[str, ...] = ()
+    """The job queues whose jobs it may submit, end and see into; empty for all."""
+
+
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True):
+    secret: str
+    rights: Rights = Rights()
+
+
 class AccessKey(msgspec.Struct, frozen=True, kw_only=True):
     """Of a key, what may be shown."""
 
@@ -52,6 +68,7 @@ class AccessKey(msgspec.Struct, frozen=True, kw_only=True):
     note: str
     created_at: int
     """Epoch ms; 0 where it is not known."""
+    rights: Rights = Rights()
 
 
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,15 +161,15 @@ class Store(Protocol):
         """Drop finished jobs, their attempts and events older than that (epoch ms), at most `limit` jobs; how many."""
         ...
 
-    def keys(self) -> dict[str, str]:
-        """Access key id -> secret."""
+    def keys(self) -> dict[str, SigningKey]:
+        """By access key id; in a schema that knows no rights, each may do everything."""
         ...
 
     def list_keys(self) -> list[AccessKey]:
         """All of them, oldest first, without their secrets."""
         ...
 
-    def put_key(self, access_key: str, secret: str, note: str, created_at: int = 0) -> None: ...
+    def put_key(self, key: AccessKey, secret: str) -> None: ...
 
     def delete_key(self, access_key: str) -> bool: ...
 

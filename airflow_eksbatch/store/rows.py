@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from airflow_eksbatch.core.model.ranges import EMPTY, ONE, Ranges
 from airflow_eksbatch.core.model.resources import NO_BILL, Bill
 from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import NOUNS
+from airflow_eksbatch.store.port import AccessKey, Rights
 
 Row = dict[str, Any]
 
@@ -190,3 +191,30 @@ def noun_from(kind: str, body: bytes) -> Any:
 
 def meta_row(key: str, value: msgspec.Struct | int) -> Row:
     return {"key": key, "body": _encode(value)}
+
+
+def key_row(key: AccessKey, secret: str) -> Row:
+    return {
+        "access_key": key.access_key,
+        "secret": secret,
+        "note": key.note,
+        "created_at": key.created_at,
+        "role": key.rights.role,
+        "queues": ",".join(key.rights.queues),
+    }
+
+
+def key_from(row: Mapping[Any, Any]) -> AccessKey:
+    return AccessKey(
+        access_key=row["access_key"],
+        note=row["note"],
+        created_at=row["created_at"],
+        rights=rights_from(row),
+    )
+
+
+def rights_from(row: Mapping[Any, Any]) -> Rights:
+    """Those of a row from before there were any are all."""
+    if "role" not in row:
+        return Rights()
+    return Rights(role=row["role"], queues=tuple(filter(None, row["queues"].split(","))))

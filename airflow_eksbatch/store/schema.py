@@ -136,6 +136,8 @@ keys = Table(
     Column("secret", Text, nullable=False),
     Column("note", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("role", Text, nullable=False, server_default=text("'admin'")),
+    Column("queues", Text, nullable=False, server_default=text("''")),
 )
 
 leases = Table(

@@ -31,6 +31,7 @@ from airflow_eksbatch.store.port import (
     AccessKey,
     Fenced,
     JobQuery,
+    SigningKey,
     StoreError,
     StoreView,
     Unstorable,
@@ -340,22 +341,25 @@ class SqlStore:
 
     # ---- keys and the lease
 
-    def keys(self) -> dict[str, str]:
+    def keys(self) -> dict[str, SigningKey]:
+        # A standby reads them in the schema of whoever leads, which may be an older one.
+        query = select(text("*")).select_from(schema.keys)
         with self._transaction() as connection:
-            found = connection.execute(select(schema.keys.c.access_key, schema.keys.c.secret))
-            return dict(found.tuples().all())
+            return {
+                row["access_key"]: SigningKey(secret=row["secret"], rights=rows.rights_from(row))
+                for row in connection.execute(query).mappings()
+            }
 
     def list_keys(self) -> list[AccessKey]:
         keys = schema.keys.c
-        query = select(keys.access_key, keys.note, keys.created_at)
+        query = select(keys.access_key, keys.note, keys.created_at, keys.role, keys.queues)
         with self._transaction() as connection:
             found = connection.execute(query.order_by(keys.created_at, keys.access_key))
-            return [AccessKey(access_key=k, note=n, created_at=at) for k, n, at in found.tuples()]
+            return [rows.key_from(row) for row in found.mappings()]
 
-    def put_key(self, access_key: str, secret: str, note: str, created_at: int = 0) -> None:
-        row = {"access_key": access_key, "secret": secret, "note": note, "created_at": created_at}
+    def put_key(self, key: AccessKey, secret: str) -> None:
         with self._transaction(writes=True) as connection:
-            self._put(connection, schema.keys, [row])
+            self._put(connection, schema.keys, [rows.key_row(key, secret)])
 
     def delete_key(self, access_key: str) -> bool:
         with self._transaction(writes=True) as connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from airflow_eksbatch.plugin import PagesWhenAsked
 from tests.airflow.processes import wait_for
 from tests.airflow.rig import Airflow
 from tests.api.asking import Raw
+from tests.api.test_auth import Key, a_key
 from tests.service.running import RunningService, a_definition, submit
 
 
@@ -39,10 +39,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 
 @pytest.fixture(scope="module")
-def key(service: RunningService) -> dict[str, str]:
-    command = [sys.executable, "-m", "airflow_eksbatch.cli", "keys", "create", "--json"]
-    made = subprocess.run([*command, "--home", str(service.home)], capture_output=True, check=True)
-    return json.loads(made.stdout)
+def key(service: RunningService) -> Key:
+    return a_key(service.home)
+
+
+@pytest.fixture(scope="module")
+def viewer(service: RunningService) -> Key:
+    """Of a connection that shows, and submits nothing."""
+    return a_key(service.home, "--role", "viewer")
 
 
 USERS = {"ann": "ann's secret", "bob": "bob's secret", "eve": "eve's secret"}
@@ -67,7 +71,7 @@ class Rules(SimpleAuthManager):
 
 
 @pytest.fixture(scope="module")
-def airflow(service: RunningService, key: dict[str, str]) -> Iterator[Airflow]:
+def airflow(service: RunningService, viewer: Key) -> Iterator[Airflow]:
     """Its API server alone, with users, and with connections to the service and to something else."""
     # Not in pytest's own directory: another pytest would shut the database's user out of it.
     with (
@@ -76,7 +80,7 @@ def airflow(service: RunningService, key: dict[str, str]) -> Iterator[Airflow]:
     ):
         running.rest.use_token(token_of(running, "ann"))
         ours = {"conn_type": "eksbatch", "host": service.url}
-        keys = {"login": key["accessKeyId"], "password": key["secretAccessKey"]}
+        keys = {"login": viewer.access_key, "password": viewer.secret}
         for name, fields in (
             ("team", {**ours, **keys}),
             ("north", {**ours, **keys, "extra": json.dumps({"deployment": "north"})}),
@@ -122,8 +126,8 @@ def browser(airflow: Airflow) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def batch(service: RunningService, key: dict[str, str]) -> Any:
-    return service.batch(key["accessKeyId"], key["secretAccessKey"])
+def batch(service: RunningService, key: Key) -> Any:
+    return service.batch(key.access_key, key.secret)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from airflow_eksbatch.api.app import OPERATIONS
-from airflow_eksbatch.api.port import ApiSettings, Call, Desk
+from airflow_eksbatch.api.port import ApiSettings, Call, Caller, Desk
 from airflow_eksbatch.api.wire.model import request_check
 from airflow_eksbatch.core.engine.facts import Fact
 from airflow_eksbatch.core.model.job import Attempt, Job, JobId
@@ -78,7 +78,7 @@ class StageDesk(Desk):
 
     async def answer(self, operation: str, **given: Any) -> dict[str, Any]:
         checked = request_check(operation)(given, "")
-        call = Call(desk=self, input=checked, headers={}, access_key="")
+        call = Call(desk=self, input=checked, headers={}, caller=Caller())
         return await OPERATIONS[operation](call)
 
     def ask_for(self, operation: str, **given: Any) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from airflow_eksbatch.api.app import Keys, may_see
 from airflow_eksbatch.api.auth import Credential
 from airflow_eksbatch.api.port import ApiSettings
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.endpoint import WRONG_HOST, NotLetIn, ServiceRefused, raise_for_answer
+from airflow_eksbatch.endpoint import ACCESS_DENIED, NotLetIn, ServiceRefused, raise_for_answer
 from airflow_eksbatch.service.settings import Settings
+from airflow_eksbatch.store.port import SigningKey
 from airflow_eksbatch.terminal import Client, Sentence
 from tests.airflow.processes import wait_for
 from tests.api.asking import Raw, Reply, ask_app
@@ -58,8 +59,8 @@ def keys(home: Path, *arguments: str) -> Any:
     return json.loads(ended.stdout)
 
 
-def a_key(home: Path, note: str = "") -> Key:
-    made = keys(home, "create", "--note", note)
+def a_key(home: Path, *options: str) -> Key:
+    made = keys(home, "create", *options)
     return Key(made["accessKeyId"], made["secretAccessKey"])
 
 
@@ -215,7 +216,7 @@ def test_a_header_that_is_no_signature_is_403(
 
 def test_keys_are_listed_deleted_and_useless_afterwards(closed: RunningService) -> None:
     """A key made or deleted while the service runs counts within seconds, without a restart."""
-    key = a_key(closed.home, note="for one test")
+    key = a_key(closed.home, "--note", "for one test")
     batch = closed.batch(key.access_key, key.secret)
     assert batch.describe_job_queues()["jobQueues"]
     (listed,) = [row for row in keys(closed.home, "list") if row["accessKeyId"] == key.access_key]
@@ -321,16 +322,16 @@ def test_links_of_an_open_dashboard_may_be_called_as_it_may_be(dashboard: Any, s
     for path in PAGES_OF_A_JOB:
         assert ask_app(served, path, STRANGE).status == status, path
     reply = ask_app(served, "/v1/eksbatch/summary", STRANGE)
-    assert (reply.status, reply.code) == (403, WRONG_HOST)
+    assert (reply.status, reply.code) == (403, ACCESS_DENIED)
 
 
 def test_who_calls_an_open_service_by_a_strange_name_is_not_told_to_get_a_key() -> None:
     with pytest.raises(ServiceRefused, match="by such a URL"):
-        raise_for_answer(403, WRONG_HOST, '{"message": "ask it by such a URL"}')
+        raise_for_answer(403, ACCESS_DENIED, '{"message": "ask it by such a URL"}')
     with pytest.raises(NotLetIn):
         raise_for_answer(403, "UnrecognizedClientException", "{}")
     client = Client(argparse.Namespace(endpoint_url="http://127.0.0.1:1"))
-    for kind, hinted in ((WRONG_HOST, False), ("InvalidSignatureException", True)):
+    for kind, hinted in ((ACCESS_DENIED, False), ("InvalidSignatureException", True)):
         with pytest.raises(Sentence) as refused:
             client._raise(403, kind, b'{"message": "No."}')
         assert ("eksbatch keys create" in str(refused.value)) is hinted
@@ -341,7 +342,7 @@ class CountingDesk(StageDesk):
 
     def __init__(self) -> None:
         super().__init__(Stage(a_world()))
-        self.keys = {"EKSBKNOWN": "secret"}
+        self.keys = {"EKSBKNOWN": SigningKey(secret="secret")}
         self.reads = 0
 
     async def ask(self, question: object) -> Any:
@@ -361,15 +362,15 @@ def test_callers_who_are_not_known_share_a_query(monkeypatch: pytest.MonkeyPatch
     async def run() -> None:
         desk = CountingDesk()
         known = Keys(desk)
-        strangers = [known.secret_of(named(f"EKSB{number}")) for number in range(100)]
+        strangers = [known.find(named(f"EKSB{number}")) for number in range(100)]
         ends = await asyncio.gather(*strangers, return_exceptions=True)
         assert {type(end) for end in ends} == {Rejected}
         assert desk.reads <= 2
         before = desk.reads
-        assert await known.secret_of(named("EKSBKNOWN")) == "secret"
+        assert (await known.find(named("EKSBKNOWN"))).secret == "secret"
         assert desk.reads == before
-        desk.keys["EKSBNEW"] = "new"
-        assert await known.secret_of(named("EKSBNEW")) == "new"
+        desk.keys["EKSBNEW"] = SigningKey(secret="new")
+        assert (await known.find(named("EKSBNEW"))).secret == "new"
         assert desk.reads == before + 1
 
     asyncio.run(run())

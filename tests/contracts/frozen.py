@@ -18,6 +18,7 @@ from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.share import ShareUsage
 from airflow_eksbatch.core.world.changes import Changes, Counters, Totals
 from airflow_eksbatch.store.migrations import STEPS
+from airflow_eksbatch.store.port import AccessKey
 from tests.build import NOW, a_node, a_policy, a_queue, an_environment
 from tests.contracts.databases import Database, sqlite_database
 from tests.contracts.nouns import a_live_job, an_attempt, an_event, finished
@@ -72,7 +73,7 @@ def keep(version: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         database = sqlite_database(Path(directory) / "eksbatch.db")
         store = database.open()
-        store.put_key("EKSBKEY", "secret", "note")
+        store.put_key(AccessKey(access_key="EKSBKEY", note="note", created_at=0), "secret")
         store.take_lease("somebody", NOW, 10)
         store.commit(some_of_everything())
         tables: dict[str, list[dict[str, Any]]] = {}

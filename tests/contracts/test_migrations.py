@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from airflow_eksbatch.core.model.job import JobId
 from airflow_eksbatch.store import migrations, schema, sqlite
-from airflow_eksbatch.store.port import Fenced, JobQuery, StoreError
+from airflow_eksbatch.store.port import Fenced, JobQuery, SigningKey, StoreError
 from tests.build import NOW
 from tests.contracts.databases import Database
 from tests.contracts.frozen import put, some_of_everything
@@ -108,7 +108,10 @@ def test_what_a_released_version_wrote_is_read_by_this_one(
     assert store.find_tokens(["token"]) == {"token": JobId("job-000001")}
     assert store.find_task_jobs(["dag|run|task"]) == {"dag|run|task": "job-000001"}
     assert store.events_since(0, 10) == meant.events
-    assert (store.keys(), store.lease_owner()) == ({"EKSBKEY": "secret"}, "somebody")
+    assert (store.keys(), store.lease_owner()) == (
+        {"EKSBKEY": SigningKey(secret="secret")},
+        "somebody",
+    )
     assert store.take_lease("us", NOW + 60_000, 10) == 2
 
 
@@ -121,7 +124,7 @@ def test_who_does_not_lead_leaves_an_older_schema_as_it_is(
     before = database.columns()
     store = database.store()
     assert store.prepare().schema_version == released
-    assert store.keys() == {"EKSBKEY": "secret"}
+    assert store.keys() == {"EKSBKEY": SigningKey(secret="secret")}
     assert store.take_lease("us", NOW, 10) is None
     assert (version(database), database.columns()) == (released, before)
     assert store.take_lease("us", NOW + 60_000, 10) == 2

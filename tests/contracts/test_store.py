@@ -27,7 +27,15 @@ from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.share import SchedulingPolicy, ShareUsage
 from airflow_eksbatch.core.world.changes import Changes, Counters, Totals
 from airflow_eksbatch.store import rows, sql
-from airflow_eksbatch.store.port import AccessKey, Fenced, JobQuery, Store, StoreError
+from airflow_eksbatch.store.port import (
+    AccessKey,
+    Fenced,
+    JobQuery,
+    Rights,
+    SigningKey,
+    Store,
+    StoreError,
+)
 from tests.build import NOW, a_node, a_policy, a_queue, an_environment
 from tests.contracts import writer
 from tests.contracts.databases import Database
@@ -606,17 +614,20 @@ def test_a_lease_that_was_lost_with_its_row_fences_too(database: Database) -> No
 
 
 def test_keys_are_kept_replaced_and_deleted(store: Store) -> None:
-    store.put_key("A", "secret", "a note")
-    store.put_key("B", "another", "")
-    store.put_key("A", "new", "replaced", NOW)
-    assert store.list_keys() == [
-        AccessKey(access_key="B", note="", created_at=0),
-        AccessKey(access_key="A", note="replaced", created_at=NOW),
-    ]
-    assert store.keys() == {"A": "new", "B": "another"}
+    held = Rights(role="user", queues=("one", "two"))
+    first = AccessKey(access_key="A", note="a note", created_at=0)
+    second = AccessKey(access_key="B", note="", created_at=0, rights=held)
+    replaced = AccessKey(access_key="A", note="replaced", created_at=NOW)
+    for key, secret in ((first, "secret"), (second, "another"), (replaced, "new")):
+        store.put_key(key, secret)
+    assert store.list_keys() == [second, replaced]
+    assert store.keys() == {
+        "A": SigningKey(secret="new"),
+        "B": SigningKey(secret="another", rights=held),
+    }
     assert store.delete_key("A")
     assert not store.delete_key("A")
-    assert store.keys() == {"B": "another"}
+    assert store.keys().keys() == {"B"}
 
 
 # ---- start-up does not read what is over

@@ -1,0 +1,77 @@
+"""What a key may do: by its role, named as Airflow names its own, and by the job queues it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from airflow_eksbatch.api.auth import denied
+from airflow_eksbatch.api.port import Caller
+
+READS = ("Describe", "List", "Get")
+# Of an Airflow and of tools that submit: whatever they need, and nothing of how the service is set up.
+OF_USERS = frozenset(
+    {
+        "SubmitJob",
+        "CancelJob",
+        "CancelJobs",
+        "TerminateJob",
+        "TerminateJobs",
+        "RegisterJobDefinition",
+        "DeregisterJobDefinition",
+    }
+)
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    namespace: str | None = None
+
+
+class PodProperties(msgspec.Struct, frozen=True):
+    """As far as it matters here."""
+
+    metadata: Metadata = Metadata()
+
+
+def changes_something(operation: str) -> bool:
+    return not operation.startswith(READS)
+
+
+def check_role(caller: Caller, operation: str) -> None:
+    """Raises Rejected. What only reads is for all roles."""
+    role = caller.rights.role
+    if role == "admin" or not changes_something(operation):
+        return
+    if role == "user" and operation in OF_USERS:
+        return
+    needed = "user" if operation in OF_USERS else "admin"
+    raise denied(
+        f"The access key {caller.access_key} is not authorized to perform batch:{operation}: its role is {role}. Use a "
+        f"key of the role {needed} (`eksbatch keys create --role {needed}`)."
+    )
+
+
+def check_queue(caller: Caller, queue: str) -> None:
+    """Whether it may submit and end jobs there, and see what they run and say; raises Rejected."""
+    queues = caller.rights.queues
+    if queues and queue not in queues:
+        raise denied(
+            f"The access key {caller.access_key} is not authorized for the jobs of job queue {queue}: it is held to "
+            f"{', '.join(queues)} (`eksbatch keys create --queue`)."
+        )
+
+
+def check_namespace(caller: Caller, pod: bytes, own: Collection[str]) -> None:
+    """Whether a pod (podProperties, JSON) stays in the namespaces of its job queue's compute environments; raises Rejected.
+
+    Who is held to a job queue would otherwise reach the Secrets of all others by naming theirs.
+    """
+    if not caller.rights.queues:
+        return
+    namespace = msgspec.json.decode(pod, type=PodProperties).metadata.namespace
+    if namespace is not None and namespace not in own:
+        raise denied(
+            f"The access key {caller.access_key} is held to job queues, so its jobs run in the namespaces of their "
+            f"compute environments: leave out metadata.namespace {namespace}."
+        )

@@ -1,0 +1,143 @@
+"""Commands on the database itself, without the service: access keys, and the schema."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import get_args
+
+from airflow_eksbatch.service.settings import read_settings
+from airflow_eksbatch.store.port import AccessKey, Rights, Role, Store, StoreView
+from airflow_eksbatch.terminal import NotThere, Sentence, show, table, when
+
+
+def add_keys_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("create", "list", "delete"))
+    command.add_argument("access_key", nargs="?", help="key to delete")
+    command.add_argument("--note", default="", help="whose key it is")
+    command.add_argument(
+        "--role",
+        choices=get_args(Role),
+        help="what a new key may do: viewer looks; user submits and ends jobs and registers job definitions as well, "
+        "which is all that an Airflow needs; admin does everything [admin; user with --queue]",
+    )
+    command.add_argument(
+        "--queue",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a job queue whose jobs a new key may submit, end and see into; for more than one say it again [all]",
+    )
+    add_database_options(command)
+
+
+def add_database_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+    command.add_argument("--database", help="as of `eksbatch serve` [EKSBATCH_DATABASE]")
+    command.add_argument("--home", help="as of `eksbatch serve` [EKSBATCH_HOME]")
+
+
+def keys(given: argparse.Namespace) -> int:
+    """Access keys are needed before the service answers."""
+    if given.action != "create" and (given.role or given.queue):
+        raise Sentence("--role and --queue are for `eksbatch keys create`.")
+    rights = _rights(given)
+    with _store(given) as store:
+        _check_schema(store.prepare())
+        if given.action == "list":
+            return _list_keys(given, store.list_keys())
+        if given.action == "create":
+            return _create_key(given, store, rights)
+        if not given.access_key:
+            raise Sentence("Name the key to delete; `eksbatch keys list` shows them.")
+        if not store.delete_key(given.access_key):
+            raise NotThere(f"There is no key {given.access_key}.")
+    return show(given, {"deleted": given.access_key}, lambda: print("deleted"))
+
+
+def _rights(given: argparse.Namespace) -> Rights:
+    """Of a new key."""
+    from airflow_eksbatch.api.wire.names import check_name
+    from airflow_eksbatch.core.model.errors import Rejected
+
+    role: Role = given.role or ("user" if given.queue else "admin")
+    if given.queue and role != "user":
+        raise Sentence(
+            "--queue says where a key may submit and end jobs, which is what the role user is for: leave out "
+            f"--role {role}."
+        )
+    try:
+        queues = tuple(check_name(name, "--queue") for name in dict.fromkeys(given.queue))
+    except Rejected as refusal:
+        raise Sentence(refusal.message) from None
+    return Rights(role=role, queues=queues)
+
+
+def _list_keys(given: argparse.Namespace, found: list[AccessKey]) -> int:
+    told = [
+        {
+            "accessKeyId": key.access_key,
+            "role": key.rights.role,
+            "jobQueues": list(key.rights.queues),
+            "note": key.note,
+            "createdAt": key.created_at or None,
+        }
+        for key in found
+    ]
+    rows = [
+        [
+            key.access_key,
+            key.rights.role,
+            ", ".join(key.rights.queues) or "all",
+            when(key.created_at or None),
+            key.note,
+        ]
+        for key in found
+    ]
+    return show(given, told, lambda: table("access key id|role|job queues|created|note", rows))
+
+
+def _create_key(given: argparse.Namespace, store: Store, rights: Rights) -> int:
+    from airflow_eksbatch.api.auth import new_key
+    from airflow_eksbatch.floor.clock import now_ms
+
+    access_key, secret = new_key()
+    key = AccessKey(access_key=access_key, note=given.note, created_at=now_ms(), rights=rights)
+    store.put_key(key, secret)
+
+    def tell() -> None:
+        print(f"AWS_ACCESS_KEY_ID={access_key}\nAWS_SECRET_ACCESS_KEY={secret}")
+        print("The secret is not shown again.", file=sys.stderr)
+
+    return show(given, {"accessKeyId": access_key, "secretAccessKey": secret}, tell)
+
+
+def migrate(given: argparse.Namespace) -> int:
+    with _store(given) as store:
+        store.open()
+    return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
+
+
+@contextlib.contextmanager
+def _store(given: argparse.Namespace) -> Iterator[Store]:
+    """The store of the settings, for one command."""
+    from airflow_eksbatch.service.wiring import make_store
+
+    store = make_store(read_settings(vars(given), os.environ))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _check_schema(view: StoreView) -> None:
+    """A command that only needs the database does not take it away from an older release that runs on it."""
+    if view.schema_version < view.newest_version:
+        raise Sentence(
+            f"The database has schema version {view.schema_version}, this release works with {view.newest_version}. "
+            "Its service brings it forward when it leads; `eksbatch migrate` does so now, and services of older "
+            "releases cannot go on then."
+        )
