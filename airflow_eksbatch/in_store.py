@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import get_args
 
+from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import read_settings
 from airflow_eksbatch.store.port import AccessKey, Rights, Role, Store, StoreView
 from airflow_eksbatch.terminal import NotThere, Sentence, show, table, when
@@ -21,7 +22,7 @@ def add_keys_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--role",
         choices=get_args(Role),
-        help="what a new key may do: viewer looks; user submits and ends jobs and registers job definitions as well, "
+        help="what a new key may do: viewer looks; user submits and ends jobs and registers job definitions, too, "
         "which is all that an Airflow needs; admin does everything [admin; user with --queue]",
     )
     command.add_argument(
@@ -29,7 +30,7 @@ def add_keys_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a job queue whose jobs a new key may submit, end and see into; for more than one say it again [all]",
+        help="a job queue to which a new key may submit, and whose jobs it may end; for more than one say it again [all]",
     )
     add_database_options(command)
 
@@ -44,6 +45,11 @@ def keys(given: argparse.Namespace) -> int:
     """Access keys are needed before the service answers."""
     if given.action != "create" and (given.role or given.queue):
         raise Sentence("--role and --queue are for `eksbatch keys create`.")
+    if given.action != "delete" and given.access_key:
+        raise Sentence(
+            f"`eksbatch keys {given.action}` takes no name: leave out {given.access_key}, or give it to --role, --queue "
+            "or --note."
+        )
     rights = _rights(given)
     with _store(given) as store:
         _check_schema(store.prepare())
@@ -102,7 +108,6 @@ def _list_keys(given: argparse.Namespace, found: list[AccessKey]) -> int:
 
 def _create_key(given: argparse.Namespace, store: Store, rights: Rights) -> int:
     from airflow_eksbatch.api.auth import new_key
-    from airflow_eksbatch.floor.clock import now_ms
 
     access_key, secret = new_key()
     key = AccessKey(access_key=access_key, note=given.note, created_at=now_ms(), rights=rights)
@@ -117,6 +122,7 @@ def _create_key(given: argparse.Namespace, store: Store, rights: Rights) -> int:
 
 def migrate(given: argparse.Namespace) -> int:
     with _store(given) as store:
+        _check_none_leads(store.prepare())
         store.open()
     return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
 
@@ -138,6 +144,15 @@ def _check_schema(view: StoreView) -> None:
     if view.schema_version < view.newest_version:
         raise Sentence(
             f"The database has schema version {view.schema_version}, this release works with {view.newest_version}. "
-            "Its service brings it forward when it leads; `eksbatch migrate` does so now, and services of older "
-            "releases cannot go on then."
+            "Its service brings it forward when it leads; where none of an older release runs, `eksbatch migrate` does so now."
+        )
+
+
+def _check_none_leads(view: StoreView) -> None:
+    """A service of an older release would go on in a schema that it does not know."""
+    now = now_ms() if view.clock_ms is None else view.clock_ms
+    if view.schema_version < view.newest_version and now < view.leads_until:
+        raise Sentence(
+            "A service of an older release runs on this database. Stop it first (after a kill its lease lasts some "
+            "seconds more), or start one of this release beside it, which brings the schema forward when it takes over."
         )

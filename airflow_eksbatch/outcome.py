@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_eksbatch.endpoint import ACCESS_DENIED
 from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.hooks import (
     AsyncBatchClient,
@@ -195,7 +196,8 @@ async def submit_once(
             answer = await feed.call("submitjob", request, submission.headers)
             return str(answer["jobId"])
         except ServiceRefused as error:
-            text = error.message.lower()
+            # Whom something is denied, nothing added or dropped will help; job queues may have any words in their names.
+            text = "" if error.code == ACCESS_DENIED else error.message.lower()
             chosen = submission.share_was_chosen or "shareIdentifier" not in request
             if not last and submission.definition and "definition" in text:
                 await feed.call("registerjobdefinition", submission.definition)

@@ -427,6 +427,7 @@ def test_keys_have_a_role_and_may_be_held_to_job_queues(tmp_path: Path) -> None:
     assert "leave out --role admin" in said(keys("create", "--role", "admin", "--queue", "one"))
     assert "not 'a queue'" in said(keys("create", "--queue", "a queue"))
     assert "keys create" in said(keys("list", "--queue", "one"))
+    assert "leave out viewer" in said(keys("create", "viewer"))
     assert "invalid choice: 'root'" in said(keys("create", "--role", "root"))
     assert json.loads(keys("list", "--json").stdout) == listed
 
@@ -449,6 +450,15 @@ def test_keys_leave_the_schema_of_an_older_release_alone(tmp_path: Path) -> None
     assert run("migrate", EKSBATCH_HOME=str(tmp_path)).returncode == 0
     assert schema_version(tmp_path / "eksbatch.db") == older + 1
     assert json.loads(run("keys", "list", "--json", EKSBATCH_HOME=str(tmp_path)).stdout) == []
+
+
+def test_a_schema_is_not_brought_forward_under_a_service_of_an_older_release(
+    tmp_path: Path,
+) -> None:
+    in_an_hour = (int(time.time()) + 3_600) * 1000
+    older = an_older_database(tmp_path / "eksbatch.db", "http://127.0.0.1:9#older", in_an_hour)
+    assert "Stop it first" in said(run("migrate", EKSBATCH_HOME=str(tmp_path)))
+    assert schema_version(tmp_path / "eksbatch.db") == older
 
 
 def test_the_help_of_local_says_that_it_takes_any_free_port() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +31,6 @@ from airflow_eksbatch.api import (
     tags,
 )
 from airflow_eksbatch.api.auth import (
-    ACCESS_DENIED,
     Credential,
     Signed,
     access_key_of,
@@ -43,13 +42,11 @@ from airflow_eksbatch.api.auth import (
     unknown_key,
 )
 from airflow_eksbatch.api.dashboard import view_of
-from airflow_eksbatch.api.job_reads import check_queues_of
 from airflow_eksbatch.api.port import ApiSettings, Call, Caller, Desk, Operation
-from airflow_eksbatch.api.rights import changes_something, check_role
+from airflow_eksbatch.api.rights import NAME_SHOWN_MAX, changes_something, check_role
 from airflow_eksbatch.api.wire.model import check_text, operations, request_check
-from airflow_eksbatch.api.wire.names import split_job_id
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.errors import Denied, Rejected
 from airflow_eksbatch.store.port import SigningKey
 
 log = logging.getLogger(__name__)
@@ -74,7 +71,6 @@ STATUS = {
     "UnknownOperationException": 404,
 }
 DENIED = 403
-NAME_SHOWN_MAX = 200
 # Where a request that changes something says of what.
 NAMED_BY = (
     "jobId",
@@ -165,8 +161,6 @@ class Api:
                 caller = Caller(access_key=credential.access_key, rights=key.rights)
                 return await answer(request, body, caller)
             except Rejected as refusal:
-                if refusal.code == ACCESS_DENIED:
-                    log.warning("%s %s: %s", request.method, request.url.path, refusal.message)
                 return error_response(refusal)
             except ClientDisconnect:
                 return Response(status_code=400)
@@ -199,17 +193,21 @@ class Api:
         operation = OPERATIONS.get(name)
         if operation is None:
             raise Rejected(f"{name} is not supported by this service.")
-        check_role(caller, name)
-        call = Call(
-            desk=self._desk,
-            input=request_check(name)(given, ""),
-            headers=request.headers,
-            caller=caller,
-        )
-        answer = await operation(call)
+        named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
+        what = next(named, None)
+        try:
+            check_role(caller, name)
+            call = Call(
+                desk=self._desk,
+                input=request_check(name)(given, ""),
+                headers=request.headers,
+                caller=caller,
+            )
+            answer = await operation(call)
+        except Denied:
+            self._desk.tell_denied(name, what, caller.access_key)
+            raise
         if changes_something(name):
-            named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
-            what = next(named, None)
             # Where nothing is signed, anybody may name any key.
             is_signed = self._desk.settings.auth != "open"
             self._desk.tell_changed(name, what, caller.access_key if is_signed else None)
@@ -228,7 +226,11 @@ class Api:
     async def tags(self, request: Request, body: bytes, caller: Caller) -> Response:
         """/v1/tags/<ARN>, which clients send percent-encoded or plain."""
         given: dict[str, Any] = {"resourceArn": request.path_params["arn"]}
-        name = {"GET": "ListTagsForResource", "DELETE": "UntagResource"}.get(request.method)
+        name = {
+            "GET": "ListTagsForResource",
+            "HEAD": "ListTagsForResource",
+            "DELETE": "UntagResource",
+        }.get(request.method)
         if name == "UntagResource":
             given["tagKeys"] = request.query_params.getlist("tagKeys")
         elif name is None:
@@ -242,16 +244,9 @@ class Api:
         if operation is None:
             what = f"The operation {target}" if target else "POST / without x-amz-target"
             raise Rejected(f"{what} is not supported here.", "UnknownOperationException")
-        await check_queues_of(self._desk, caller, logs.jobs_named_in(body))
         return json_response(await operation(self._desk, body))
 
     # ---- extensions
-
-    async def _job_of(self, asked: Mapping[str, str], caller: Caller) -> str:
-        """The job that is asked for; raises Rejected if its queue is not the caller's."""
-        job_id = asked["job_id"]
-        await check_queues_of(self._desk, caller, [split_job_id(job_id).job_id])
-        return job_id
 
     async def events(self, request: Request, body: bytes, caller: Caller) -> Response:
         await self._desk.settled()
@@ -259,11 +254,11 @@ class Api:
         return StreamingResponse(encoded(lines), media_type="application/x-ndjson")
 
     async def job(self, request: Request, body: bytes, caller: Caller) -> Response:
-        job_id = await self._job_of(request.path_params, caller)
+        job_id = request.path_params["job_id"]
         return json_response(await extension.get_job(self._desk, job_id))
 
     async def output(self, request: Request, body: bytes, caller: Caller) -> Response:
-        job_id, query = await self._job_of(request.path_params, caller), request.query_params
+        job_id, query = request.path_params["job_id"], request.query_params
         media = "text/plain; charset=utf-8"
         if query.get("follow", "0") not in ("0", ""):
             await extension.find_attempt(self._desk, job_id, 0)
@@ -280,8 +275,7 @@ class Api:
         return Response(output.text, media_type=media, headers=headers)
 
     async def explain(self, request: Request, body: bytes, caller: Caller) -> Response:
-        job_id = await self._job_of(request.path_params, caller)
-        return json_response(await extension.explain_job(self._desk, job_id))
+        return json_response(await extension.explain_job(self._desk, request.path_params["job_id"]))
 
     async def summary(self, request: Request, body: bytes, caller: Caller) -> Response:
         return json_response(await extension.get_summary(self._desk))
@@ -291,8 +285,6 @@ class Api:
 
     async def view(self, request: Request, body: bytes, caller: Caller) -> Response:
         name, asked = request.path_params["name"], dict(request.query_params)
-        if "job_id" in asked:
-            await self._job_of(asked, caller)
         return json_response(await view_of(self._desk, name, asked))
 
     async def cloud(self, request: Request, body: bytes, caller: Caller) -> Response:

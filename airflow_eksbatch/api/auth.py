@@ -15,9 +15,8 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.errors import Denied, Rejected
 
-ACCESS_DENIED = "AccessDeniedException"
 SKEW_S = 15 * 60
 ALGORITHM = "AWS4-HMAC-SHA256"
 # Where a port-forward of Kubernetes, or an SSH tunnel, comes out. Not all of 127/8: Istio's sidecar hands on from 127.0.0.6.
@@ -56,11 +55,6 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     signature: str
 
 
-def denied(message: str, code: str = ACCESS_DENIED) -> Rejected:
-    """Codes other than this one say that nobody knows who asks; clients then advise to get a key."""
-    return Rejected(message, code)
-
-
 def is_local(scope: Scope) -> bool:
     """Whether whoever asks is on this machine, and no proxy or web page asks for somebody else."""
     if scope.get(VOUCHED):
@@ -86,20 +80,20 @@ def check_not_a_web_page(headers: Mapping[str, str]) -> None:
     """
     host, origin = headers.get("host", ""), headers.get("origin")
     if not names_loopback(headers):
-        raise denied(
+        raise Denied(
             "While requests need no signature this service answers to localhost, 127.0.0.1 and [::1] only, "
             f"and not as {host or 'nobody'}: ask it by such a URL, or start it with --auth sigv4."
         )
     is_ours = origin is None or origin.partition("://")[2] == host
     if not is_ours or headers.get("sec-fetch-site") == "cross-site":
-        raise denied("Requests from other web pages are refused while requests need no signature.")
+        raise Denied("Requests from other web pages are refused while requests need no signature.")
 
 
 def credential_of(headers: Mapping[str, str]) -> Credential:
     """What the signature says of itself, before anything is looked up; raises Rejected."""
     header = headers.get("authorization")
     if header is None:
-        raise denied(
+        raise Rejected(
             "The request is not signed. Create a key with `eksbatch keys create` and give it to "
             "the client.",
             "MissingAuthenticationTokenException",
@@ -116,7 +110,7 @@ def new_key() -> tuple[str, str]:
 
 
 def unknown_key(credential: Credential) -> Rejected:
-    return denied(
+    return Rejected(
         f"The access key {credential.access_key} is not known here. "
         "`eksbatch keys list` shows the keys there are.",
         "UnrecognizedClientException",
@@ -127,7 +121,7 @@ def check_signature(request: Signed, credential: Credential, secret: str) -> Non
     """Raises Rejected."""
     expected = signature_of(request, credential, secret)
     if not hmac.compare_digest(expected.encode(), credential.signature.encode()):
-        raise denied(
+        raise Rejected(
             "The signature does not match: the secret key is wrong, or the request was changed "
             "on its way.",
             "InvalidSignatureException",
@@ -158,7 +152,7 @@ def parse_credential(header: str) -> Credential:
             signature=parts["Signature"],
         )
     except (KeyError, ValueError) as error:
-        raise denied(
+        raise Rejected(
             f"The Authorization header is not AWS Signature Version 4 ({ALGORITHM}).",
             "IncompleteSignatureException",
         ) from error
@@ -169,11 +163,11 @@ def check_date(stamp: str, credential: Credential) -> None:
     try:
         apart_s = abs((datetime.now(UTC) - time_of(stamp)).total_seconds())
     except ValueError:
-        raise denied(
+        raise Rejected(
             "The x-amz-date header is missing or malformed.", "IncompleteSignatureException"
         ) from None
     if apart_s > SKEW_S or not stamp.startswith(credential.date):
-        raise denied(
+        raise Rejected(
             f"The request was signed {int(apart_s)} s away from now; at most {SKEW_S} s are "
             "allowed. Set the clock of the client or of this machine.",
             "InvalidSignatureException",

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.api.port import Call, Caller, Desk, Operation
-from airflow_eksbatch.api.rights import check_queue
+from airflow_eksbatch.api.port import Call, Desk, Operation
 from airflow_eksbatch.api.wire.names import (
     NamedJob,
     name_of,
@@ -68,13 +67,6 @@ async def find_jobs(desk: Desk, job_ids: Iterable[JobId]) -> dict[JobId, Job]:
         ended = await desk.ask(lambda store: store.find_jobs(missing))
         found |= {job.job_id: job for job in ended}
     return found
-
-
-async def check_queues_of(desk: Desk, caller: Caller, job_ids: Iterable[JobId]) -> None:
-    """Whether a caller may see what these jobs run and say, and end them; raises Rejected."""
-    if caller.rights.queues:
-        for job in (await find_jobs(desk, job_ids)).values():
-            check_queue(caller, job.spec.queue)
 
 
 async def views_of(desk: Desk, chosen: Sequence[tuple[Job, int | None]]) -> list[JobView]:
@@ -159,7 +151,6 @@ async def describe_jobs(call: Call) -> dict[str, Any]:
         raise Rejected(f"jobs takes at most {limits.DESCRIBE_MAX} ids, not {len(wanted)}.")
     await call.desk.settled()
     ids = [split_job_id(job_id) for job_id in wanted]
-    await check_queues_of(call.desk, call.caller, (named.job_id for named in ids))
     jobs = await find_jobs(call.desk, (named.job_id for named in ids))
     known = [(jobs[named.job_id], named) for named in ids if named.job_id in jobs]
     meant = [(job, index_of(job, named)) for job, named in known if has_part(job, named)]

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from airflow_eksbatch.api.job_reads import check_queues_of
+from airflow_eksbatch.api.job_reads import find_jobs
 from airflow_eksbatch.api.port import Call, Operation
 from airflow_eksbatch.api.rights import check_namespace, check_queue
 from airflow_eksbatch.api.wire import elsewhere
@@ -27,7 +27,7 @@ from airflow_eksbatch.api.wire.shapes import (
 )
 from airflow_eksbatch.core.engine.facts import JobStopped, JobSubmitted
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.errors import Denied, Rejected
 from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec, MultiNode
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
@@ -78,7 +78,7 @@ async def submit_job(call: Call) -> dict[str, Any]:
     request, world = call.input, call.desk.world
     elsewhere.refuse(request, elsewhere.OF_SUBMIT)
     identity = bounded(identity_of(call))
-    check_may_submit(call, identity)
+    check_queue(call.caller, name_of(request["jobQueue"]))
     queue = world.queues.get(name_of(request["jobQueue"]))
     definition = find_definition(world.definitions, request["jobDefinition"])
     work = resolved(definition, request)
@@ -111,18 +111,10 @@ async def submit_job(call: Call) -> dict[str, Any]:
         airflow=airflow_of(call),
         created_at=now_ms(),
     )
-    job_id = await call.desk.offer(JobSubmitted(spec=spec))
+    may_end_in = call.caller.rights.queues
+    job_id = await call.desk.offer(JobSubmitted(spec=spec, may_end_in=may_end_in))
     arn = call.desk.settings.arn(f"job/{job_id}")
     return {"jobName": spec.name, "jobId": job_id, "jobArn": arn}
-
-
-def check_may_submit(call: Call, identity: Identity) -> None:
-    """To its queue, and in place of the job that an earlier try of the task has; raises Rejected."""
-    check_queue(call.caller, name_of(call.input["jobQueue"]))
-    world = call.desk.world
-    earlier = world.jobs.get(world.job_by_task.get(identity.task_key or "", JobId("")))
-    if earlier is not None:
-        check_queue(call.caller, earlier.spec.queue)
 
 
 @lru_cache(maxsize=4096)
@@ -366,7 +358,9 @@ async def stop(call: Call, job_id: str, *, terminate: bool) -> None:
             f"{job_id} is one node of a multi-node parallel job: only the job as a whole can be cancelled or "
             f"terminated, by its id {named.job_id}."
         )
-    await check_queues_of(call.desk, call.caller, [named.job_id])
+    if call.caller.rights.queues:
+        for job in (await find_jobs(call.desk, [named.job_id])).values():
+            check_queue(call.caller, job.spec.queue)
     fact = JobStopped(job_id=named.job_id, index=named.number, reason=reason, terminate=terminate)
     await call.desk.offer(fact)
 
@@ -390,6 +384,9 @@ async def stop_many(call: Call, *, terminate: bool) -> dict[str, Any]:
     answers = await asyncio.gather(*stops, return_exceptions=True)
     errors: list[dict[str, str]] = []
     for job_id, answer in zip(jobs, answers, strict=True):
+        if isinstance(answer, Denied):
+            operation = "TerminateJob" if terminate else "CancelJob"
+            call.desk.tell_denied(operation, job_id, call.caller.access_key)
         if isinstance(answer, Rejected):
             code = "ThrottlingException" if "TooMany" in answer.code else answer.code
             errors.append({"job": job_id, "code": code, "message": answer.message})

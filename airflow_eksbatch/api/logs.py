@@ -59,20 +59,6 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     end: int
 
 
-class Streams(msgspec.Struct, rename="camel", kw_only=True):
-    """What requests name of them."""
-
-    log_stream_name: str = ""
-    log_stream_name_prefix: str = ""
-
-
-def jobs_named_in(body: bytes) -> list[JobId]:
-    """Whose output is asked for."""
-    named = decode(body, Streams)
-    streams = (named.log_stream_name, named.log_stream_name_prefix)
-    return [JobId(name[:JOB_ID_LENGTH]) for name in streams if name and "\0" not in name]
-
-
 def missing(what: str, then: str) -> NoReturn:
     raise Rejected(f"{what} does not exist. {then}", "ResourceNotFoundException")
 
@@ -114,7 +100,7 @@ async def describe_log_streams(desk: Desk, body: bytes) -> Answer:
     asked = decode(body, DescribeLogStreams)
     asked.check()
     prefix = asked.log_stream_name_prefix
-    if len(prefix) < JOB_ID_LENGTH:
+    if len(prefix) < JOB_ID_LENGTH or "\0" in prefix:
         invalid("logStreamNamePrefix must begin with a job id: there is a stream for each attempt.")
     job_id = JobId(prefix[:JOB_ID_LENGTH])
     attempts = await desk.ask(lambda store: store.find_attempts([job_id]))

@@ -70,6 +70,10 @@ class Desk(Protocol):
         """For the log: an operation that changes something was answered; `by` is the access key, None without one."""
         ...
 
+    def tell_denied(self, operation: str, what: str | None, by: str, /) -> None:
+        """For the log: it was not allowed to this key."""
+        ...
+
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks. Where nothing is signed that is anybody, who may do everything."""

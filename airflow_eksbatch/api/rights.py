@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 import msgspec
 
-from airflow_eksbatch.api.auth import denied
 from airflow_eksbatch.api.port import Caller
+from airflow_eksbatch.core.model.errors import Denied
 
 READS = ("Describe", "List", "Get")
-# Of an Airflow and of tools that submit: whatever they need, and nothing of how the service is set up.
+# Of an Airflow and of tools that submit: whatever they need, and nothing that others stand on.
 OF_USERS = frozenset(
     {
         "SubmitJob",
@@ -19,9 +19,9 @@ OF_USERS = frozenset(
         "TerminateJob",
         "TerminateJobs",
         "RegisterJobDefinition",
-        "DeregisterJobDefinition",
     }
 )
+NAME_SHOWN_MAX = 200
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -39,39 +39,36 @@ def changes_something(operation: str) -> bool:
 
 
 def check_role(caller: Caller, operation: str) -> None:
-    """Raises Rejected. What only reads is for all roles."""
+    """Raises Denied. What only reads is for all roles."""
     role = caller.rights.role
     if role == "admin" or not changes_something(operation):
         return
     if role == "user" and operation in OF_USERS:
         return
     needed = "user" if operation in OF_USERS else "admin"
-    raise denied(
+    raise Denied(
         f"The access key {caller.access_key} is not authorized to perform batch:{operation}: its role is {role}. Use a "
         f"key of the role {needed} (`eksbatch keys create --role {needed}`)."
     )
 
 
 def check_queue(caller: Caller, queue: str) -> None:
-    """Whether it may submit and end jobs there, and see what they run and say; raises Rejected."""
+    """Whether it may submit and end jobs there; raises Denied."""
     queues = caller.rights.queues
     if queues and queue not in queues:
-        raise denied(
-            f"The access key {caller.access_key} is not authorized for the jobs of job queue {queue}: it is held to "
-            f"{', '.join(queues)} (`eksbatch keys create --queue`)."
+        raise Denied(
+            f"The access key {caller.access_key} is not authorized to submit or end jobs in job queue "
+            f"{queue[:NAME_SHOWN_MAX]!r}: it is held to {', '.join(queues)} (`eksbatch keys create --queue`)."
         )
 
 
 def check_namespace(caller: Caller, pod: bytes, own: Collection[str]) -> None:
-    """Whether a pod (podProperties, JSON) stays in the namespaces of its job queue's compute environments; raises Rejected.
-
-    Who is held to a job queue would otherwise reach the Secrets of all others by naming theirs.
-    """
+    """Whether a pod (podProperties, JSON) stays in the namespaces of its job queue's compute environments; raises Denied."""
     if not caller.rights.queues:
         return
     namespace = msgspec.json.decode(pod, type=PodProperties).metadata.namespace
     if namespace is not None and namespace not in own:
-        raise denied(
+        raise Denied(
             f"The access key {caller.access_key} is held to job queues, so its jobs run in the namespaces of their "
             f"compute environments: leave out metadata.namespace {namespace}."
         )

@@ -40,6 +40,7 @@ class ServiceDesk:
         control: CloudControl | None,
         metrics_text: Callable[[], bytes],
         tell_changed: Callable[[str, str | None, str | None], None],
+        tell_denied: Callable[[str, str | None, str], None],
     ) -> None:
         self.settings = settings
         self._loop = loop
@@ -50,6 +51,7 @@ class ServiceDesk:
         self._control = control
         self.metrics_text = metrics_text
         self.tell_changed = tell_changed
+        self.tell_denied = tell_denied
 
     @property
     def world(self) -> World:

@@ -227,6 +227,9 @@ class Telemetry:
         say = self.log.debug if operation == "SubmitJob" else self.log.info
         say(operation, what=what, by=by)
 
+    def denied(self, operation: str, what: str | None, by: str) -> None:
+        self.log.warning(f"{operation} was denied", what=what, by=by)
+
     # ---- trouble
 
     def effect_failed(self, effect: Effect, reason: str, failures: int) -> None:

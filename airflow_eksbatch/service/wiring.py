@@ -203,6 +203,7 @@ def make_process(settings: Settings, owner: str, listening: socket.socket) -> Pr
         control=control,
         metrics_text=metrics_text,
         tell_changed=telemetry.changed,
+        tell_denied=telemetry.denied,
     )
     watches = {"cluster": cluster.watch, "cloud": cloud.watch}
     return Process(

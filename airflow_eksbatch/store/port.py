@@ -53,7 +53,7 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Role = "admin"
     queues: tuple[str, ...] = ()
-    """The job queues whose jobs it may submit, end and see into; empty for all."""
+    """The job queues to which it may submit and whose jobs it may end; empty for all."""
 
 
 class SigningKey(msgspec.Struct, frozen=True, kw_only=True):

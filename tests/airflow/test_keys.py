@@ -29,8 +29,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         running.end()
 
 
-def run_task(service: RunningService, *options: str, task_id: str, seconds: int = 0) -> JobOutcome:
+def run_task(
+    service: RunningService,
+    *options: str,
+    task_id: str,
+    seconds: int = 0,
+    said: list[str] | None = None,
+) -> JobOutcome:
     """What an operator does, with a key made by those options; a job that takes longer is ended."""
+    said = [] if said is None else said
     key = a_key(service.home, *options)
     endpoint = Endpoint(url=service.url, access_key_id=key.access_key, secret_access_key=key.secret)
     fields = {"job_queue": "default", "command": ["sleep", str(seconds)]}
@@ -49,7 +56,6 @@ def run_task(service: RunningService, *options: str, task_id: str, seconds: int 
                 await (await feed.service()).call("terminatejob", given)
             return await follow(feed, job_id, said.append)
 
-    said: list[str] = []
     return asyncio.run(asyncio.wait_for(scenario(), WAIT_S))
 
 
@@ -66,3 +72,7 @@ def test_a_task_that_may_not_submit_is_refused_at_once_and_told_which_key_may(
 ) -> None:
     with pytest.raises(ServiceRefused, match="eksbatch keys create --role user"):
         run_task(service, "--role", "viewer", task_id="year")
+    said: list[str] = []
+    with pytest.raises(ServiceRefused, match="it is held to share-of-definitions"):
+        run_task(service, "--queue", "share-of-definitions", task_id="year", said=said)
+    assert said == [], "whatever words are in the name of a queue"

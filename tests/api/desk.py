@@ -74,6 +74,9 @@ class StageDesk(Desk):
     def tell_changed(self, operation: str, what: str | None, by: str | None, /) -> None:
         raise NotImplementedError
 
+    def tell_denied(self, operation: str, what: str | None, by: str, /) -> None:
+        raise NotImplementedError
+
     # ---- callers
 
     async def answer(self, operation: str, **given: Any) -> dict[str, Any]:

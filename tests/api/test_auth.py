@@ -115,27 +115,31 @@ def test_a_created_key_opens_the_whole_api(closed: RunningService, key: Key) -> 
 
 
 def test_the_log_says_who_asked_for_a_change(closed: RunningService, key: Key) -> None:
-    """And neither who has only looked, nor what was refused as a whole."""
+    """Also who was not allowed; neither who has only looked, nor what was refused for another reason."""
     batch = closed.batch(key.access_key, key.secret)
     fair = {"shareDistribution": [{"shareIdentifier": "a"}]}
     arn = batch.create_scheduling_policy(name="told", fairsharePolicy=fair)["arn"]
     with pytest.raises(ClientError):
         batch.create_scheduling_policy(name="told", fairsharePolicy=fair)
     batch.describe_scheduling_policies(arns=[arn])
+    user = a_key(closed.home, "--role", "user")
+    with pytest.raises(ClientError):
+        closed.batch(user.access_key, user.secret).delete_scheduling_policy(arn=arn)
     batch.delete_scheduling_policy(arn=arn)
 
-    def told() -> list[tuple[str, str, str]]:
+    def told() -> list[tuple[str, str, str, str]]:
         lines = [json.loads(line) for line in closed.output if line.startswith("{")]
         return [
-            (line["event"], line["what"], line["by"])
+            (line["level"], line["event"], line["what"], line["by"])
             for line in lines
             if "SchedulingPolic" in line["event"]
         ]
 
-    wait_for("both lines", lambda: len(told()) > 1, within_s=30)
+    wait_for("all lines", lambda: len(told()) > 2, within_s=30)
     assert told() == [
-        ("CreateSchedulingPolicy", "told", key.access_key),
-        ("DeleteSchedulingPolicy", arn, key.access_key),
+        ("info", "CreateSchedulingPolicy", "told", key.access_key),
+        ("warning", "DeleteSchedulingPolicy was denied", arn, user.access_key),
+        ("info", "DeleteSchedulingPolicy", arn, key.access_key),
     ]
 
 

@@ -135,6 +135,12 @@ def test_every_line_that_is_kept_of_a_huge_output_is_read_once_in_both_direction
     assert len(back) <= len(onwards)
 
 
+def test_a_prefix_that_no_database_can_be_asked_for_is_refused(logs: Any) -> None:
+    with pytest.raises(ClientError) as refused:
+        logs.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix="a\0" * 30)
+    assert refused.value.response["Error"]["Code"] == "InvalidParameterException"
+
+
 @pytest.mark.parametrize(
     ("group", "stream", "token", "code"),
     [

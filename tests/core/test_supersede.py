@@ -9,7 +9,7 @@ import pytest
 
 from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod
 from airflow_eksbatch.core.engine.facts import JobSubmitted
-from airflow_eksbatch.core.model.errors import Rejected
+from airflow_eksbatch.core.model.errors import Denied, Rejected
 from airflow_eksbatch.core.model.job import Dependency, JobId
 from airflow_eksbatch.core.planner.explain import explain
 from tests.build import a_node, a_spec, a_world
@@ -41,6 +41,19 @@ def test_a_later_try_ends_the_running_job_of_the_earlier_one() -> None:
     stage.end("first", exit_code=143)
     assert "Superseded by try 2" in (stage.jobs["first"].status_reason or "")
     assert stage.status("second") == "STARTING"
+
+
+@pytest.mark.parametrize(("may_end_in", "is_denied"), [(("other",), True), (("queue",), False)])
+def test_who_is_held_to_job_queues_ends_no_earlier_try_in_another_one(
+    may_end_in: tuple[str, ...], *, is_denied: bool
+) -> None:
+    """Decided in the beat: two submits that come together have both not seen the other one's job."""
+    stage = a_stage()
+    first = JobSubmitted(spec=a_spec("first", **tried(1)))
+    second = JobSubmitted(spec=a_spec("second", **tried(2)), may_end_in=may_end_in)
+    _, answer = stage.step(first, second).answers
+    assert isinstance(answer, Denied) is is_denied
+    assert stage.status("first") == ("STARTING" if is_denied else "FAILED")
 
 
 @pytest.mark.parametrize("ended_before_s", [0, 10])

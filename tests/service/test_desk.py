@@ -45,6 +45,7 @@ def test_a_question_that_no_database_takes_is_the_fault_of_who_asks(
         control=None,
         metrics_text=lambda: b"",
         tell_changed=lambda operation, what, by: None,
+        tell_denied=lambda operation, what, by: None,
     )
     with pytest.raises(Rejected, match=str(error)) as refused:
         asyncio.run(desk.ask(lambda store: store.first_event_seq()))

@@ -17,7 +17,7 @@ from airflow_eksbatch.core.engine.setbacks import look_again, watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.errors import Outdated, Rejected
+from airflow_eksbatch.core.model.errors import Denied, Outdated, Rejected
 from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
 from airflow_eksbatch.core.model.job_definition import JobDefinition, split_revision
 from airflow_eksbatch.core.model.job_queue import JobQueue
@@ -190,6 +190,12 @@ def supersede(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:
             )
         return None
     if overtakes(spec, older.spec):
+        if fact.may_end_in and older.spec.queue not in fact.may_end_in:
+            raise Denied(
+                f"This Airflow task has a job in job queue {older.spec.queue}, which the access key may not end: it is held "
+                f"to {', '.join(fact.may_end_in)}. If that is another Airflow with the same DAGs, give the connection "
+                "of each a deployment."
+            )
         which = f"try {spec.try_number} of the same Airflow task"
         if spec.try_number <= older.spec.try_number:
             which = (

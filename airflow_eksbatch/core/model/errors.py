@@ -13,6 +13,13 @@ class Rejected(Exception):
         self.message = message
 
 
+class Denied(Rejected):
+    """Understood, and not allowed to whoever asks."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "AccessDeniedException")
+
+
 class Outdated(Rejected):
     """What the caller's change was made from has changed itself: it is to be made anew from what is there now."""
 
