@@ -11,6 +11,7 @@ from typing import get_args
 
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import read_settings
+from airflow_eksbatch.store.by_url import store_at
 from airflow_eksbatch.store.port import AccessKey, Rights, Role, Store, StoreView
 from airflow_eksbatch.terminal import NotThere, Sentence, show, table, when
 
@@ -130,9 +131,8 @@ def migrate(given: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _store(given: argparse.Namespace) -> Iterator[Store]:
     """The store of the settings, for one command."""
-    from airflow_eksbatch.service.wiring import make_store
-
-    store = make_store(read_settings(vars(given), os.environ))
+    settings = read_settings(vars(given), os.environ)
+    store = store_at(settings.database_url, sqlite_pages=settings.sqlite_pages or None)
     try:
         yield store
     finally:

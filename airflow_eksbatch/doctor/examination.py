@@ -65,7 +65,7 @@ def question_from(given: argparse.Namespace, environ: Mapping[str, str]) -> Ques
 
 
 def examine(question: Question) -> Report:
-    """Raises BadSetting when there is no way to begin: a setting, a package or a kubeconfig is missing."""
+    """Raises BadSetting, or BadUrl, when there is no way to begin: a setting, a package or a kubeconfig is missing."""
     settings, report = question.settings, Report()
     ways = make_ways(settings) if settings.cluster != "local" else None
     aws = make_aws(settings) if settings.cloud_kind == "ec2" else None

@@ -11,13 +11,14 @@ from airflow_eksbatch.doctor.findings import Group
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
+from airflow_eksbatch.store.by_url import BadUrl
 from airflow_eksbatch.store.port import StoreError, StoreView
 
 AS_SERVE = "Give doctor and serve the same --database (EKSBATCH_DATABASE)."
 
 
 def look_at_database(group: Group, settings: Settings) -> StoreView | None:
-    """None when nothing of it could be read. Raises BadSetting for a URL that is none."""
+    """None when nothing of it could be read. Raises BadUrl for a URL that is none."""
     file = sqlite_file(settings)
     if file is not None and not file.exists():
         _judge_new_file(group, file)
@@ -29,6 +30,8 @@ def look_at_database(group: Group, settings: Settings) -> StoreView | None:
             view = store.look()
         finally:
             store.close()
+    except BadUrl:
+        raise
     except StoreError as error:
         group.wrong("database", str(error), AS_SERVE)
         return None

@@ -1,4 +1,4 @@
-"""Puts the service together; the only module that names concrete adapters."""
+"""Puts the service together; only here, and for stores in store/by_url.py, concrete adapters are named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_eksbatch.api.app import make_app
@@ -30,6 +29,7 @@ from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.service.store_thread import StoreThread
 from airflow_eksbatch.service.telemetry import Telemetry, configure_logging
 from airflow_eksbatch.service.watchers import Watchers
+from airflow_eksbatch.store.by_url import is_postgres, store_at
 from airflow_eksbatch.store.port import Store
 from airflow_eksbatch.web.app import make_web_app
 
@@ -39,26 +39,8 @@ if TYPE_CHECKING:  # What needs a package that is not always there
 
 
 def make_store(settings: Settings) -> Store:
-    """The store a database URL names; nothing is opened yet."""
-    url = settings.database_url
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite" and rest.startswith("///"):
-        from airflow_eksbatch.store.sqlite import sqlite_store
-
-        path = Path(rest.removeprefix("///")).expanduser()
-        return sqlite_store(path, pages_max=settings.sqlite_pages or None)
-    if _is_postgres(url):
-        from airflow_eksbatch.store.postgres import postgres_store
-
-        return postgres_store(url)
-    raise BadSetting(
-        "--database must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, "
-        f"not one that begins with {scheme!r}."
-    )
-
-
-def _is_postgres(url: str) -> bool:
-    return url.partition(":")[0].partition("+")[0] in ("postgresql", "postgres")
+    """The store of the settings; nothing is opened yet. Raises BadUrl."""
+    return store_at(settings.database_url, sqlite_pages=settings.sqlite_pages or None)
 
 
 def make_cluster_and_cloud(
@@ -119,7 +101,7 @@ def _make_kubernetes(
 
 def _make_outputs(settings: Settings, may_keep: Callable[[], bool]) -> Outputs | None:
     """Beside the jobs, where other services may need them; None: on this machine."""
-    if not _is_postgres(settings.database_url):
+    if not is_postgres(settings.database_url):
         return None
     from airflow_eksbatch.store.postgres import postgres_outputs
 

@@ -1,0 +1,32 @@
+"""The store that a database URL names; commands that need no more import no service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow_eksbatch.store.port import Store, StoreError
+
+
+class BadUrl(StoreError):
+    """No store can be meant by it."""
+
+
+def store_at(url: str, *, sqlite_pages: int | None = None) -> Store:
+    """Nothing is opened yet. `sqlite_pages`: how large its file may become, None for any. Raises BadUrl."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest.startswith("///"):
+        from airflow_eksbatch.store.sqlite import sqlite_store
+
+        return sqlite_store(Path(rest.removeprefix("///")).expanduser(), pages_max=sqlite_pages)
+    if is_postgres(url):
+        from airflow_eksbatch.store.postgres import postgres_store
+
+        return postgres_store(url)
+    raise BadUrl(
+        "--database must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, "
+        f"not one that begins with {scheme!r}."
+    )
+
+
+def is_postgres(url: str) -> bool:
+    return url.partition(":")[0].partition("+")[0] in ("postgresql", "postgres")
