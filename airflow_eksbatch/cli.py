@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, urlencode
 
@@ -235,6 +237,34 @@ def explain(given: argparse.Namespace) -> int:
     return show(given, found, tell)
 
 
+def dry_run(given: argparse.Namespace) -> int:
+    request = {"jobName": "dry-run", **(_read_request(given.request) if given.request else {})}
+    for name in ("jobQueue", "jobDefinition", "shareIdentifier"):
+        if (said := getattr(given, name)) is not None:
+            request[name] = said
+    found = Client(given).post("/v1/eksbatch/dry-run", request)
+
+    def tell() -> None:
+        print(f"It would be taken by job queue {found['jobQueue']}: {found['jobDefinition']}.")
+        for sentence in found["sentences"]:
+            print(sentence)
+
+    return show(given, found, tell)
+
+
+def _read_request(file: str) -> Json:
+    """Of SubmitJob, as the AWS CLI takes it by --cli-input-json."""
+    try:
+        request = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except OSError as error:
+        raise Sentence(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise Sentence(f"{file} is not JSON: {error}.") from None
+    if not isinstance(request, dict):
+        raise Sentence(f"{file} is not the input of a SubmitJob, which is a JSON object.")
+    return request
+
+
 def cost(given: argparse.Namespace) -> int:
     asked = {"by": given.by, "limit": given.limit, "since": moment_of(given.since)}
     if given.until:
@@ -316,6 +346,19 @@ def _job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--attempt", type=int, help="output of this attempt [the last]")
 
 
+def _dry_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "request",
+        nargs="?",
+        metavar="FILE",
+        help="the input of SubmitJob as JSON (`aws batch submit-job --generate-cli-skeleton`); - for standard input",
+    )
+    for name in ("queue", "definition"):
+        command.add_argument(f"--job-{name}", dest=f"job{name.title()}", help="name or ARN")
+    command.add_argument("--share-identifier", dest="shareIdentifier")
+    _client_options(command)
+
+
 def _cost_options(command: argparse.ArgumentParser) -> None:
     _client_options(command)
     command.add_argument(
@@ -363,6 +406,12 @@ COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
         _client_options,
     ),
     ("explain", explain, "Say why a job is not running.", _one_job_options),
+    (
+        "dry-run",
+        dry_run,
+        "Say what would come of a SubmitJob: whether it is taken, where it fits, who is before it. Nothing is submitted.",
+        _dry_run_options,
+    ),
     (
         "cost",
         cost,

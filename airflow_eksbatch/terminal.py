@@ -53,6 +53,9 @@ class Client:
     def get(self, path: str) -> Json:
         return json.loads(b"".join(self.stream(path)))
 
+    def post(self, path: str, body: Json) -> Json:
+        return json.loads(b"".join(self.stream(path, json.dumps(body).encode())))
+
     def pages(
         self,
         operation: str,

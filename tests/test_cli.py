@@ -284,6 +284,40 @@ def test_why_a_job_waits_is_said(service: RunningService, cli: Cli, jobs: dict[s
     assert "It has ended as FAILED: Essential container in task exited." in over.stdout
 
 
+def test_a_submit_is_tried_from_options_a_file_or_standard_input(
+    service: RunningService, cli: Cli, jobs: dict[str, str], tmp_path: Path
+) -> None:
+    """And nothing is submitted."""
+    options = ("--job-queue", "default", "--job-definition", "good", "--share-identifier", "today")
+    before = service.get("/v1/eksbatch/summary")["jobs"]
+    told = cli("dry-run", *options)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("It would be taken by job queue default: good:")
+    assert "It asks for 0.25 vCPUs, 128 MiB." in told.stdout
+    request = {"jobQueue": "default", "jobDefinition": "good", "shareIdentifier": "today"}
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({**request, "jobName": "x", "arrayProperties": {"size": 2}}))
+    assert cli("dry-run", str(file)).returncode == 0
+    as_json = json.loads(cli("dry-run", str(file), "--json").stdout)
+    assert as_json["podProperties"]["containers"][0]["image"] == "busybox"
+    file.write_text(json.dumps({**request, "arrayProperties": {"size": 1}}))
+    assert "arrayProperties.size must be 2" in said(cli("dry-run", str(file)))
+    assert "jobDefinition is required" in said(cli("dry-run", "--job-queue", "default"))
+    for content, why in (("[]", "is a JSON object"), ("{", "is not JSON")):
+        file.write_text(content)
+        assert why in said(cli("dry-run", str(file)))
+    assert "cannot be read" in said(cli("dry-run", str(tmp_path)))
+    piped = subprocess.run(
+        command("dry-run", "-"),
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environ(EKSBATCH_URL=service.url),
+    )
+    assert piped.stdout.splitlines()[:2] == told.stdout.splitlines()[:2]
+    assert service.get("/v1/eksbatch/summary")["jobs"] == before
+
+
 @pytest.mark.parametrize("words", [("job",), ("explain",), ("job", "--log"), ("job", "--follow")])
 def test_a_job_that_does_not_exist_is_exit_code_1(cli: Cli, words: tuple[str, ...]) -> None:
     line = said(cli(*words, "no-such-job"), 1)

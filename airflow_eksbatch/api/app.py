@@ -248,6 +248,13 @@ class Api:
 
     # ---- extensions
 
+    async def dry_run(self, request: Request, body: bytes, caller: Caller) -> Response:
+        """A SubmitJob that is only tried."""
+        check_role(caller, "SubmitJob")
+        asked = request_check("SubmitJob")(decode(body), "")
+        call = Call(desk=self._desk, input=asked, headers=request.headers, caller=caller)
+        return json_response(await jobs.dry_run(call))
+
     async def events(self, request: Request, body: bytes, caller: Caller) -> Response:
         await self._desk.settled()
         lines = self._desk.subscribe(extension.number_in(request.query_params, "cursor", -1))
@@ -326,6 +333,7 @@ def make_app(desk: Desk, dashboard: ASGIApp | None = None) -> Starlette:
         Route("/healthz", api.healthz),
         Route("/readyz", api.readyz),
         Route("/metrics", api.metrics),
+        Route(f"{root}/dry-run", on(api.dry_run), methods=["POST"]),
         Route(f"{root}/events", on(api.events)),
         Route(f"{root}/jobs/{{job_id}}", job),
         Route(f"{root}/jobs/{{job_id}}/log", on(api.output, for_people=True)),

@@ -74,6 +74,27 @@ class Identity(NamedTuple):
 
 async def submit_job(call: Call) -> dict[str, Any]:
     """One new job, or the one that an earlier submit with this token made."""
+    spec = await spec_of(call)
+    may_end_in = call.caller.rights.queues
+    job_id = await call.desk.offer(JobSubmitted(spec=spec, may_end_in=may_end_in))
+    arn = call.desk.settings.arn(f"job/{job_id}")
+    return {"jobName": spec.name, "jobId": job_id, "jobArn": arn}
+
+
+async def dry_run(call: Call) -> dict[str, Any]:
+    """What would come of a SubmitJob: refused as that would be, else what would run and where, and nothing is kept."""
+    spec = await spec_of(call)
+    sentences = await call.desk.offer(JobSubmitted(spec=spec, dry_run=True))
+    return {
+        "jobQueue": spec.queue,
+        "jobDefinition": spec.definition,
+        "podProperties": msgspec.json.decode(spec.pod),
+        "sentences": sentences,
+    }
+
+
+async def spec_of(call: Call) -> JobSpec:
+    """The job that is asked for; raises Rejected."""
     await call.desk.settled()
     request, world = call.input, call.desk.world
     elsewhere.refuse(request, elsewhere.OF_SUBMIT)
@@ -88,7 +109,7 @@ async def submit_job(call: Call) -> dict[str, Any]:
         check_can_ever_run(world, queue, work)
     array_size = array_size_of(request)
     priority = request.get("schedulingPriorityOverride")
-    spec = JobSpec(
+    return JobSpec(
         job_id=JobId(str(uuid.uuid4())),
         name=check_job_name(request["jobName"]),
         queue=queue.name if queue is not None else name_of(request["jobQueue"]),
@@ -111,10 +132,6 @@ async def submit_job(call: Call) -> dict[str, Any]:
         airflow=airflow_of(call),
         created_at=now_ms(),
     )
-    may_end_in = call.caller.rights.queues
-    job_id = await call.desk.offer(JobSubmitted(spec=spec, may_end_in=may_end_in))
-    arn = call.desk.settings.arn(f"job/{job_id}")
-    return {"jobName": spec.name, "jobId": job_id, "jobArn": arn}
 
 
 @lru_cache(maxsize=4096)

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from airflow_eksbatch.core.engine.effects import Effect
+from airflow_eksbatch.core.engine.effects import Effect, Outcome
 from airflow_eksbatch.core.engine.facts import ClockTicked, Fact, JobSubmitted
-from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment

@@ -17,7 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from airflow_eksbatch.core.engine.effects import Effect
+from airflow_eksbatch.core.engine.effects import Effect, Outcome
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     LaunchRefused,
@@ -25,7 +25,6 @@ from airflow_eksbatch.core.engine.facts import (
     RebalanceRecommended,
     SpotInterrupted,
 )
-from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.views import classes, environments, jobs_by_status
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.job import TERMINAL, JobEvent, JobStatus

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow_eksbatch.core.engine import views
-from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.engine.effects import Outcome
 from airflow_eksbatch.core.model.job import JobId, JobSpec, JobStatus
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.sim.simulator import Simulator

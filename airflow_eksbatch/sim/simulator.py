@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from airflow_eksbatch.core.engine import effects, facts
-from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.engine.effects import Outcome
 from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.errors import Rejected

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from airflow_eksbatch.core.engine.outcome import Outcome
+from airflow_eksbatch.core.engine.effects import Outcome
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobStatus
 from airflow_eksbatch.core.model.node import Node, NodeStatus

@@ -123,6 +123,16 @@ def test_a_viewer_reads_what_the_dashboard_and_the_commands_show(
         assert signed(closed, key, path).status == 200, path
 
 
+def test_who_may_not_submit_may_not_try_to(closed: RunningService, admin: Any, held: Key) -> None:
+    viewer, path = a_key(closed.home, "--role", "viewer"), "/v1/eksbatch/dry-run"
+    request = {"jobName": "a", "jobQueue": "ours", "jobDefinition": a_definition(admin, "true")}
+    reply = signed(closed, viewer, path, request)
+    assert (reply.status, reply.code) == DENIED
+    assert signed(closed, held, path, request).status == 200
+    reply = signed(closed, held, path, {**request, "jobQueue": "theirs"})
+    assert (reply.status, reply.code) == DENIED
+
+
 def test_instances_of_the_embedded_cloud_are_an_admins(closed: RunningService) -> None:
     key = a_key(closed.home, "--role", "user")
     reply = signed(closed, key, "/v1/eksbatch/cloud", {"interrupt": "nobody"})

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, TypeVar
 
-from airflow_eksbatch.core.engine.effects import Effect
+from airflow_eksbatch.core.engine.effects import Effect, Outcome
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     InstanceGone,
@@ -23,7 +23,6 @@ from airflow_eksbatch.core.engine.facts import (
     PodRunning,
     PodSeen,
 )
-from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.errors import Rejected

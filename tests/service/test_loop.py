@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_eksbatch.core.engine.effects import CheckEnvironment, Effect
+from airflow_eksbatch.core.engine.effects import CheckEnvironment, Effect, Outcome
 from airflow_eksbatch.core.engine.facts import (
     ComputeEnvironmentPut,
     EnvironmentChecked,
@@ -21,7 +21,6 @@ from airflow_eksbatch.core.engine.facts import (
     PolicyPut,
     QueuePut,
 )
-from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.step import step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment

@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 
 import msgspec
 
+from airflow_eksbatch.core.engine.effects import Outcome
 from airflow_eksbatch.core.engine.facts import (
     ComputeEnvironmentPut,
     Fact,
     JobStopped,
     JobSubmitted,
 )
-from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import (
     TERMINAL,

@@ -1,11 +1,17 @@
-"""What the outside must do. Every effect may be carried out twice; its name makes the second one harmless."""
+"""What one step leaves behind: what to keep, what to answer, and what the outside must do.
+
+Every effect may be carried out twice; its name makes the second one harmless.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
+from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.planner.plan import Plan
+from airflow_eksbatch.core.world.changes import Changes
 
 Key = tuple[type["Effect"], str]
 
@@ -99,3 +105,17 @@ class CheckEnvironment(Effect, frozen=True, kw_only=True):
 
 class DeleteEnvironment(Effect, frozen=True, kw_only=True):
     """End what is left of a compute environment in its cloud, also instances that were never known here."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """`answers[i]` belongs to fact i: None, a noun (the job id, the definition), or a Rejected.
+
+    Order for the caller: commit `changes`, then give the answers, then start the effects.
+    """
+
+    changes: Changes
+    effects: list[Effect]
+    answers: list[object | Rejected | None]
+    plan: Plan
+    wake_at: int | None = None
+    """Epoch ms of the next thing that time alone brings."""

@@ -12,10 +12,11 @@ from airflow_eksbatch.core.engine import (
     on_api,
     on_cloud,
     on_cluster,
+    on_jobs,
     on_time,
 )
+from airflow_eksbatch.core.engine.effects import Outcome
 from airflow_eksbatch.core.engine.lives import start_attempt, wake_dependents
-from airflow_eksbatch.core.engine.outcome import Outcome
 from airflow_eksbatch.core.engine.turn import StepSettings, Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Rejected
@@ -27,8 +28,8 @@ from airflow_eksbatch.core.world.measured import apply_measures
 from airflow_eksbatch.core.world.world import World
 
 REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
-    facts.JobSubmitted: on_api.on_job_submitted,
-    facts.JobStopped: on_api.on_job_stopped,
+    facts.JobSubmitted: on_jobs.on_job_submitted,
+    facts.JobStopped: on_jobs.on_job_stopped,
     facts.QueuePut: on_api.on_queue_put,
     facts.ComputeEnvironmentPut: on_api.on_compute_environment_put,
     facts.PolicyPut: on_api.on_policy_put,

@@ -6,7 +6,7 @@ is known to the service that runs; after a restart they have the whole time agai
 
 from __future__ import annotations
 
-from airflow_eksbatch.core.engine.on_api import stop_job
+from airflow_eksbatch.core.engine.on_jobs import stop_job
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.job_queue import JobQueue

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from airflow_eksbatch.core.model import dependencies, ranges
-from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, pod_name
+import msgspec
+
+from airflow_eksbatch.core.model import dependencies, limits, ranges
+from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobSpec, JobStatus, pod_name
+from airflow_eksbatch.core.model.share import MINUTE_MS
 from airflow_eksbatch.core.planner.explain_order import explain_order
 from airflow_eksbatch.core.planner.explain_room import (
     explain_environment,
     explain_room,
     stuck_by,
 )
+from airflow_eksbatch.core.planner.hold import takes_work
 from airflow_eksbatch.core.planner.multi_node.why import explain_number, explain_together
-from airflow_eksbatch.core.planner.words import listed, number_of, span
+from airflow_eksbatch.core.planner.words import amount, listed, number_of, span
 from airflow_eksbatch.core.world.job_class import JobClass
+from airflow_eksbatch.core.world.where import allowed
 from airflow_eksbatch.core.world.world import World
 
 
@@ -29,6 +34,44 @@ def explain(world: World, job: Job, now: int) -> list[str]:
         *explain_attempts(world, job, now),
         *explain_pending(world, job),
         *explain_runnable(world, job, now),
+    ]
+
+
+def explain_new(world: World, spec: JobSpec, waits_for: Collection[JobId], now: int) -> list[str]:
+    """What would come of a job that is not submitted: the same sentences, as they would be at this moment."""
+    # As if it had waited: the pace is that of those who began meanwhile.
+    waited_ms = limits.PACE_MINUTES * MINUTE_MS
+    spec = msgspec.structs.replace(spec, seq=world.counters.job_seq + 1)
+    job = Job(spec=spec, runnable=ranges.whole(spec.size), runnable_at=now - waited_ms)
+    sentences = [
+        f"It asks for {amount(spec.resources)}{' on each node' if job.is_multi_node else ''}."
+    ]
+    if waits_for:
+        sentences.append(f"It would first wait for {described(world, waits_for)}.")
+    room = explain_together if job.is_multi_node else explain_room
+    return [
+        *sentences,
+        *room(world, job, now),
+        *explain_price(world, job, now),
+        *explain_order(world, job, now),
+    ]
+
+
+def explain_price(world: World, job: Job, now: int) -> list[str]:
+    """The cheapest instance that could be bought for it."""
+    job_class, queue = world.class_of(job), world.queues.get(job.spec.queue)
+    able = [
+        offering
+        for name in (queue.compute_environments if queue is not None else ())
+        if takes_work(world, name)
+        for offering in allowed(job_class.where, world.offerings.get(name, ()))
+        if job_class.shape.fits(offering.allocatable) and world.rests_until(offering) <= now
+    ]
+    if not able:
+        return []
+    cheapest = min(able, key=lambda offering: offering.price_usd_hour)
+    return [
+        f"The cheapest instance that holds it is {cheapest.pool}, at {cheapest.price_usd_hour:.4f} USD an hour."
     ]
 
 
