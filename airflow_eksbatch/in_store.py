@@ -98,7 +98,7 @@ def _list_keys(given: argparse.Namespace, found: list[AccessKey]) -> int:
         [
             key.access_key,
             key.rights.role,
-            ", ".join(key.rights.queues) or "all",
+            ", ".join(key.rights.queues) or ("" if key.rights.role == "viewer" else "all"),
             when(key.created_at or None),
             key.note,
         ]
