@@ -20,6 +20,7 @@ from airflow_eksbatch.terminal import (
     Client,
     Json,
     NotThere,
+    Refused,
     Sentence,
     lasted,
     show,
@@ -238,11 +239,14 @@ def explain(given: argparse.Namespace) -> int:
 
 
 def dry_run(given: argparse.Namespace) -> int:
-    request = {"jobName": "dry-run", **(_read_request(given.request) if given.request else {})}
+    request = _read_request(given.request) if given.request else {"jobName": "dry-run"}
     for name in ("jobQueue", "jobDefinition", "shareIdentifier"):
         if (said := getattr(given, name)) is not None:
             request[name] = said
-    found = Client(given).post("/v1/eksbatch/dry-run", request)
+    try:
+        found = Client(given).post("/v1/eksbatch/dry-run", request)
+    except Refused as refusal:
+        return say(str(refusal), NO)
 
     def tell() -> None:
         print(f"It would be taken by job queue {found['jobQueue']}: {found['jobDefinition']}.")
@@ -255,10 +259,11 @@ def dry_run(given: argparse.Namespace) -> int:
 def _read_request(file: str) -> Json:
     """Of SubmitJob, as the AWS CLI takes it by --cli-input-json."""
     try:
-        request = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+        request = json.loads(text)
     except OSError as error:
         raise Sentence(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Sentence(f"{file} is not JSON: {error}.") from None
     if not isinstance(request, dict):
         raise Sentence(f"{file} is not the input of a SubmitJob, which is a JSON object.")
@@ -409,7 +414,7 @@ COMMANDS: tuple[tuple[str, Run, str, Options], ...] = (
     (
         "dry-run",
         dry_run,
-        "Say what would come of a SubmitJob: whether it is taken, where it fits, who is before it. Nothing is submitted.",
+        "Say what would come of a SubmitJob: where it fits, who is before it; exit code 1 if it is refused. Nothing is submitted.",
         _dry_run_options,
     ),
     (

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, NoReturn
 
 import msgspec
@@ -31,6 +32,10 @@ COLORS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "cyan", "STARTING": 
 
 class Sentence(Exception):
     """What went wrong, for the person at the terminal."""
+
+
+class Refused(Sentence):
+    """The service understood and said no."""
 
 
 class NotThere(Exception):
@@ -66,7 +71,7 @@ class Client:
         """Members of all pages of a Batch operation, up to a limit."""
         body = {**(asked or {})}
         while True:
-            page = json.loads(b"".join(self.stream(f"/v1/{operation}", json.dumps(body).encode())))
+            page = self.post(f"/v1/{operation}", body)
             yield from page[key][:limit]
             limit -= len(page[key])
             if limit <= 0 or not page.get("nextToken"):
@@ -109,7 +114,7 @@ class Client:
             raise NotThere(message)
         if status == 403 and kind != ACCESS_DENIED:
             message += " Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key of `eksbatch keys create`."
-        raise Sentence(message)
+        raise (Refused if status == HTTPStatus.BAD_REQUEST else Sentence)(message)
 
 
 def _embedded() -> Endpoint:

@@ -294,16 +294,26 @@ def test_a_submit_is_tried_from_options_a_file_or_standard_input(
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.startswith("It would be taken by job queue default: good:")
     assert "It asks for 0.25 vCPUs, 128 MiB." in told.stdout
-    request = {"jobQueue": "default", "jobDefinition": "good", "shareIdentifier": "today"}
+    request = {
+        "jobQueue": "default",
+        "jobDefinition": "good",
+        "shareIdentifier": "today",
+        "jobName": "x",
+    }
     file = tmp_path / "request.json"
-    file.write_text(json.dumps({**request, "jobName": "x", "arrayProperties": {"size": 2}}))
+    file.write_text(json.dumps({**request, "arrayProperties": {"size": 2}}))
     assert cli("dry-run", str(file)).returncode == 0
     as_json = json.loads(cli("dry-run", str(file), "--json").stdout)
     assert as_json["podProperties"]["containers"][0]["image"] == "busybox"
     file.write_text(json.dumps({**request, "arrayProperties": {"size": 1}}))
-    assert "arrayProperties.size must be 2" in said(cli("dry-run", str(file)))
-    assert "jobDefinition is required" in said(cli("dry-run", "--job-queue", "default"))
-    for content, why in (("[]", "is a JSON object"), ("{", "is not JSON")):
+    assert "arrayProperties.size must be 2" in said(cli("dry-run", str(file)), 1)
+    assert "jobDefinition is required" in said(cli("dry-run", "--job-queue", "default"), 1)
+    assert "does not exist" in said(cli("dry-run", *options, "--job-queue", "none"), 1)
+    for content, why in (
+        ("[]", "is a JSON object"),
+        ("{", "is not JSON"),
+        ("[" * 99_999, "is not JSON"),
+    ):
         file.write_text(content)
         assert why in said(cli("dry-run", str(file)))
     assert "cannot be read" in said(cli("dry-run", str(tmp_path)))

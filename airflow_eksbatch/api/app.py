@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -195,7 +196,7 @@ class Api:
             raise Rejected(f"{name} is not supported by this service.")
         named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
         what = next(named, None)
-        try:
+        with self._telling_denials(name, what, caller):
             check_role(caller, name)
             call = Call(
                 desk=self._desk,
@@ -204,14 +205,19 @@ class Api:
                 caller=caller,
             )
             answer = await operation(call)
-        except Denied:
-            self._desk.tell_denied(name, what, caller.access_key)
-            raise
         if changes_something(name):
             # Where nothing is signed, anybody may name any key.
             is_signed = self._desk.settings.auth != "open"
             self._desk.tell_changed(name, what, caller.access_key if is_signed else None)
         return json_response(answer)
+
+    @contextlib.contextmanager
+    def _telling_denials(self, name: str, what: str | None, caller: Caller) -> Iterator[None]:
+        try:
+            yield
+        except Denied:
+            self._desk.tell_denied(name, what, caller.access_key)
+            raise
 
     async def batch(self, request: Request, body: bytes, caller: Caller) -> Response:
         """POST /v1/<operation>."""
@@ -250,10 +256,11 @@ class Api:
 
     async def dry_run(self, request: Request, body: bytes, caller: Caller) -> Response:
         """A SubmitJob that is only tried."""
-        check_role(caller, "SubmitJob")
-        asked = request_check("SubmitJob")(decode(body), "")
-        call = Call(desk=self._desk, input=asked, headers=request.headers, caller=caller)
-        return json_response(await jobs.dry_run(call))
+        with self._telling_denials("dry-run", None, caller):
+            check_role(caller, "SubmitJob")
+            asked = request_check("SubmitJob")(decode(body), "")
+            call = Call(desk=self._desk, input=asked, headers=request.headers, caller=caller)
+            return json_response(await jobs.dry_run(call))
 
     async def events(self, request: Request, body: bytes, caller: Caller) -> Response:
         await self._desk.settled()
@@ -295,7 +302,8 @@ class Api:
         return json_response(await view_of(self._desk, name, asked))
 
     async def cloud(self, request: Request, body: bytes, caller: Caller) -> Response:
-        check_role(caller, "ControlCloud")
+        with self._telling_denials("cloud", None, caller):
+            check_role(caller, "ControlCloud")
         return json_response(await self._desk.control_cloud(decode(body)))
 
     # ---- for probes; unsigned

@@ -25,14 +25,15 @@ from airflow_eksbatch.api.wire.shapes import (
     scheduling_priority_from,
     timeout_from,
 )
-from airflow_eksbatch.core.engine.facts import JobStopped, JobSubmitted
+from airflow_eksbatch.core.engine.facts import JobStopped, JobSubmitted, JobTried
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.errors import Denied, Rejected
-from airflow_eksbatch.core.model.job import Dependency, JobId, JobSpec, MultiNode
+from airflow_eksbatch.core.model.job import Dependency, Job, JobId, JobSpec, MultiNode
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.resources import Resources
 from airflow_eksbatch.core.model.retry import RetryStrategy
+from airflow_eksbatch.core.planner.explain import explain_new
 from airflow_eksbatch.core.world import where
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.floor.clock import now_ms
@@ -82,9 +83,15 @@ async def submit_job(call: Call) -> dict[str, Any]:
 
 
 async def dry_run(call: Call) -> dict[str, Any]:
-    """What would come of a SubmitJob: refused as that would be, else what would run and where, and nothing is kept."""
+    """What would come of a SubmitJob: refused as that would be, else what would run and where; nothing is kept.
+
+    Whether it repeats or overtakes the submit of another try is not asked.
+    """
     spec = await spec_of(call)
-    sentences = await call.desk.offer(JobSubmitted(spec=spec, dry_run=True))
+    spec = msgspec.structs.replace(spec, token=None, task_key=None, task_instance="")
+    job: Job = await call.desk.offer(JobTried(spec=spec))
+    await call.desk.settled()
+    sentences = explain_new(call.desk.world, job, now_ms())
     return {
         "jobQueue": spec.queue,
         "jobDefinition": spec.definition,

@@ -132,6 +132,13 @@ def test_who_may_not_submit_may_not_try_to(closed: RunningService, admin: Any, h
     reply = signed(closed, held, path, {**request, "jobQueue": "theirs"})
     assert (reply.status, reply.code) == DENIED
 
+    def told() -> set[str]:
+        lines = [json.loads(line) for line in closed.output if line.startswith("{")]
+        return {line["by"] for line in lines if line["event"] == "dry-run was denied"}
+
+    both = {viewer.access_key, held.access_key}
+    assert wait_for("the log", lambda: both & told() == both, within_s=30)
+
 
 def test_instances_of_the_embedded_cloud_are_an_admins(closed: RunningService) -> None:
     key = a_key(closed.home, "--role", "user")

@@ -108,7 +108,7 @@ class DeleteEnvironment(Effect, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """`answers[i]` belongs to fact i: None, a noun (the job id, the definition), or a Rejected.
+    """`answers[i]` belongs to fact i: None, a noun (the job id, the definition, a job that was tried), or a Rejected.
 
     Order for the caller: commit `changes`, then give the answers, then start the effects.
     """

@@ -33,10 +33,12 @@ class JobSubmitted(Fact, frozen=True, kw_only=True):
     """The job an earlier submit with this token made, if it left the world. Looked up likewise."""
     newest: JobSpec | None = None
     """The newest job of its Airflow task, if that left the world. Looked up likewise."""
-    dry_run: bool = False
-    """Only say whether it would be accepted, and what would come of it: the answer is sentences."""
     may_end_in: tuple[str, ...] = ()
     """The job queues in which it may take the place of an earlier try; empty for all."""
+
+
+class JobTried(JobSubmitted, frozen=True, kw_only=True):
+    """A submit that is only tried: refused as it would be, else answered with the job that it would make."""
 
 
 class JobStopped(Fact, frozen=True, kw_only=True):

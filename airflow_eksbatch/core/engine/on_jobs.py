@@ -21,33 +21,20 @@ from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import DEPENDENCY_FAILED, Cause
-from airflow_eksbatch.core.planner.explain import explain_new
 from airflow_eksbatch.core.planner.reservation import active_shares
 from airflow_eksbatch.core.world import where
 
 
-def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId | list[str]:
+def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     """Accept a job; a repeat of the same submit is the same job."""
-    spec, world = fact.spec, turn.world
-    known = None if fact.dry_run else earlier_submit(turn, fact)
+    known = earlier_submit(turn, fact)
     if known is not None:
         return known
-    queue = check_queue_takes_jobs(world.queues.get(spec.queue), spec.queue)
-    check_share_count(turn, queue, spec.share)
-    check_where(turn, queue, spec)
-    ends = turn.ended | fact.dependency_ends
-    waits_for, matched = resolve_dependencies(turn, spec, ends)
-    if fact.dry_run:
-        return explain_new(world, spec, waits_for, turn.now)
-    follows = supersede(turn, fact)
-    spec = msgspec.structs.replace(spec, seq=world.next_job_seq(), pod=world.pods_kept[spec.pod])
-    job = Job(
-        spec=spec,
-        pending=ranges.whole(spec.size),
-        waits_for=frozenset(waits_for),
-        matched=matched,
-        follows=follows,
-    )
+    world, ends = turn.world, turn.ended | fact.dependency_ends
+    job = new_job(turn, fact.spec, ends)
+    follows = job.follows = supersede(turn, fact)
+    seq, pod = world.next_job_seq(), world.pods_kept[fact.spec.pod]
+    spec = job.spec = msgspec.structs.replace(fact.spec, seq=seq, pod=pod)
     world.add_job(job)
     watch_spot(turn, job)
     world.totals.jobs += spec.jobs
@@ -55,15 +42,47 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId | list[str]:
         members, job.pending = job.pending, ranges.EMPTY
         settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)
         return spec.job_id
-    if job.is_array or waits_for or matched or follows:
+    if job.is_array or job.waits_for or job.matched or follows:
         turn.tell(job, JobStatus.PENDING)
-    for awaited in matched:
+    for awaited in job.matched:
         if awaited in world.jobs:
             fail_pending(
                 turn, job, dependencies.doomed_indices(job, awaited, world.jobs[awaited].failed)
             )
     release_ready(turn, job)
     return spec.job_id
+
+
+def on_job_tried(turn: Turn, fact: facts.JobTried) -> Job:
+    """The job as it would be after a submit that repeats and overtakes no other; nothing of it is kept."""
+    world, ends = turn.world, turn.ended | fact.dependency_ends
+    job = new_job(turn, fact.spec, ends)
+    job.spec = msgspec.structs.replace(fact.spec, seq=world.counters.job_seq + 1)
+    if any(ends.get(entry.job_id) is False for entry in fact.spec.depends_on):
+        job.pending, job.failed = ranges.EMPTY, job.pending
+    for awaited in job.matched.keys() & world.jobs.keys():
+        doomed = dependencies.doomed_indices(job, awaited, world.jobs[awaited].failed)
+        job.pending, job.failed = (
+            ranges.minus(job.pending, doomed),
+            ranges.union(job.failed, doomed),
+        )
+    ready = dependencies.ready_indices(job)
+    job.pending, job.runnable = ranges.minus(job.pending, ready), ready
+    return job
+
+
+def new_job(turn: Turn, spec: JobSpec, ends: Mapping[JobId, bool]) -> Job:
+    """All of it PENDING, with what it waits for; raises Rejected where it cannot be."""
+    queue = check_queue_takes_jobs(turn.world.queues.get(spec.queue), spec.queue)
+    check_share_count(turn, queue, spec.share)
+    check_where(turn, queue, spec)
+    waits_for, matched = resolve_dependencies(turn, spec, ends)
+    return Job(
+        spec=spec,
+        pending=ranges.whole(spec.size),
+        waits_for=frozenset(waits_for),
+        matched=matched,
+    )
 
 
 def earlier_submit(turn: Turn, fact: facts.JobSubmitted) -> JobId | None:

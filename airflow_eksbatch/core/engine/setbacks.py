@@ -182,11 +182,10 @@ def watch_spot(turn: Turn, job: Job) -> None:
     tags = job.spec.tags
     if where.TAGS.isdisjoint(tags):
         return
-    by, most = where.on_demand_by(tags), where.losses_allowed(tags)
     lost = max((tries.lost for tries in job.tries.values()), default=0)
-    if (most is not None and lost >= most) or (by is not None and by <= turn.now):
+    if where.is_off_spot(tags, lost, turn.now):
         turn.world.keep_off_spot(job)
-    elif by is not None:
+    elif (by := where.on_demand_by(tags)) is not None:
         turn.world.wake_at(by, "on-demand", job.job_id)
 
 

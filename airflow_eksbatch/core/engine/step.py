@@ -29,6 +29,7 @@ from airflow_eksbatch.core.world.world import World
 
 REACTIONS: dict[type[facts.Fact], Callable[[Turn, Any], object]] = {
     facts.JobSubmitted: on_jobs.on_job_submitted,
+    facts.JobTried: on_jobs.on_job_tried,
     facts.JobStopped: on_jobs.on_job_stopped,
     facts.QueuePut: on_api.on_queue_put,
     facts.ComputeEnvironmentPut: on_api.on_compute_environment_put,

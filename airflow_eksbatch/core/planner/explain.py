@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-import msgspec
-
-from airflow_eksbatch.core.model import dependencies, limits, ranges
-from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobSpec, JobStatus, pod_name
-from airflow_eksbatch.core.model.share import MINUTE_MS
+from airflow_eksbatch.core.model import dependencies, ranges
+from airflow_eksbatch.core.model.job import Attempt, Job, JobId, JobStatus, pod_name
 from airflow_eksbatch.core.planner.explain_order import explain_order
 from airflow_eksbatch.core.planner.explain_room import (
     explain_environment,
     explain_room,
     stuck_by,
 )
-from airflow_eksbatch.core.planner.hold import takes_work
 from airflow_eksbatch.core.planner.multi_node.why import explain_number, explain_together
 from airflow_eksbatch.core.planner.words import amount, listed, number_of, span
 from airflow_eksbatch.core.world.job_class import JobClass
-from airflow_eksbatch.core.world.where import allowed
+from airflow_eksbatch.core.world.where import is_off_spot
 from airflow_eksbatch.core.world.world import World
 
 
@@ -37,42 +33,36 @@ def explain(world: World, job: Job, now: int) -> list[str]:
     ]
 
 
-def explain_new(world: World, spec: JobSpec, waits_for: Collection[JobId], now: int) -> list[str]:
-    """What would come of a job that is not submitted: the same sentences, as they would be at this moment."""
-    # As if it had waited: the pace is that of those who began meanwhile.
-    waited_ms = limits.PACE_MINUTES * MINUTE_MS
-    spec = msgspec.structs.replace(spec, seq=world.counters.job_seq + 1)
-    job = Job(spec=spec, runnable=ranges.whole(spec.size), runnable_at=now - waited_ms)
-    sentences = [
-        f"It asks for {amount(spec.resources)}{' on each node' if job.is_multi_node else ''}."
-    ]
-    if waits_for:
-        sentences.append(f"It would first wait for {described(world, waits_for)}.")
-    room = explain_together if job.is_multi_node else explain_room
-    return [
-        *sentences,
-        *room(world, job, now),
-        *explain_price(world, job, now),
-        *explain_order(world, job, now),
-    ]
+def explain_new(world: World, job: Job, now: int) -> list[str]:
+    """What would be said at this moment of a job that is not in the world, were it there."""
+    on_demand_only = world.lines.on_demand_only
+    if is_off_spot(job.spec.tags, 0, now):
+        on_demand_only.add(job.job_id)
+    try:
+        nodes = f" on each of {job.spec.size} nodes" if job.is_multi_node else ""
+        return [
+            f"It asks for {amount(job.spec.resources)}{nodes}.",
+            *explain_doom(job),
+            *explain_pending(world, job),
+            *explain_if_runnable(world, job, now),
+        ]
+    finally:
+        on_demand_only.discard(job.job_id)
 
 
-def explain_price(world: World, job: Job, now: int) -> list[str]:
-    """The cheapest instance that could be bought for it."""
-    job_class, queue = world.class_of(job), world.queues.get(job.spec.queue)
-    able = [
-        offering
-        for name in (queue.compute_environments if queue is not None else ())
-        if takes_work(world, name)
-        for offering in allowed(job_class.where, world.offerings.get(name, ()))
-        if job_class.shape.fits(offering.allocatable) and world.rests_until(offering) <= now
-    ]
-    if not able:
+def explain_doom(job: Job) -> list[str]:
+    """What it waits for has failed already."""
+    if not job.failed:
         return []
-    cheapest = min(able, key=lambda offering: offering.price_usd_hour)
-    return [
-        f"The cheapest instance that holds it is {cheapest.pool}, at {cheapest.price_usd_hour:.4f} USD an hour."
-    ]
+    which = "It" if job.is_finished else f"{ranges.count(job.failed)} of its children"
+    return [f"{which} would fail at once: a job that it depends on has failed."]
+
+
+def explain_if_runnable(world: World, job: Job, now: int) -> list[str]:
+    if not job.runnable:
+        return []
+    room = explain_together if job.is_multi_node else explain_room
+    return [*room(world, job, now), *explain_order(world, job, now)]
 
 
 def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:

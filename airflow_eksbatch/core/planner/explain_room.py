@@ -96,9 +96,9 @@ def explain_where(world: World, job: Job, where: Where | None) -> list[str]:
     if job.job_id in world.lines.on_demand_only:
         lost = max((tries.lost for tries in job.tries.values()), default=0)
         after, by = job.spec.tags.get(ON_DEMAND_AFTER), job.spec.tags.get(ON_DEMAND_BY)
-        if after is not None and lost >= int(after):
+        if lost and after is not None and lost >= int(after):
             why = f"since it was lost with its node {number_of(lost, 'time')} ({ON_DEMAND_AFTER}: {after})"
-        else:
+        elif by is not None:
             why = f"since {by} ({ON_DEMAND_BY})"
     return [f"It runs only on nodes that are {where}, {why}."]
 
@@ -399,14 +399,16 @@ def explain_way(world: World, line: ClassLine, queue: JobQueue, now: int) -> lis
 def explain_reservation(world: World, job: Job, queue: JobQueue, now: int) -> list[str]:
     """computeReservation leaves too little for it, or what it leaves is kept for one that has waited longer."""
     policy = world.policy_of(queue)
-    headroom = headroom_of(world, queue, now)
+    share = job.spec.share
+    # Its own is active, or would be if it were submitted.
+    headroom = headroom_of(world, queue, now, share)
     if policy is None or headroom is None:
         return []
     sentences: list[str] = []
     job_class = world.class_of(job)
     if not headroom.count_of(job_class, 1):
-        held_back = held_back_cpu_m(world, queue, policy, now) / 1000
-        active = number_of(len(active_shares(world, queue, now)), "share")
+        held_back = held_back_cpu_m(world, queue, policy, now, share) / 1000
+        active = number_of(len(active_shares(world, queue, now) | {share}), "share")
         sentences.append(
             f"Scheduling policy {policy.name} holds back {held_back:g} vCPUs for shares that are not active "
             f"yet (computeReservation {policy.compute_reservation}, {active} active): "

@@ -69,22 +69,28 @@ class Headroom:
         return +allowed
 
 
-def headroom_of(world: World, queue: JobQueue, now: int) -> Headroom | None:
-    """What the queue may still take; None where nothing is held back."""
+def headroom_of(
+    world: World, queue: JobQueue, now: int, also: str | None = None
+) -> Headroom | None:
+    """What the queue may still take, if a share `also` were active; None where nothing is held back."""
     policy = world.policy_of(queue)
     if policy is None or not policy.compute_reservation:
         return None
     use_m = sum(
         usage.running_cpu_m for (name, _), usage in world.usages.items() if name == queue.name
     )
-    may_use_m = max_cpu_m(world, queue) - held_back_cpu_m(world, queue, policy, now)
+    may_use_m = max_cpu_m(world, queue) - held_back_cpu_m(world, queue, policy, now, also)
     return Headroom(may_use_m - use_m, is_idle=not use_m)
 
 
-def held_back_cpu_m(world: World, queue: JobQueue, policy: SchedulingPolicy, now: int) -> int:
+def held_back_cpu_m(
+    world: World, queue: JobQueue, policy: SchedulingPolicy, now: int, also: str | None = None
+) -> int:
     """(computeReservation / 100) ^ active shares of the queue's maximum."""
-    active = len(active_shares(world, queue, now))
-    return int(max_cpu_m(world, queue) * (policy.compute_reservation / 100) ** active)
+    active = active_shares(world, queue, now)
+    if also is not None:
+        active.add(also)
+    return int(max_cpu_m(world, queue) * (policy.compute_reservation / 100) ** len(active))
 
 
 def max_cpu_m(world: World, queue: JobQueue) -> int:

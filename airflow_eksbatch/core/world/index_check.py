@@ -100,10 +100,10 @@ def check_waiting(world: World, job: Job) -> None:
     if job.pending:
         for awaited, members in job.matched.items():
             other = world.jobs.get(awaited)
-            meant = ranges.whole(job.spec.size) if other is None else other.succeeded
+            left = ranges.minus(job.pending, members)
             require(
-                members == meant,
-                f"job {job.job_id} knows of {awaited} that {members} succeeded, it is {meant}",
+                not left if other is None else members == other.succeeded,
+                f"job {job.job_id} knows of {awaited} that {members} succeeded, and {left} are pending",
             )
     ready = dependencies.ready_indices(job)
     require(not ready, f"job {job.job_id}: {ready} are pending, and nothing holds them back")

@@ -65,6 +65,12 @@ def allowed(where: Where | None, offerings: Sequence[Offering]) -> Sequence[Offe
     return offerings if where is None else [o for o in offerings if where.allows(o)]
 
 
+def is_off_spot(tags: Mapping[str, str], lost: int, now: int) -> bool:
+    """Whether it runs On-Demand only by now, after so many losses with its node."""
+    by, most = on_demand_by(tags), losses_allowed(tags)
+    return (most is not None and lost >= most) or (by is not None and by <= now)
+
+
 def losses_allowed(tags: Mapping[str, str]) -> int | None:
     """How often a job may be lost before it must be On-Demand; None: any number. Raises Rejected."""
     text = tags.get(ON_DEMAND_AFTER)
