@@ -147,3 +147,38 @@ def test_what_a_submit_is_refused_for_a_dry_run_is(
     ]
     assert all(isinstance(refusal, Rejected) for refusal in refusals), refusals
     assert str(refusals[0]) == str(refusals[1])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"size": 3},
+        {"size": 3, **after("", DependencyType.SEQUENTIAL)},
+        after("first"),
+        {"size": 3, **after("array", DependencyType.N_TO_N)},
+        {"size": 3, **after("array")},
+        {**after("gone"), "dependency_ends": {JobId("gone"): False}},
+        {**after("gone"), "dependency_ends": {JobId("gone"): True}},
+        {
+            "size": 3,
+            **after("gone", DependencyType.N_TO_N),
+            "dependency_ends": {JobId("gone"): False},
+        },
+    ],
+)
+def test_the_job_that_is_tried_is_the_one_that_a_submit_makes(fields: dict[str, Any]) -> None:
+    stage = Stage(a_world(offerings=()))
+    stage.submit("first")
+    stage.submit("array", size=3)
+    stage.cancel("array", 1)
+    ends = fields.pop("dependency_ends", {})
+    facts = [
+        fact(spec=a_spec("new", **fields), dependency_ends=ends)
+        for fact in (JobTried, JobSubmitted)
+    ]
+    told, _ = stage.step(*facts).answers
+    assert isinstance(told, Job)
+    made = stage.jobs["new"]
+    for name in ("pending", "runnable", "failed", "waits_for", "matched"):
+        assert getattr(told, name) == getattr(made, name), name
