@@ -112,7 +112,8 @@ async def spec_of(call: Call) -> JobSpec:
     work = resolved(definition, request)
     check_share(queue, request.get("shareIdentifier"), request.get("schedulingPriorityOverride"))
     if queue is not None:
-        check_namespace(call.caller, work.pod, namespaces_of(world, queue))
+        if call.caller.rights.queues:
+            check_namespace(call.caller, work.pod, namespaces_of(world, queue))
         check_can_ever_run(world, queue, work)
     array_size = array_size_of(request)
     priority = request.get("schedulingPriorityOverride")
@@ -295,7 +296,8 @@ def check_share(queue: JobQueue | None, share: str | None, priority: int | None)
 
 
 def namespaces_of(world: World, queue: JobQueue) -> set[str]:
-    return {world.compute_environments[name].namespace for name in queue.compute_environments}
+    found = (world.compute_environments.get(name) for name in queue.compute_environments)
+    return {environment.namespace for environment in found if environment is not None}
 
 
 def check_can_ever_run(world: World, queue: JobQueue, work: Work) -> None:

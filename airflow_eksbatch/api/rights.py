@@ -63,9 +63,9 @@ def check_queue(caller: Caller, queue: str) -> None:
 
 
 def check_namespace(caller: Caller, pod: bytes, own: Collection[str]) -> None:
-    """Whether a pod (podProperties, JSON) stays in the namespaces of its job queue's compute environments; raises Denied."""
-    if not caller.rights.queues:
-        return
+    """Of a key that is held to job queues: whether a pod (podProperties, JSON) stays in the namespaces of their compute
+    environments; raises Denied. It would otherwise reach the Secrets of all others by naming theirs.
+    """
     namespace = msgspec.json.decode(pod, type=PodProperties).metadata.namespace
     if namespace is not None and namespace not in own:
         raise Denied(
