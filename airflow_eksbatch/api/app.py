@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -194,9 +194,7 @@ class Api:
         operation = OPERATIONS.get(name)
         if operation is None:
             raise Rejected(f"{name} is not supported by this service.")
-        named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
-        what = next(named, None)
-        with self._telling_denials(name, what, caller):
+        with self._telling_denials(name, given, caller):
             check_role(caller, name)
             call = Call(
                 desk=self._desk,
@@ -208,15 +206,18 @@ class Api:
         if changes_something(name):
             # Where nothing is signed, anybody may name any key.
             is_signed = self._desk.settings.auth != "open"
-            self._desk.tell_changed(name, what, caller.access_key if is_signed else None)
+            by = caller.access_key if is_signed else None
+            self._desk.tell_changed(name, named_in(given), by)
         return json_response(answer)
 
     @contextlib.contextmanager
-    def _telling_denials(self, name: str, what: str | None, caller: Caller) -> Iterator[None]:
+    def _telling_denials(
+        self, name: str, given: Mapping[str, Any], caller: Caller
+    ) -> Iterator[None]:
         try:
             yield
         except Denied:
-            self._desk.tell_denied(name, what, caller.access_key)
+            self._desk.tell_denied(name, named_in(given), caller.access_key)
             raise
 
     async def batch(self, request: Request, body: bytes, caller: Caller) -> Response:
@@ -256,9 +257,10 @@ class Api:
 
     async def dry_run(self, request: Request, body: bytes, caller: Caller) -> Response:
         """A SubmitJob that is only tried."""
-        with self._telling_denials("dry-run", None, caller):
+        given = decode(body)
+        with self._telling_denials("dry-run", given, caller):
             check_role(caller, "SubmitJob")
-            asked = request_check("SubmitJob")(decode(body), "")
+            asked = request_check("SubmitJob")(given, "")
             call = Call(desk=self._desk, input=asked, headers=request.headers, caller=caller)
             return json_response(await jobs.dry_run(call))
 
@@ -302,7 +304,7 @@ class Api:
         return json_response(await view_of(self._desk, name, asked))
 
     async def cloud(self, request: Request, body: bytes, caller: Caller) -> Response:
-        with self._telling_denials("cloud", None, caller):
+        with self._telling_denials("cloud", {}, caller):
             check_role(caller, "ControlCloud")
         return json_response(await self._desk.control_cloud(decode(body)))
 
@@ -452,6 +454,12 @@ def signed_of(request: Request, body: bytes) -> Signed:
         headers=request.headers,
         body=body,
     )
+
+
+def named_in(given: Mapping[str, Any]) -> str | None:
+    """What a request is about, for the log."""
+    named = (str(given[key])[:NAME_SHOWN_MAX] for key in NAMED_BY if given.get(key))
+    return next(named, None)
 
 
 def json_response(answer: object, status: int = 200) -> Response:
