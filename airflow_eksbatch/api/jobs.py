@@ -106,8 +106,9 @@ async def spec_of(call: Call) -> JobSpec:
     request, world = call.input, call.desk.world
     elsewhere.refuse(request, elsewhere.OF_SUBMIT)
     identity = bounded(identity_of(call))
-    check_queue(call.caller, name_of(request["jobQueue"]))
-    queue = world.queues.get(name_of(request["jobQueue"]))
+    queue_name = name_of(request["jobQueue"])
+    check_queue(call.caller, queue_name)
+    queue = world.queues.get(queue_name)
     definition = find_definition(world.definitions, request["jobDefinition"])
     work = resolved(definition, request)
     check_share(queue, request.get("shareIdentifier"), request.get("schedulingPriorityOverride"))
@@ -120,7 +121,7 @@ async def spec_of(call: Call) -> JobSpec:
     return JobSpec(
         job_id=JobId(str(uuid.uuid4())),
         name=check_job_name(request["jobName"]),
-        queue=queue.name if queue is not None else name_of(request["jobQueue"]),
+        queue=queue_name,
         definition=definition.key,
         resources=work.resources,
         pod=work.pod,

@@ -44,7 +44,7 @@ def explain_new(world: World, job: Job, now: int) -> list[str]:
             f"It asks for {amount(job.spec.resources)}{nodes}.",
             *explain_doom(job),
             *explain_pending(world, job),
-            *explain_if_runnable(world, job, now),
+            *(explain_turn(world, job, now) if job.runnable else ()),
         ]
     finally:
         on_demand_only.discard(job.job_id)
@@ -56,13 +56,6 @@ def explain_doom(job: Job) -> list[str]:
         return []
     which = "It" if job.is_finished else f"{ranges.count(job.failed)} of its children"
     return [f"{which} would fail at once: a job that it depends on has failed."]
-
-
-def explain_if_runnable(world: World, job: Job, now: int) -> list[str]:
-    if not job.runnable:
-        return []
-    room = explain_together if job.is_multi_node else explain_room
-    return [*room(world, job, now), *explain_order(world, job, now)]
 
 
 def why_stuck(world: World, job_class: JobClass, now: int) -> str | None:
@@ -203,15 +196,16 @@ def describe(world: World, job_id: JobId) -> str:
 
 
 def explain_runnable(world: World, job: Job, now: int) -> list[str]:
-    """Why what may run is not placed: room first, then its turn."""
+    """Why what may run is not placed."""
     if not job.runnable:
         return []
+    return [*explain_waiting(job, now), *explain_turn(world, job, now)]
+
+
+def explain_turn(world: World, job: Job, now: int) -> list[str]:
+    """Room first, then whose turn is before its own."""
     room = explain_together if job.is_multi_node else explain_room
-    return [
-        *explain_waiting(job, now),
-        *room(world, job, now),
-        *explain_order(world, job, now),
-    ]
+    return [*room(world, job, now), *explain_order(world, job, now)]
 
 
 def explain_waiting(job: Job, now: int) -> list[str]:
