@@ -73,6 +73,6 @@ def test_a_task_that_may_not_submit_is_refused_at_once_and_told_which_key_may(
     with pytest.raises(ServiceRefused, match="eksbatch keys create --role user"):
         run_task(service, "--role", "viewer", task_id="year")
     said: list[str] = []
-    with pytest.raises(ServiceRefused, match="it is held to share-of-definitions"):
-        run_task(service, "--queue", "share-of-definitions", task_id="year", said=said)
+    with pytest.raises(ServiceRefused, match="it is held to share-of-others"):
+        run_task(service, "--queue", "share-of-others", task_id="year", said=said)
     assert said == [], "whatever words are in the name of a queue"
