@@ -150,8 +150,7 @@ def _check_schema(view: StoreView) -> None:
 
 def _check_none_leads(view: StoreView) -> None:
     """A service of an older release would go on in a schema that it does not know."""
-    now = now_ms() if view.clock_ms is None else view.clock_ms
-    if view.schema_version < view.newest_version and now < view.leads_until:
+    if view.schema_version < view.newest_version and view.lease_left_ms > 0:
         raise Sentence(
             "A service of an older release runs on this database. Stop it first (after a kill its lease lasts some "
             "seconds more), or start one of this release beside it, which brings the schema forward when it takes over."

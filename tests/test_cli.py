@@ -42,11 +42,8 @@ def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(tmp_path_factory.mktemp("cli"), "--launch-delay-s", "0.1")
-    try:
-        yield running.start()
-    finally:
-        running.end()
+    with RunningService(tmp_path_factory.mktemp("cli"), "--launch-delay-s", "0.1") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -92,16 +92,13 @@ def test_the_service_of_compose_has_the_queue_that_operators_use_when_nothing_is
 ) -> None:
     command, *options = services()["service"]["command"]
     options[options.index("--port") + 1] = "0"
-    service = RunningService(tmp_path, "--launch-delay-s", "0", *options, command=command)
-    try:
-        batch = service.start().batch()
+    with RunningService(tmp_path, "--launch-delay-s", "0", *options, command=command) as service:
+        batch = service.batch()
         queue = EKSBatchOperator(task_id="any", command=["true"]).job_queue
         definition = a_definition(batch, "python3", "-c", "print('hello')")
         asked = {"jobName": "any", "jobQueue": queue, "jobDefinition": definition}
         job = batch.submit_job(**asked, shareIdentifier="today")["jobId"]
         assert service.wait_for_ends({job}) == {job: "SUCCEEDED"}
-    finally:
-        service.end()
 
 
 def test_compose_mounts_dags_that_need_nothing_but_airflow_and_this_provider() -> None:
@@ -121,16 +118,13 @@ def test_job_definitions_are_taken_as_they_are_shown(tmp_path: Path) -> None:
         for found in re.findall(r"--eks-properties \\?\s*'([^']+)'", path.read_text())
     ]
     assert shown
-    service = RunningService(tmp_path, "--port", "0")
-    try:
-        batch = service.start().batch()
+    with RunningService(tmp_path, "--port", "0") as service:
+        batch = service.batch()
         for number, eks in enumerate(shown):
             name = f"shown-{number}"
             batch.register_job_definition(
                 jobDefinitionName=name, type="container", eksProperties=eks
             )
-    finally:
-        service.end()
 
 
 def test_the_deployment_starts_a_service_that_understands_it() -> None:

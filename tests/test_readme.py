@@ -154,8 +154,8 @@ def test_what_the_first_page_types_into_the_aws_cli_works_on_the_embedded_servic
     assert len(shown) == 2, "the README has other blocks with the AWS CLI than this test knows"
     service = RunningService(tmp_path / "home", "--launch-delay-s", "0.1")
     service.is_open = False
-    try:
-        port = service.start().url.rpartition(":")[2]
+    with service:
+        port = service.url.rpartition(":")[2]
         script = "\n".join(["set -e", *shown]).replace(":PORT", f":{port}")
         environ = {name: value for name, value in os.environ.items() if "AWS" not in name}
         path = f"{Path(sys.executable).parent}:{environ['PATH']}"
@@ -173,5 +173,3 @@ def test_what_the_first_page_types_into_the_aws_cli_works_on_the_embedded_servic
         follow("bash", "-c", script)
         (job,) = wait_for("the job to end", ended, within_s=60)
         assert job["status"] == "SUCCEEDED"
-    finally:
-        service.end()

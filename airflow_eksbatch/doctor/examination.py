@@ -14,7 +14,6 @@ from airflow_eksbatch.doctor.clocks import lease_patience
 from airflow_eksbatch.doctor.endpoint import look_at_service
 from airflow_eksbatch.doctor.findings import Report
 from airflow_eksbatch.doctor.stores import look_at_database
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import Settings, add_settings, read_settings
 from airflow_eksbatch.service.wiring import make_aws, make_ways
 from airflow_eksbatch.store.port import StoreView
@@ -82,7 +81,7 @@ def examine(question: Question) -> Report:
 def leader_url(view: StoreView) -> str:
     """Where the one that leads is reached; empty while nobody does, and for the embedded service."""
     url, mark, _ = view.leader.partition("#")
-    return url if mark and view.leads_until > now_ms() else ""
+    return url if mark and view.lease_left_ms > 0 else ""
 
 
 async def _look_outside(

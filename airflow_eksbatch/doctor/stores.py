@@ -8,7 +8,6 @@ from pathlib import Path
 from airflow_eksbatch.core.planner.words import span
 from airflow_eksbatch.doctor.clocks import Stopwatch, judge_clock, lease_patience
 from airflow_eksbatch.doctor.findings import Group
-from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
 from airflow_eksbatch.store.by_url import BadUrl
@@ -97,7 +96,7 @@ def _judge_schema(group: Group, view: StoreView, place: str) -> None:
             f"{place}: schema version {view.schema_version}; a service of this release brings it to "
             f"{view.newest_version} when it leads, and older replicas cannot go on then"
         )
-        if view.leads_until > now_ms():
+        if view.lease_left_ms > 0:
             group.ok("database", f"{behind}. An older one leads now; there is nothing to do.")
         else:
             group.warn("database", f"{behind}.", "eksbatch migrate    # with the same --database")
@@ -108,14 +107,14 @@ def _judge_schema(group: Group, view: StoreView, place: str) -> None:
 
 
 def _judge_lead(group: Group, view: StoreView) -> None:
-    now = now_ms()
+    left_ms = view.lease_left_ms
     who = view.leader.partition("#")[0]
-    if view.leads_until > now:
-        group.ok("leader", f"{who} leads; its lease lasts {span(view.leads_until - now)} more.")
+    if left_ms > 0:
+        group.ok("leader", f"{who} leads; its lease lasts {span(left_ms)} more.")
     elif who and view.compute_environments:
         group.warn(
             "leader",
-            f"Nobody leads: {who} did last, and let go {span(now - view.leads_until)} ago. Jobs wait.",
+            f"Nobody leads: {who} did last, and let go {span(-left_ms)} ago. Jobs wait.",
             "kubectl -n eksbatch get pods,events    # or start it: eksbatch serve",
         )
     else:

@@ -11,6 +11,7 @@ from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
 from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import Changes, Snapshot
+from airflow_eksbatch.floor.clock import now_ms
 
 
 class StoreError(Exception):
@@ -43,6 +44,12 @@ class StoreView(msgspec.Struct, frozen=True, kw_only=True):
     compute_environments: tuple[ComputeEnvironment, ...] = ()
     clock_ms: int | None = None
     """The database's own clock; None where it has none but ours."""
+
+    @property
+    def lease_left_ms(self) -> int:
+        """How long somebody leads yet, by the database's clock where it has one; below 0: so long nobody has led."""
+        now = now_ms() if self.clock_ms is None else self.clock_ms
+        return self.leads_until - now
 
 
 Role = Literal["viewer", "user", "admin"]

@@ -20,13 +20,10 @@ WAIT_S = 120
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(
+    with RunningService(
         tmp_path_factory.mktemp("keys"), "--auth", "sigv4", "--launch-delay-s", "0.1"
-    )
-    try:
-        yield running.start()
-    finally:
-        running.end()
+    ) as running:
+        yield running
 
 
 def run_task(

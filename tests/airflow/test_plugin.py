@@ -29,13 +29,10 @@ from tests.service.running import RunningService, a_definition, submit
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """One that wants signatures, and shows no dashboard itself."""
-    running = RunningService(
+    with RunningService(
         tmp_path_factory.mktemp("service"), "--auth", "sigv4", "--dashboard", "off"
-    )
-    try:
-        yield running.start()
-    finally:
-        running.end()
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

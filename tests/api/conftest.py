@@ -20,11 +20,10 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     home = tmp_path_factory.mktemp("api")
-    running = RunningService(home, "--launch-delay-s", "0.1", "--idle-s", "5", "--check-plans")
-    try:
-        yield running.start()
-    finally:
-        running.end()
+    with RunningService(
+        home, "--launch-delay-s", "0.1", "--idle-s", "5", "--check-plans"
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -67,11 +67,8 @@ def a_key(home: Path, *options: str) -> Key:
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service that wants signatures."""
-    service = RunningService(tmp_path_factory.mktemp("closed"), "--auth", "sigv4")
-    try:
-        yield service.start()
-    finally:
-        service.end()
+    with RunningService(tmp_path_factory.mktemp("closed"), "--auth", "sigv4") as service:
+        yield service
 
 
 @pytest.fixture(scope="module")

@@ -182,8 +182,7 @@ def nearly_right(
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningService, dict]]:
     """A service that buys nothing, with a job of each kind, and the ids of its jobs."""
     options = ("--check-plans", "--beat-ms", "2")
-    service = RunningService(tmp_path_factory.mktemp("fuzz"), *options).start()
-    try:
+    with RunningService(tmp_path_factory.mktemp("fuzz"), *options) as service:
         batch = service.batch()
         for name in ("on-demand", "spot"):
             batch.update_compute_environment(computeEnvironment=name, state="DISABLED")
@@ -206,8 +205,6 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSe
         ]
         ids = [*jobs, f"{jobs[1]}:1", f"{jobs[2]}#1", f"{ACCOUNT}:job/{jobs[0]}"]
         yield service, {"jobId": ids, "job": ids, "arrayJobId": jobs, "multiNodeJobId": jobs}
-    finally:
-        service.end()
 
 
 def ask(raw: Raw, operation: Any, body: dict[str, Any]) -> Reply:

@@ -33,11 +33,8 @@ DENIED = (403, "AccessDeniedException")
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    service = RunningService(tmp_path_factory.mktemp("rights"), "--auth", "sigv4")
-    try:
-        yield service.start()
-    finally:
-        service.end()
+    with RunningService(tmp_path_factory.mktemp("rights"), "--auth", "sigv4") as service:
+        yield service
 
 
 @pytest.fixture(scope="module")

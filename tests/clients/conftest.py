@@ -12,11 +12,8 @@ from tests.service.running import RunningService
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    running = RunningService(tmp_path_factory.mktemp("clients"), "--launch-delay-s", "0.1")
-    try:
-        yield running.start()
-    finally:
-        running.end()
+    with RunningService(tmp_path_factory.mktemp("clients"), "--launch-delay-s", "0.1") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,16 @@ class RunningService:
         self._ready, self._stands_by = threading.Event(), threading.Event()
         self._reader: threading.Thread | None = None
 
+    def __enter__(self) -> RunningService:
+        try:
+            return self.start()
+        except BaseException:
+            self.end()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def start(self) -> RunningService:
         """Until it says where it listens."""
         self._start_reading()

@@ -62,20 +62,14 @@ def look(service: RunningService, path: str, status: int = 200) -> Checked:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    service = RunningService(tmp_path_factory.mktemp("empty"))
-    try:
-        yield service.start()
-    finally:
-        service.end()
+    with RunningService(tmp_path_factory.mktemp("empty")) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    service = RunningService(tmp_path_factory.mktemp("busy"), "--launch-delay-s", "0.1")
-    try:
-        yield service.start()
-    finally:
-        service.end()
+    with RunningService(tmp_path_factory.mktemp("busy"), "--launch-delay-s", "0.1") as service:
+        yield service
 
 
 def test_an_empty_world_says_what_to_do_first(empty: RunningService) -> None:
