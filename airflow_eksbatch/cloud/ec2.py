@@ -5,7 +5,7 @@ the node ids and whose tags carry them, in the order in which EC2 numbers the in
 so there is no moment in which an instance exists and does not say whose it is. A launch that is repeated is first looked
 for by its tag (which outlives the token), then asked for with the same token (which holds while the tag cannot be seen
 yet). Every full look lists what carries an environment's tag: the core ends what nobody remembers, and of two instances
-of one node the younger is ended here. Only that a listing leaves an instance out is no end of it: it is asked for by its
+of one node that which was not told of, else the younger, is ended here. Only that a listing leaves an instance out is no end of it: it is asked for by its
 id, since its jobs run again as soon as it has ended.
 """
 
@@ -64,6 +64,8 @@ class Ec2Settings(msgspec.Struct, frozen=True, kw_only=True):
     """From one full look to the next: one listing, 1,000 instances a page."""
     shown_s: float = 60.0
     """How long EC2 may not show an instance that it has launched: it says seconds, we allow a minute."""
+    skew_s: float = 300.0
+    """How far EC2's clock may be from ours: AWS takes requests so far off."""
     settle_s: float = 60.0
     """The same for instances that a service before us launched: until then none is said to be missing."""
     endings_s: float = 5.0
@@ -97,9 +99,11 @@ class Ec2Cloud:
             Pace(self._settings.launch_burst, self._settings.launches_per_s),
             refused_s=self._settings.refused_s,
             shown_s=self._settings.shown_s,
+            skew_s=self._settings.skew_s,
             launched=self._note,
             tell=self._tell,
         )
+        self._since = time.monotonic()
         self._watched_since: float | None = None
         self._priced_at = -math.inf
 
@@ -135,14 +139,17 @@ class Ec2Cloud:
         for instance_id, effect in nodes.items():
             self._know(instance_id, effect.node_id, effect.compute_environment)
         facts: list[Fact] = []
+        hidden: list[NodeId] = []
         if unnamed:
             found = await find_by_node(self._aws, unnamed)
             for node_id in unnamed:
-                if (seen := found.get(node_id)) is None:
-                    facts.append(never_was(node_id))
-                else:
+                if (seen := found.get(node_id)) is not None:
                     node_ids[seen.instance_id] = node_id
                     self._known[seen.instance_id] = Known(node_id=node_id, uuid=seen.uuid)
+                elif self._may_be_there(node_id):
+                    hidden.append(node_id)
+                else:
+                    facts.append(never_was(node_id))
         ids = {e.instance_id for e in effects if isinstance(e, TerminateStray)} | set(node_ids)
         missing = await self._end(ids)
         # By what was asked for: a full look may meanwhile have forgotten them.
@@ -150,28 +157,37 @@ class Ec2Cloud:
         self._ends_of_missing(missing)
         facts += await self._look_at_endings(ids - missing)
         self._tell(facts)
+        if hidden:
+            raise CloudDown(f"EC2 may yet show an instance of {', '.join(hidden)}.")
         return facts
+
+    def _may_be_there(self, node_id: NodeId) -> bool:
+        """Asked for without an answer, by us or by a service before us, so lately that EC2 may not show it."""
+        is_settled = time.monotonic() - self._since >= self._settings.settle_s
+        return not is_settled or self._launches.may_be_there(node_id)
 
     async def watch(self) -> AsyncIterator[list[Fact]]:
         feed: asyncio.Queue[list[Fact]] = asyncio.Queue()
         self._feeds.add(feed)
         queue = NoticeQueue(self._aws, self._settings.notices, self._settings.notices_rest_s)
-        reader = asyncio.create_task(queue.read(self._act_on), name="ec2-notices")
         if self._watched_since is None:
             self._watched_since = self._priced_at = time.monotonic()
+        # Apart: neither may hold up what the other tells.
+        tasks = [
+            asyncio.create_task(queue.read(self._act_on), name="ec2-notices"),
+            asyncio.create_task(self._tell_prices(), name="ec2-prices"),
+        ]
         looked_at = -math.inf
         try:
             while True:
                 now = time.monotonic()
-                if reader.done():
-                    reader.result()  # A mistake of ours: the next watch reads again
+                for task in tasks:
+                    if task.done():
+                        task.result()  # A mistake of ours: the next watch begins again
                 if now - looked_at >= self._settings.look_s:
                     looked_at = now
                     settled = now - self._watched_since >= self._settings.settle_s
                     yield await self._full_look(settled=settled)
-                if now - self._priced_at >= self._settings.offerings_s:
-                    self._priced_at = now
-                    yield await self._prices()
                 wait_s = looked_at + self._settings.look_s - now
                 if self._ending:
                     wait_s = min(wait_s, self._settings.endings_s)
@@ -184,21 +200,22 @@ class Ec2Cloud:
                     yield facts
         finally:
             self._feeds.discard(feed)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def delete_environment(self, environment: str) -> None:
+    async def delete_environment(self, environment: str, uuid: str) -> None:
         """Only instances were made for it, and the core waits until they have ended: this ends what it never knew of."""
+        seen = await list_by(self._aws, f"tag:{labels.ENVIRONMENT_UUID}", [uuid])
+        ids = {s.instance_id for s in seen if not s.has_ended}
+        await self._end(ids)
+        if ids & self._may_not_end:
+            raise CloudDown(f"EC2 does not let us end {', '.join(sorted(ids))}.")
+        self._known = {i: k for i, k in self._known.items() if k.uuid != uuid}
         known = self._environments.get(environment)
-        if known is not None:
-            seen = await list_by(self._aws, f"tag:{labels.ENVIRONMENT_UUID}", [known.uuid])
-            ids = {s.instance_id for s in seen if not s.has_ended}
-            await self._end(ids)
-            if ids & self._may_not_end:
-                raise CloudDown(f"EC2 does not let us end {', '.join(sorted(ids))}.")
-            self._known = {i: k for i, k in self._known.items() if k.uuid != known.uuid}
-        self._environments.pop(environment, None)
-        self._launches.plans.pop(environment, None)
+        if known is not None and known.uuid == uuid:  # Else one of that name was made anew
+            del self._environments[environment]
+            self._launches.plans.pop(environment, None)
 
     async def stop(self) -> None:
         """Instances stay; the next start finds them."""
@@ -217,6 +234,13 @@ class Ec2Cloud:
         except AwsRefusal as error:
             raise ValueError(sentence_of(error.code, error.message)) from error
         return within_bid(sold, bid_percentage_of(environment)), blueprint
+
+    async def _tell_prices(self) -> None:
+        """For ever; a watch that begins again does not begin this anew."""
+        while True:
+            await asyncio.sleep(self._priced_at + self._settings.offerings_s - time.monotonic())
+            self._priced_at = time.monotonic()
+            self._tell(await self._prices())
 
     async def _prices(self) -> list[Fact]:
         """What environments may buy, at today's prices; one of which that cannot be found out keeps what it has."""
@@ -328,7 +352,16 @@ class Ec2Cloud:
         facts: list[Fact] = []
         unwanted: set[str] = set()
         ended: list[Seen] = []
-        for seen in sorted(await self._all_of(names), key=lambda s: s.launched_at):
+        # Of two of one node the one that was told counts, else the older.
+        told = {instance_id for _, instance_id, _ in self._launched.values()}
+        for seen in sorted(
+            await self._all_of(names),
+            key=lambda s: (
+                s.instance_id in self._surplus,
+                s.instance_id not in told,
+                s.launched_at,
+            ),
+        ):
             nodes = listed[names[seen.uuid]]
             if seen.has_ended:
                 ended.append(seen)

@@ -146,7 +146,7 @@ class EmbeddedCloud:
                     facts, looked_at = self._full_look(), time.monotonic()
                 yield facts
 
-    async def delete_environment(self, environment: str) -> None:
+    async def delete_environment(self, environment: str, uuid: str) -> None:
         self._environments.discard(environment)
         left = [i for i in self._book.live.values() if i.compute_environment == environment]
         endings = [self._begin_end(i.node_id, "Compute environment was deleted") for i in left]

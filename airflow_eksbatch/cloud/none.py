@@ -37,7 +37,7 @@ class NoCloud:
         await asyncio.Event().wait()
         yield []
 
-    async def delete_environment(self, environment: str) -> None:
+    async def delete_environment(self, environment: str, uuid: str) -> None:
         return None
 
     async def stop(self) -> None:

@@ -86,11 +86,15 @@ def resolve_types(names: Sequence[str], types: dict[str, InstanceType]) -> tuple
         families.setdefault(row.family, []).append(row)
     found: dict[str, InstanceType] = {}
     for name in names:
-        for part in BUNDLES.get(name, (name,)):
-            rows = [types[part]] if part in types else families.get(part)
-            if not rows:
-                raise ValueError(_unknown(name, part, types, families))
-            found.update((row.instance_type, row) for row in rows)
+        # Not every region has every family of a bundle.
+        rows = [
+            row
+            for part in BUNDLES.get(name, (name,))
+            for row in ([types[part]] if part in types else families.get(part, ()))
+        ]
+        if not rows:
+            raise ValueError(_unknown(name, types, families))
+        found.update((row.instance_type, row) for row in rows)
     architectures = sorted({row.architecture for row in found.values()})
     if len(architectures) > 1:
         raise ValueError(
@@ -100,12 +104,12 @@ def resolve_types(names: Sequence[str], types: dict[str, InstanceType]) -> tuple
     return tuple(found.values())
 
 
-def _unknown(name: str, part: str, types: dict[str, InstanceType], families: Iterable[str]) -> str:
-    family = part.partition(".")[0]
+def _unknown(name: str, types: dict[str, InstanceType], families: Iterable[str]) -> str:
+    family = name.partition(".")[0]
     sizes = [row.instance_type for row in types.values() if row.family == family]
     if sizes:
         return f"instanceTypes: there is no {name}; sizes of {family} are {', '.join(sizes)}."
-    near = sorted(f for f in families if f[:1] == part[:1])[:12]
+    near = sorted(f for f in families if f[:1] == name[:1])[:12]
     known = ", ".join([*near, "optimal"])
     return f"instanceTypes: {name!r} is no instance type or family known here; known are {known}."
 

@@ -34,8 +34,8 @@ class Cloud(Protocol):
         """Interruptions, ends and full looks (InstancesListed), for ever."""
         ...
 
-    async def delete_environment(self, environment: str) -> None:
-        """Take down what was made for it."""
+    async def delete_environment(self, environment: str, uuid: str) -> None:
+        """Take down what was made for it, whether or not it was ever looked into here."""
         ...
 
     async def stop(self) -> None: ...

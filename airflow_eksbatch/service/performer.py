@@ -31,6 +31,7 @@ from airflow_eksbatch.core.engine.facts import (
     PodRefused,
 )
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service.telemetry import Telemetry
 
@@ -276,8 +277,8 @@ class Performer:
             case CheckEnvironment(compute_environment=name):
                 environment = self._find_environment(name)
                 return [] if environment is None else await self._check(environment)
-            case DeleteEnvironment(compute_environment=name):
-                await self._cloud.delete_environment(name)
+            case DeleteEnvironment(compute_environment=name, uuid=uuid):
+                await self._cloud.delete_environment(name, uuid)
             case effect:
                 raise AssertionError(f"nobody performs {type(effect).__name__}")
         return []
@@ -285,34 +286,35 @@ class Performer:
     async def _check(self, environment: ComputeEnvironment) -> list[Fact]:
         """VALID with what it may buy, or INVALID with the sentence that says why."""
         name = environment.name
-        trouble = await self._cluster.check(environment)
-        if trouble is None:
-            try:
-                # An unmanaged one has its machines from others.
-                managed = environment.managed
-                offerings = await self._cloud.offerings(environment) if managed else ()
-            except ValueError as error:
-                trouble = str(error)
-            else:
-                return [
-                    OfferingsListed(
-                        compute_environment=name, offerings=offerings, made_from=environment
-                    ),
-                    EnvironmentChecked(
-                        name=name,
-                        status="VALID",
-                        status_reason="ComputeEnvironment Healthy",
-                        made_from=environment,
-                    ),
-                ]
+        # The cloud is asked whatever the cluster says: machines are looked after also where it is gone.
+        trouble, offered = await asyncio.gather(
+            self._cluster.check(environment), self._offered(environment)
+        )
+        if trouble is None and not isinstance(offered, str):
+            return [
+                OfferingsListed(compute_environment=name, offerings=offered, made_from=environment),
+                EnvironmentChecked(
+                    name=name,
+                    status="VALID",
+                    status_reason="ComputeEnvironment Healthy",
+                    made_from=environment,
+                ),
+            ]
         return [
             EnvironmentChecked(
                 name=name,
                 status="INVALID",
-                status_reason=f"CLIENT_ERROR - {trouble}",
+                status_reason=f"CLIENT_ERROR - {trouble or offered}",
                 made_from=environment,
             )
         ]
+
+    async def _offered(self, environment: ComputeEnvironment) -> tuple[Offering, ...] | str:
+        """What may be bought for it, or why nothing can be; an unmanaged one has its machines from others."""
+        try:
+            return await self._cloud.offerings(environment) if environment.managed else ()
+        except ValueError as error:
+            return str(error)
 
 
 def _lane_of(effect: Effect) -> str:

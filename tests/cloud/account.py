@@ -90,7 +90,7 @@ class Account:
         """A service's way to this account; a second one is the service after a crash. `clock`: of what is kept of AWS's answers."""
         aws = Aws(AwsSettings(region=REGION, endpoint=self.door.url), self.door.session)
         aws.troubles.tell = lambda what, reason, times: self.troubles.append((what, reason, times))
-        defaults = {"look_s": 0.2, "settle_s": 0.0, "shown_s": 0.0, "endings_s": 0.1}
+        defaults = {"look_s": 0.2, "settle_s": 0.0, "shown_s": 0.0, "skew_s": 0.0, "endings_s": 0.1}
         defaults |= {"launch_burst": 1_000, "launches_per_s": 1e6, "refused_s": 0.0}
         defaults["notices_rest_s"] = 0.05
         settings = {**defaults, **settings}

@@ -8,6 +8,7 @@ do not know.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -39,6 +40,7 @@ from werkzeug.test import run_wsgi_app
 from werkzeug.wrappers import Request, Response
 
 REGION = "us-east-1"
+ASKED_WITHIN_S = 60.0
 Form = dict[str, str]
 # A small region: listing the 900 types that moto knows takes seconds.
 TYPES = (
@@ -83,9 +85,11 @@ class Door:
         # One for all: a session reads the models of AWS's services, which takes longer than most tests.
         self.session = boto3.Session("testing", "testing", "testing", region_name=REGION)
         self.url = ""
+        self._came = threading.Condition()
         self.reset()
 
     def reset(self) -> None:
+        self._emptied = threading.Event()
         self.faults: list[Fault] = []
         self.asked: Counter[str] = Counter()
         self.requests: list[tuple[str, Form]] = []
@@ -103,15 +107,27 @@ class Door:
         self.unlisted: set[str] = set()
         """Instances that listings leave out, and that are there when they are asked for by their ids."""
         self.ends_instances = True
+        self.silent: set[str] = set()
+        """Actions that are not answered before the door is emptied."""
         self.ahead_s = 0.0
         self.room: Callable[[Form], int] = lambda form: 1_000
         """How many instances of a request there is capacity for."""
 
     def empty(self) -> None:
         """Of an open door: nothing is left, behind it neither."""
+        self._emptied.set()
         self.reset()
         request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
         urllib.request.urlopen(request).close()
+
+    async def is_asked(self, action: str, *, times: int = 1) -> None:
+        """Waits for it."""
+
+        def wait() -> bool:
+            with self._came:
+                return self._came.wait_for(lambda: self.asked[action] >= times, ASKED_WITHIN_S)
+
+        assert await asyncio.to_thread(wait), f"{action} was not asked for"
 
     def refuse(self, action: str, code: str, **how: Any) -> Fault:
         fault = Fault(action=action, code=code, **how)
@@ -139,6 +155,12 @@ class Door:
         )
         self.asked[action] += 1
         self.requests.append((action, form))
+        with self._came:
+            self._came.notify_all()
+        if action in self.silent:
+            self._emptied.wait()
+            # Nobody waits any more, and nothing may be asked again in the next test.
+            return error("AccessDenied", "Too late.")(environ, start_response)
         # A wait for messages must not keep those out who send them.
         with contextlib.nullcontext() if action == "ReceiveMessage" else self._lock:
             response = self._answer(action, form, body, environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,10 +14,11 @@ from airflow_eksbatch.cloud.aws.catalogue import (
     TYPES_KEPT_S,
     Ec2Catalogue,
     currency_of,
+    max_pods_of,
     price_from,
 )
 from airflow_eksbatch.cloud.aws.client import Aws, AwsSettings
-from airflow_eksbatch.cloud.offerings import shipped_types
+from airflow_eksbatch.cloud.offerings import resolve_types, shipped_types
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.node import Offering
 from tests.build import an_environment
@@ -38,6 +40,15 @@ async def sold(door: Door, *types: str, market: Market = Market.ON_DEMAND) -> tu
     return await catalogue(door).offerings(environment(*types, market=market), ZONES, None)
 
 
+def cards(*interfaces: int) -> dict[str, Any]:
+    """The first is the default one."""
+    found = [
+        {"NetworkCardIndex": number, "MaximumNetworkInterfaces": count}
+        for number, count in enumerate(interfaces)
+    ]
+    return {"NetworkCards": found, "DefaultNetworkCardIndex": 0}
+
+
 @asynchronous
 async def test_a_type_is_what_ec2_says_it_is(door: Door) -> None:
     door.prices.update(PRICES)
@@ -48,6 +59,41 @@ async def test_a_type_is_what_ec2_says_it_is(door: Door) -> None:
     assert first.allocatable.pods == 234
     (arm, _) = await sold(door, "m6g.large")
     assert arm.architecture == "arm64"
+
+
+@pytest.mark.parametrize(
+    ("network", "pods"),
+    [
+        # Of the VPC CNI's own list: m5.large, c6in.32xlarge, p5.48xlarge.
+        ({"MaximumNetworkInterfaces": 3, "Ipv4AddressesPerInterface": 10}, 29),
+        ({**cards(8, 8), "MaximumNetworkInterfaces": 16, "Ipv4AddressesPerInterface": 50}, 394),
+        (
+            {
+                **cards(2, *[2] * 31),
+                "MaximumNetworkInterfaces": 64,
+                "Ipv4AddressesPerInterface": 50,
+            },
+            100,
+        ),
+        ({}, 110),
+    ],
+)
+def test_pods_have_their_addresses_from_the_default_network_card(
+    network: dict[str, Any], pods: int
+) -> None:
+    assert max_pods_of(network) == pods
+
+
+@asynchronous
+async def test_of_a_bundle_there_is_what_the_region_has(door: Door) -> None:
+    """Regions have not all of its families; a family that is named must be there."""
+    types = await catalogue(door).types()
+    some = {name: row for name, row in types.items() if row.family == "m6g"}
+    assert {row.family for row in resolve_types(["default_arm64"], some)} == {"m6g"}
+    with pytest.raises(ValueError, match="'c6g' is no instance type or family"):
+        resolve_types(["default_arm64", "c6g"], some)
+    with pytest.raises(ValueError, match="'default_arm64' is no instance type or family"):
+        resolve_types(["default_arm64"], {})
 
 
 @asynchronous
@@ -69,6 +115,16 @@ async def test_without_the_price_list_the_shipped_prices_count(door: Door, code:
     door.refuse("GetProducts", code, status=400 if code.startswith("Access") else 500)
     shipped = shipped_types()["m5.large"].price_usd_hour
     assert {o.price_usd_hour for o in await sold(door, "m5.large")} == {shipped}
+
+
+@asynchronous
+async def test_a_price_list_that_does_not_answer_holds_nothing_up_for_long(door: Door) -> None:
+    """As in a private network, from which no way leads to the few regions that have it."""
+    door.silent.add("GetProducts")
+    aws = Aws(AwsSettings(region=REGION, endpoint=door.url), door.session)
+    quick = Ec2Catalogue(aws, Hands(), page_s=0.05)
+    offered = await quick.offerings(environment("m5.large"), ZONES, None)
+    assert {o.price_usd_hour for o in offered} == {shipped_types()["m5.large"].price_usd_hour}
 
 
 @asynchronous

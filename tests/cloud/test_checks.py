@@ -7,14 +7,17 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import msgspec
 import pytest
+from botocore.exceptions import ClientError
 
 from airflow_eksbatch.cloud.aws.checks import IMAGE_PARAMETER
+from airflow_eksbatch.cloud.aws.client import Aws, AwsSettings
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from tests.cloud.account import PROFILE, VERSION, Account, launch
-from tests.cloud.door import Door
+from tests.cloud.door import REGION, Door
 from tests.cloud.watching import asynchronous
 
 
@@ -69,6 +72,29 @@ def al2(account: Account) -> ComputeEnvironment:
     return account.environment(ec2Configuration=[{"imageType": "EKS_AL2"}])
 
 
+def bottlerocket(account: Account) -> ComputeEnvironment:
+    return account.environment(ec2Configuration=[{"imageType": "EKS_BOTTLEROCKET"}])
+
+
+def a_template(account: Account, **says: Any) -> str:
+    name = f"template-{len(account.ec2.describe_launch_templates()['LaunchTemplates'])}"
+    made = account.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=says)
+    return made["LaunchTemplate"]["LaunchTemplateId"]
+
+
+def template_of_spot(account: Account) -> ComputeEnvironment:
+    """The environment's own type is EC2: On-Demand."""
+    template = a_template(account, InstanceMarketOptions={"MarketType": "spot"})
+    return account.environment(launchTemplate={"launchTemplateId": template})
+
+
+def template_for_some(account: Account) -> ComputeEnvironment:
+    """An override brings a profile, but for one of two types."""
+    made = a_template(account, ImageId=account.image, IamInstanceProfile={"Name": PROFILE})
+    override = {"launchTemplateId": made, "targetInstanceTypes": ["m5.xlarge"]}
+    return account.environment(instanceRole="", launchTemplate={"overrides": [override]})
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -95,6 +121,9 @@ def al2(account: Account) -> ComputeEnvironment:
         (wrong_entry, "is of type FARGATE_LINUX"),
         (no_rights, "You are not authorized"),
         (al2, "use EKS_AL2023"),
+        (bottlerocket, "imageType EKS_BOTTLEROCKET is none of EKS_AL2023, EKS_AL2023_NVIDIA"),
+        (template_of_spot, "says InstanceMarketOptions (spot); take them out"),
+        (template_for_some, "computeResources.instanceRole is missing"),
     ],
 )
 @asynchronous
@@ -190,14 +219,57 @@ async def test_a_users_template_is_used_at_the_version_it_had_and_its_user_data_
 
 @asynchronous
 async def test_a_template_that_overrides_for_a_type_is_used_for_that_type(account: Account) -> None:
-    made = [
-        account.ec2.create_launch_template(
-            LaunchTemplateName=name, LaunchTemplateData={"ImageId": account.image}
-        )["LaunchTemplate"]["LaunchTemplateId"]
-        for name in ("plain", "large")
-    ]
+    made = [a_template(account, ImageId=account.image) for _ in range(2)]
     override = {"launchTemplateId": made[1], "targetInstanceTypes": ["m5.xlarge"]}
     template = {"launchTemplateId": made[0], "overrides": [override]}
     for instance_type, expected in (("m5.large", made[0]), ("m5.xlarge", made[1])):
         form = await request_for(account, instanceTypes=[instance_type], launchTemplate=template)
         assert form["LaunchTemplate.LaunchTemplateId"] == expected
+
+
+@asynchronous
+async def test_a_type_has_what_its_own_template_brings_and_else_what_others_have(
+    account: Account, door: Door
+) -> None:
+    """An override with security groups and an image says nothing of the types that it does not name."""
+    door.cluster = {
+        "resourcesVpcConfig": {
+            "vpcId": account.vpc,
+            "clusterSecurityGroupId": (of_cluster := "sg-0123456789abcdef0"),
+        }
+    }
+    made = a_template(account, ImageId=account.image, SecurityGroupIds=[account.security_group])
+    override = {"launchTemplateId": made, "targetInstanceTypes": ["m5.xlarge"]}
+    cloud = account.cloud()
+    offerings = await cloud.offerings(
+        account.environment(securityGroupIds=[], launchTemplate={"overrides": [override]})
+    )
+    large, extra = offerings[0], offerings[-1]
+    assert (large.instance_type, extra.instance_type) == ("m5.large", "m5.xlarge")
+    await cloud.launch([launch(large)])
+    form = door.requests[-1][1]
+    assert form["NetworkInterface.1.SecurityGroupId.1"] == of_cluster
+    assert form["ImageId"] == account.image
+    assert "LaunchTemplate.LaunchTemplateId" not in form
+    await cloud.launch([launch(extra, 2)])
+    form = door.requests[-1][1]
+    assert form["LaunchTemplate.LaunchTemplateId"] == made
+    assert of_cluster not in form.values()
+    assert "ImageId" not in form
+
+
+@asynchronous
+async def test_credentials_that_cannot_be_had_are_no_answer_to_what_was_asked(
+    account: Account,
+) -> None:
+    """With a role of a service account (IRSA) botocore asks STS first, in the middle of any call."""
+    refused = {"Code": "InvalidIdentityToken", "Message": "No verification key."}
+
+    def no_credentials(**_: Any) -> None:
+        raise ClientError({"Error": refused}, "AssumeRoleWithWebIdentity")  # type: ignore[arg-type]
+
+    session = boto3.Session("testing", "testing", region_name=REGION)
+    session.events.register("request-created.ec2", no_credentials)
+    aws = Aws(AwsSettings(region=REGION, endpoint=account.door.url), session)
+    with pytest.raises(CloudDown, match="No credentials: InvalidIdentityToken"):
+        await aws.call("ec2", "describe_subnets")

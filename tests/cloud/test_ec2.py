@@ -539,7 +539,7 @@ async def test_answers_are_told_as_they_come(account: Account, door: Door) -> No
         assert [told.instance_id] == [i["InstanceId"] for i in account.instances()]
         assert not batch.done()
         batch.cancel()
-    await cloud.delete_environment("ce")
+    await cloud.delete_environment("ce", "ce-0000-0000")
     assert account.left() == {}
 
 
@@ -723,10 +723,10 @@ async def test_nothing_is_left_of_an_environment_that_is_deleted(account: Accoun
     other = await cloud.offerings(account.environment("other"))
     await cloud.launch([launch(other[0], 1, "other")])
     assert account.left()["instances"] == 9
-    await cloud.delete_environment("ce")
+    await cloud.delete_environment("ce", "ce-0000-0000")
     assert [account.tags(i)[labels.ENVIRONMENT_UUID] for i in account.instances()] == [
         "other-0000-0000"
     ]
-    await cloud.delete_environment("other")
-    await cloud.delete_environment("other")
+    await cloud.delete_environment("other", "other-0000-0000")
+    await cloud.delete_environment("other", "other-0000-0000")
     assert account.left() == {}

@@ -87,3 +87,14 @@ def test_what_nothing_on_a_node_would_read_is_refused() -> None:
 def test_what_ec2_would_not_take_is_refused() -> None:
     with pytest.raises(ValueError, match=f"EC2 takes {BYTES_MAX}"):
         user_data(CONFIG, "#!/bin/bash\n" + "x" * BYTES_MAX)
+
+
+def test_a_template_that_says_how_many_pods_a_node_takes_is_heeded() -> None:
+    """With custom networking or prefixes the VPC CNI has other numbers of addresses than EC2 tells of."""
+    theirs = f"{THEIR_NODE_CONFIG}  kubelet:\n    config:\n      maxPods: 20\n"
+    assert "maxPods" not in str(json.loads(_last_part(user_data(CONFIG, theirs))))
+    assert "registerWithTaints" in _last_part(user_data(CONFIG, theirs))
+
+
+def _last_part(document: str) -> str:
+    return str(list(email.message_from_string(document).walk())[-1].get_payload())

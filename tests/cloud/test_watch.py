@@ -176,6 +176,19 @@ async def test_prices_that_cannot_be_had_hold_up_no_other_environment(
     assert re.fullmatch("dear: No zone among .* sells .* on Spot.", why)
 
 
+@asynchronous
+async def test_prices_that_do_not_come_hold_up_no_news(account: Account, door: Door) -> None:
+    cloud = account.cloud(clock=(clock := Hands()), offerings_s=0.1)
+    (offering, *_) = await cloud.offerings(account.environment(market=Market.SPOT))
+    door.silent.add("DescribeSpotPriceHistory")
+    clock.now += SPOT_KEPT_S
+    async with watching(cloud) as watch:
+        await door.is_asked("DescribeSpotPriceHistory", times=2)
+        await cloud.launch([launch(offering)])
+        await watch.until(InstanceLaunched)
+        await watch.next(InstancesListed)
+
+
 # ---- what a listing leaves out
 
 

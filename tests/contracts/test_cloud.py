@@ -190,7 +190,7 @@ class EmbeddedBed:
     async def clean(self) -> None:
         async with self.open() as scene:
             for name in list(await scene.look()):
-                await scene.cloud.delete_environment(name)
+                await scene.cloud.delete_environment(name, f"{name}-0000-0000")
 
 
 class Ec2Bed(EmbeddedBed):
@@ -221,7 +221,7 @@ class Ec2Bed(EmbeddedBed):
         async with self.open() as scene:
             for name in list(self.ways.names.values()):
                 await self.environment(scene.cloud, name)
-                await scene.cloud.delete_environment(name)
+                await scene.cloud.delete_environment(name, f"{name}-0000-0000")
         assert self.ways.account.left() == {}
 
 
@@ -533,10 +533,10 @@ async def test_a_deleted_environment_leaves_nothing_and_takes_nothing_of_others(
         one, *_ = await launches(bed, scene, "one")
         _, two, _ = await launches(bed, scene, "two")
         ids = await scene.launched(one, two)
-        await scene.cloud.delete_environment("one")
+        await scene.cloud.delete_environment("one", "one-0000-0000")
         await scene.end_of(one.node_id)
-        await scene.cloud.delete_environment("one")
-        await scene.cloud.delete_environment("never was")
+        await scene.cloud.delete_environment("one", "one-0000-0000")
+        await scene.cloud.delete_environment("never was", "never was-0000-0000")
         assert await scene.look() == {"two": {two.node_id: ids[1]}}
         assert scene.cluster.node_ids() == {two.node_id}
 

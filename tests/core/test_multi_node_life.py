@@ -132,7 +132,7 @@ def test_a_main_node_that_failed_takes_all_of_them_into_the_next_attempt() -> No
 def test_a_lost_main_node_costs_no_attempt() -> None:
     stage = a_stage()
     main, *_ = a_running(stage, "mpi", 2)
-    stage.lose(main.node_id)
+    stage.lose(main.node_id, reclaimed=False)
     end_others(stage, "mpi")
     stage.join()
     assert stage.status("mpi") is JobStatus.STARTING
@@ -153,7 +153,7 @@ def test_a_node_lost_before_it_began_has_all_of_them_begin_again_for_free() -> N
     stage.submit("mpi", multi_node=nodes(2))
     stage.join()
     other = stage.live("mpi", 1)
-    stage.lose(other.node_id)
+    stage.lose(other.node_id, reclaimed=False)
     assert [effect.pod for effect in stage.of(DeletePod)] == ["mpi-0-1"]
     stage.step(PodEnded(pod=stage.live("mpi").pod_name, at=stage.now, end=NOT_THERE))
     assert stage.status("mpi") is JobStatus.RUNNABLE

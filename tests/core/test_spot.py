@@ -155,6 +155,13 @@ def test_a_reclaimed_instance_that_is_missed_on_the_list_is_no_failure_to_join()
     assert not stage.world.never_joined
 
 
+def test_a_reclaim_without_a_notice_rests_the_pool_as_well() -> None:
+    """Notices are read only where a queue is named, and may be lost."""
+    stage = running("a")
+    stage.lose(HOME)
+    assert [effect.offering for effect in stage.of(LaunchNode)] == [OTHER]
+
+
 # ---- a notice
 
 

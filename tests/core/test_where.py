@@ -28,6 +28,7 @@ A = an_offering("m5.xlarge", zone="us-east-1a", price=0.1)
 B = an_offering("m5.xlarge", zone="us-east-1b", price=0.2)
 BIG = an_offering("m5.2xlarge", zone="us-east-1b", vcpus=8, memory_mib=32_768, price=0.5)
 SPOT = an_offering("c5.xlarge", market=Market.SPOT, price=0.05)
+NEXT_SPOT = an_offering("m4.xlarge", market=Market.SPOT, price=0.06)
 
 
 def arm(offering: Offering) -> Offering:
@@ -158,10 +159,10 @@ def test_what_is_not_known_yet_is_no_reason_to_refuse() -> None:
 
 
 def test_a_job_that_spot_took_so_often_runs_on_demand() -> None:
-    stage = Stage(on_both_markets())
+    stage = Stage(on_both_markets().with_offerings("spot", SPOT, NEXT_SPOT))
     stage.submit("a", vcpus=4, tags={ON_DEMAND_AFTER: "2"})
-    for _ in range(2):
-        assert asked(stage) == [SPOT.pool]
+    for offering in (SPOT, NEXT_SPOT):
+        assert asked(stage) == [offering.pool]
         stage.join()
         lose_home(stage)
     assert asked(stage) == [A.pool]
@@ -193,7 +194,7 @@ def test_one_that_was_lost_before_its_place_in_line_was_passed_does_not_come_bac
 
 
 def test_others_go_on_where_it_is_cheap() -> None:
-    stage = Stage(on_both_markets())
+    stage = Stage(on_both_markets().with_offerings("spot", SPOT, NEXT_SPOT))
     stage.submit("a", vcpus=4, tags={ON_DEMAND_AFTER: "1"})
     stage.submit("b", vcpus=4, tags={ON_DEMAND_AFTER: "3"})
     stage.submit("c", vcpus=4)

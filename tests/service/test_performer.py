@@ -146,7 +146,7 @@ class Outside:
         await self._enter("terminate " + " ".join(names))
         return []
 
-    async def delete_environment(self, environment: str) -> None:
+    async def delete_environment(self, environment: str, uuid: str) -> None:
         await self._enter(f"delete environment {environment}")
 
 

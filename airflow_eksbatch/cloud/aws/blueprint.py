@@ -7,7 +7,7 @@ user's own template is named in it, and what the request says goes before what t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -38,6 +38,8 @@ class UserTemplate(msgspec.Struct, frozen=True, kw_only=True):
     has_metadata_options: bool = False
     is_protected: bool = False
     """From being ended: it must not be."""
+    market: str = ""
+    """As which it would have instances bought (`spot`, `capacity-block`); empty: it leaves that to the request."""
     security_groups: tuple[str, ...] = ()
     network_interface: dict[str, Any] | None = None
     """Its first, if it has any: EC2 then takes subnet and security groups there only."""
@@ -52,6 +54,8 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     subnets: dict[str, tuple[str, ...]]
     """By zone."""
     security_groups: tuple[str, ...] = ()
+    cluster_security_group: str = ""
+    """For types of which neither computeResources nor a template names any."""
     instance_profile: str = ""
     key_pair: str = ""
     placement_group: str = ""
@@ -62,15 +66,16 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     """All that may be asked for, also what is too dear today."""
     templates: tuple[UserTemplate, ...] = ()
 
-    def template_for(self, instance_type: str) -> UserTemplate | None:
-        """An override that names the type, then one that names its family, then the first."""
-        family = instance_type.partition(".")[0]
-        for wanted in (instance_type, family):
-            for template in self.templates:
-                if any(fnmatchcase(wanted, target) for target in template.target_types):
-                    return template
-        plain = [template for template in self.templates if not template.target_types]
-        return plain[0] if plain else None
+
+def template_for(templates: Sequence[UserTemplate], instance_type: str) -> UserTemplate | None:
+    """An override that names the type, then one that names its family, then the first."""
+    family = instance_type.partition(".")[0]
+    for wanted in (instance_type, family):
+        for template in templates:
+            if any(fnmatchcase(wanted, target) for target in template.target_types):
+                return template
+    plain = [template for template in templates if not template.target_types]
+    return plain[0] if plain else None
 
 
 def image_kind(architecture: str, gpu: int) -> str:
@@ -98,7 +103,7 @@ def subnets_for(blueprint: Blueprint, effect: LaunchNode) -> tuple[str, ...]:
 def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> dict[str, Any]:
     """RunInstances for one node, or for all that are asked for together; those know no node id, but their instance."""
     offering, number = effect.offering, len(effect.together) or 1
-    template = blueprint.template_for(offering.instance_type)
+    template = template_for(blueprint.templates, offering.instance_type)
     own = {} if effect.together else {labels.NODE_UID: effect.node_id}
     node_labels = {labels.ENVIRONMENT_UUID: blueprint.uuid, **own}
     config = node_config(blueprint.cluster, node_labels, offering.allocatable.pods)
@@ -141,6 +146,8 @@ def instance_request(blueprint: Blueprint, effect: LaunchNode, subnet: str) -> d
 def network_of(blueprint: Blueprint, template: UserTemplate | None, subnet: str) -> dict[str, Any]:
     """One interface, which ends with its instance. A template's own interface is kept but for where it stands."""
     groups = list(blueprint.security_groups)
+    if not (groups or (template and template.security_groups)) and blueprint.cluster_security_group:
+        groups = [blueprint.cluster_security_group]
     if template is not None and template.security_groups and not template.network_interface:
         # EC2 takes security groups of a template only beside a subnet, not beside interfaces.
         return {"SubnetId": subnet, **({"SecurityGroupIds": groups} if groups else {})}

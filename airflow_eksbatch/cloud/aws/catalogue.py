@@ -29,6 +29,8 @@ T = TypeVar("T")
 TYPES_KEPT_S = 24 * 3600.0
 # How long to do without, when the price list could not be read.
 PRICES_AGAIN_S = 600.0
+# Nobody waits longer for a page of it: private networks often have no way to the few regions that tell prices.
+PAGE_S = 10.0
 # Spot prices move over hours; kept for less than the time after which they are told again, so that what is told is new.
 SPOT_KEPT_S = 300.0
 # EC2 takes so many names in one request.
@@ -50,9 +52,12 @@ class Kept(msgspec.Struct):
 
 
 class Ec2Catalogue:
-    def __init__(self, aws: Aws, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, aws: Aws, clock: Callable[[], float] = time.monotonic, page_s: float = PAGE_S
+    ) -> None:
         self.aws = aws
         self._clock = clock
+        self._page_s = page_s
         self._kept: dict[object, Kept] = {}
         self._asking = asyncio.Lock()
         self._prices: dict[str, float] = {}
@@ -138,14 +143,17 @@ class Ec2Catalogue:
         }
         filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in wanted.items()]
         currency, prices, trouble = currency_of(self.aws.region), dict[str, float](), ""
+        pages = self.aws.pages("pricing", "get_products", ServiceCode="AmazonEC2", Filters=filters)
         try:
-            async for page in self.aws.pages(
-                "pricing", "get_products", ServiceCode="AmazonEC2", Filters=filters
-            ):
+            while True:
+                async with asyncio.timeout(self._page_s):
+                    page = await anext(pages, None)
+                if page is None:
+                    break
                 prices.update(filter(None, (price_from(p, currency) for p in page["PriceList"])))
-        except (AwsRefusal, CloudDown) as error:
+        except (AwsRefusal, CloudDown, TimeoutError) as error:
             # No right to read it, or no way to its region: choosing by about the right prices is nearly as good.
-            trouble = str(error)
+            trouble = str(error) or f"No answer within {self._page_s:g} s"
         self._prices = {**self._prices, **prices}
         if not trouble and not prices:
             trouble = f"It names no price of {self.aws.region}"
@@ -237,8 +245,13 @@ def row_from(told: dict[str, Any], prices: dict[str, float]) -> InstanceType | N
 
 
 def max_pods_of(network: dict[str, Any]) -> int:
-    """As many pods as the VPC CNI has addresses for, and the two of the host's network."""
-    interfaces = network.get("MaximumNetworkInterfaces")
+    """As many pods as the VPC CNI has addresses for, and the two of the host's network.
+
+    Of several network cards it uses the default one alone (amazon-vpc-cni-k8s, misc/eni-max-pods.txt).
+    """
+    default = network.get("DefaultNetworkCardIndex", 0)
+    cards = {card["NetworkCardIndex"]: card for card in network.get("NetworkCards", ())}
+    interfaces = cards.get(default, network).get("MaximumNetworkInterfaces")
     addresses = network.get("Ipv4AddressesPerInterface")
     if not interfaces or not addresses:
         return MAX_PODS_UNKNOWN

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
 
-from airflow_eksbatch.cloud.aws.blueprint import Blueprint, UserTemplate, image_kind
+from airflow_eksbatch.cloud.aws.blueprint import Blueprint, UserTemplate, image_kind, template_for
 from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal
 from airflow_eksbatch.cloud.aws.user_data import ClusterAddress, node_config, user_data
-from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
+from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment, Market
 from airflow_eksbatch.core.model.node import Offering
 
 Wire = dict[str, Any]
@@ -23,6 +23,8 @@ Wire = dict[str, Any]
 VERSION_LEAST = (1, 29)
 # A cluster goes on working while EKS changes its version, logging or access.
 WORKING = ("ACTIVE", "UPDATING")
+# Those of AWS Batch on EKS; there is no Bottlerocket among them.
+IMAGE_TYPES = ("EKS_AL2023", "EKS_AL2023_NVIDIA", "EKS_AL2", "EKS_AL2_NVIDIA")
 NODE_ENTRY_TYPES = ("EC2_LINUX", "EC2", "STANDARD")
 IMAGE_PARAMETER = (
     "/aws/service/eks/optimized-ami/{version}/amazon-linux-2023/{kind}/recommended/image_id"
@@ -93,15 +95,15 @@ async def draw_blueprint(
         raise ValueError(
             f"The subnets stand in {network.vpc}, the EKS cluster in {cluster.vpc}: nodes would not join."
         )
+    made_from = {o.instance_type: template_for(templates, o.instance_type) for o in offerings}
+    bare = [o for o in offerings if not ((t := made_from[o.instance_type]) and t.has_image)]
     images, profile = await asyncio.gather(
-        find_images(aws, resources, cluster.version, offerings, templates),
-        check_profile(aws, resources.get("instanceRole") or "", templates, cluster),
+        find_images(aws, resources, cluster.version, bare),
+        check_profile(aws, resources.get("instanceRole") or "", list(made_from.values()), cluster),
     )
     groups = tuple(resources.get("securityGroupIds") or ())
     if groups:
         await _asked(aws, "ec2", "describe_security_groups", GroupIds=list(groups))
-    elif cluster.security_group and not any(template.security_groups for template in templates):
-        groups = (cluster.security_group,)
     blueprint = Blueprint(
         name=environment.name,
         uuid=environment.uuid,
@@ -109,6 +111,7 @@ async def draw_blueprint(
         images=images,
         subnets=network.subnets,
         security_groups=groups,
+        cluster_security_group=cluster.security_group,
         instance_profile=profile,
         key_pair=resources.get("ec2KeyPair") or "",
         placement_group=resources.get("placementGroup") or "",
@@ -118,6 +121,12 @@ async def draw_blueprint(
         templates=templates,
     )
     for template in templates:
+        if template.market and environment.market is Market.ON_DEMAND:
+            # A request can name another market, but not none.
+            raise ValueError(
+                f"Launch template {template.template_id} says InstanceMarketOptions ({template.market}); "
+                "take them out: the compute environment's type says how instances are bought."
+            )
         # Too long or unreadable is better said now than at the first launch.
         user_data(node_config(blueprint.cluster, {}, 0), template.user_data)
     return blueprint
@@ -158,11 +167,14 @@ def is_supported(version: str) -> bool:
 
 
 async def check_profile(
-    aws: Aws, profile: str, templates: tuple[UserTemplate, ...], cluster: EksCluster
+    aws: Aws, profile: str, made_from: Collection[UserTemplate | None], cluster: EksCluster
 ) -> str:
-    """The instance profile exists, and the cluster lets its role's nodes in, as far as that can be seen."""
+    """The instance profile exists, and the cluster lets its role's nodes in, as far as that can be seen.
+
+    `made_from`: the template of each instance type, of which all may bring a profile.
+    """
     if not profile:
-        if templates and all(template.has_profile for template in templates):
+        if all(template is not None and template.has_profile for template in made_from):
             return ""
         raise ValueError(
             "computeResources.instanceRole is missing: name the instance profile of the nodes' role."
@@ -213,11 +225,8 @@ async def find_images(
     resources: Wire,
     version: str,
     offerings: Iterable[Offering],
-    templates: tuple[UserTemplate, ...],
 ) -> dict[str, str]:
     """An image for each kind of machine: the one that is named, else what EKS recommends for its version today."""
-    if templates and all(template.has_image for template in templates):
-        return {}
     images: dict[str, str] = {}
     for architecture, gpu in sorted({(o.architecture, min(1, o.gpu)) for o in offerings}):
         kind = image_kind(architecture, gpu)
@@ -228,8 +237,8 @@ async def find_images(
             continue
         wanted = choice.get("imageKubernetesVersion") or version
         images[kind] = await recommended_image(aws, wanted, kind)
-    named_ids = sorted(set(images.values()))
-    await _asked(aws, "ec2", "describe_images", ImageIds=named_ids)
+    if images:
+        await _asked(aws, "ec2", "describe_images", ImageIds=sorted(set(images.values())))
     return images
 
 
@@ -237,6 +246,8 @@ def image_choice(configuration: list[Wire], gpu: int) -> Wire:
     """The entry of ec2Configuration that speaks of such machines. Raises ValueError for images that are no more."""
     for choice in configuration:
         kind = choice.get("imageType", "")
+        if kind and kind not in IMAGE_TYPES:
+            raise ValueError(f"imageType {kind} is none of {', '.join(IMAGE_TYPES)}.")
         if kind in ("EKS_AL2", "EKS_AL2_NVIDIA"):
             raise ValueError(
                 f"imageType {kind}: AWS makes no Amazon Linux 2 images for EKS any more; use {kind.replace('AL2', 'AL2023')}."
@@ -300,6 +311,7 @@ async def find_template(aws: Aws, named: Wire, target_types: tuple[str, ...]) ->
         has_profile=bool(says.get("IamInstanceProfile")),
         has_metadata_options=bool(says.get("MetadataOptions")),
         is_protected=bool(says.get("DisableApiTermination")),
+        market=(says.get("InstanceMarketOptions") or {}).get("MarketType", ""),
         security_groups=tuple(
             says.get("SecurityGroupIds") or [g for i in interfaces for g in i.get("Groups") or []]
         ),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import boto3
 import msgspec
+from botocore import xform_name
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
@@ -111,14 +112,14 @@ class Aws:
     async def call(self, service: ServiceName, operation: str, **request: Any) -> dict[str, Any]:
         """Raises CloudDown when it may go better later, AwsRefusal when it may not."""
         client = await self._client(service, ATTEMPTS)
-        return await self._in_thread(lambda: getattr(client, operation)(**request))
+        return await self._in_thread(operation, lambda: getattr(client, operation)(**request))
 
     async def call_once(
         self, service: ServiceName, operation: str, **request: Any
     ) -> dict[str, Any]:
         """Without boto3's own repeats: it takes a lack of capacity (HTTP 500) for a failure of EC2's."""
         client = await self._client(service, 1)
-        return await self._in_thread(lambda: getattr(client, operation)(**request))
+        return await self._in_thread(operation, lambda: getattr(client, operation)(**request))
 
     async def pages(
         self, service: ServiceName, operation: str, **request: Any
@@ -126,7 +127,7 @@ class Aws:
         """Every page of a listing, each fetched when it is asked for."""
         client = await self._client(service, ATTEMPTS)
         pages = iter(client.get_paginator(operation).paginate(**request))
-        while (page := await self._in_thread(lambda: next(pages, None))) is not None:
+        while (page := await self._in_thread(operation, lambda: next(pages, None))) is not None:
             yield page
 
     def close(self) -> None:
@@ -134,13 +135,16 @@ class Aws:
         for client in self._clients.values():
             client.close()
 
-    async def _in_thread(self, ask: Callable[[], Any]) -> Any:
+    async def _in_thread(self, operation: str, ask: Callable[[], Any]) -> Any:
         try:
             async with self._slots:
                 return await _in_daemon_thread(ask)
         except ClientError as error:
             told = error.response.get("Error", {})
             code, message = told.get("Code", "Unknown"), told.get("Message", str(error))
+            if xform_name(error.operation_name) != operation:
+                # Credentials could not be had (AssumeRoleWithWebIdentity): nobody has looked at what we asked.
+                raise CloudDown(f"No credentials: {code}: {message}") from error
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
             if meaning_of(code, message) is Meaning.LATER or (status >= 500 and _is_unsaid(code)):
                 kind = Throttled if code in THROTTLED else CloudDown

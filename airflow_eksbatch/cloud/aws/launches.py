@@ -9,11 +9,17 @@ for both. Of a lot that is for one multi-node job it makes all or none.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from airflow_eksbatch.cloud.aws.blueprint import Blueprint, instance_request, subnets_for
+from airflow_eksbatch.cloud.aws.blueprint import (
+    Blueprint,
+    instance_request,
+    nodes_tag,
+    subnets_for,
+)
 from airflow_eksbatch.cloud.aws.client import Aws, AwsRefusal, Pace, Throttled
 from airflow_eksbatch.cloud.aws.refusals import (
     NO_ADDRESSES,
@@ -28,7 +34,7 @@ from airflow_eksbatch.cloud.aws.refusals import (
 from airflow_eksbatch.cloud.aws.sightings import Seen
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode
-from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone
+from airflow_eksbatch.core.engine.facts import Fact, LaunchAlone, LaunchRefused
 from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.core.model.retry import INSTANCE_TERMINATED
 from airflow_eksbatch.floor.clock import Backoff, now_ms
@@ -47,6 +53,7 @@ class Launches:
         *,
         refused_s: float,
         shown_s: float,
+        skew_s: float,
         launched: Callable[[LaunchNode, str], Fact],
         tell: Callable[[list[Fact]], None],
     ) -> None:
@@ -56,8 +63,13 @@ class Launches:
         self._pace = pace
         self._turn = asyncio.Lock()
         self._shown_s = shown_s
+        self._skew_s = skew_s
         self._just_refused = JustRefused(refused_s)
         self._doubts = Doubts()
+        self._refused_before: dict[NodeId, LaunchRefused] = {}
+        """What was refused in a batch that comes again, and is told already: a yes would be one too many by then."""
+        self._unanswered: dict[str, tuple[str, float]] = {}
+        """Node ids whose request had no answer: the subnet it named, and when it was sent."""
         self._launched = launched
         self._tell = tell
 
@@ -65,6 +77,13 @@ class Launches:
         """A person may have mended it."""
         self._just_refused.forget(environment)
         self._doubts.forget(environment)
+
+    def may_be_there(self, node_id: NodeId) -> bool:
+        """Whether EC2 may have made it and not show it yet: a request for it had no answer."""
+        since = time.monotonic() - self._shown_s
+        return any(
+            at > since and node_id in nodes.split() for nodes, (_, at) in self._unanswered.items()
+        )
 
     async def make(self, effects: Sequence[LaunchNode], there: Mapping[NodeId, Seen]) -> list[Fact]:
         """Each answer is told as it comes: all may take a minute at EC2's pace.
@@ -75,7 +94,9 @@ class Launches:
         lots: defaultdict[tuple[NodeId, ...], list[LaunchNode]] = defaultdict(list)
         for effect in effects:
             seen = there.get(effect.node_id)
-            if seen is None:
+            if effect.node_id in self._refused_before:
+                facts.append(self._refused_before[effect.node_id])
+            elif seen is None:
                 lots[effect.together].append(effect)
             elif seen.has_ended:
                 facts.append(seen.gone)
@@ -88,10 +109,16 @@ class Launches:
             *(self._make_lot(lot, made_at.get(together)) for together, lot in lots.items()),
             return_exceptions=True,
         )
+        facts += [fact for answer in answers if isinstance(answer, list) for fact in answer]
         for answer in answers:
             if isinstance(answer, BaseException):
-                raise answer  # The batch comes again; what is known already has been told
-            facts += answer
+                # The batch comes again; what is known already has been told.
+                self._refused_before |= {
+                    fact.node_id: fact for fact in facts if isinstance(fact, LaunchRefused)
+                }
+                raise answer
+        for effect in effects:
+            self._refused_before.pop(effect.node_id, None)
         return facts
 
     async def _make_lot(self, lot: list[LaunchNode], made_at: int | None) -> list[Fact]:
@@ -99,7 +126,7 @@ class Launches:
 
         `made_at`: when EC2 made those of them that it shows; the others it has not made, unless it may yet show them.
         """
-        if made_at is not None and now_ms() - made_at >= self._shown_s * 1000:
+        if made_at is not None and now_ms() - made_at >= (self._shown_s + self._skew_s) * 1000:
             return [LaunchAlone(node_id=effect.node_id) for effect in lot]
         try:
             made = await self._request(lot[0])
@@ -140,21 +167,37 @@ class Launches:
         if isinstance(blueprint, str):
             raise AwsRefusal("InvalidComputeEnvironment", blueprint)
         refusal = AwsRefusal(NO_ADDRESSES, f"No subnet stands in {effect.offering.zone}.")
-        for subnet in subnets_for(blueprint, effect):
+        nodes = nodes_tag(effect)
+        # What may have been made there is found again by the same question, and by no other.
+        last, _ = self._unanswered.get(nodes, ("", 0.0))
+        for subnet in sorted(subnets_for(blueprint, effect), key=lambda subnet: subnet != last):
             try:
                 told = await self._run(effect, instance_request(blueprint, effect, subnet))
+            except CloudDown as error:
+                if not isinstance(error, Throttled):
+                    self._note_unanswered(nodes, subnet)
+                raise
             except AwsRefusal as error:
                 if error.code == TOKEN_USED:
                     # Launched before, of another blueprint, and it cannot be seen yet.
+                    self._note_unanswered(nodes, subnet)
                     raise CloudDown(f"{effect.node_id}: {error.message}") from error
+                self._unanswered.pop(nodes, None)
                 if error.code != NO_ADDRESSES:
                     raise
                 refusal = error
             else:
                 self._doubts.forget(name)
+                self._unanswered.pop(nodes, None)
                 ids = effect.together or (effect.node_id,)
                 return {ids[i["AmiLaunchIndex"]]: i["InstanceId"] for i in told["Instances"]}
         raise refusal
+
+    def _note_unanswered(self, nodes: str, subnet: str) -> None:
+        """As long as EC2 may not show what came of it."""
+        now = time.monotonic()
+        kept = {n: one for n, one in self._unanswered.items() if now - one[1] < self._shown_s}
+        self._unanswered = {**kept, nodes: (subnet, now)}
 
     async def _run(self, effect: LaunchNode, request: dict[str, Any]) -> dict[str, Any]:
         """RunInstances in its turn, unless meanwhile EC2 has said no to another like it."""

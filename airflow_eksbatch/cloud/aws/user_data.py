@@ -18,6 +18,7 @@ from airflow_eksbatch.core.model import labels
 NODE_CONFIG = "application/node.eks.aws"
 SHELL_SCRIPT = "text/x-shellscript"
 CLOUD_CONFIG = "text/cloud-config"
+MAX_PODS = "maxPods"
 BOUNDARY = "==eksbatch=="
 # EC2's limit, before base64.
 BYTES_MAX = 16 * 1024
@@ -50,7 +51,7 @@ def node_config(
             },
             "kubelet": {
                 "config": {
-                    "maxPods": max_pods,
+                    MAX_PODS: max_pods,
                     "registerWithTaints": [
                         {"key": labels.TAINT, "effect": effect}
                         for effect in ("NoSchedule", "NoExecute")
@@ -64,6 +65,11 @@ def node_config(
 
 def user_data(config: dict[str, Any], theirs: str = "") -> str:
     """One MIME document of what a user's template says and our NodeConfig. Raises ValueError if EC2 would not take it."""
+    if MAX_PODS in theirs:
+        # With custom networking or prefixes the network plugin has other numbers of addresses; nodes say what they have.
+        kubelet = config["spec"]["kubelet"]
+        plain = {name: value for name, value in kubelet["config"].items() if name != MAX_PODS}
+        config = {**config, "spec": {**config["spec"], "kubelet": {**kubelet, "config": plain}}}
     # JSON is YAML, and has one way to be written.
     parts = [*parts_of(theirs), (NODE_CONFIG, json.dumps(config, indent=2))]
     lines = ["MIME-Version: 1.0", f'Content-Type: multipart/mixed; boundary="{BOUNDARY}"', ""]

@@ -106,6 +106,8 @@ class CheckEnvironment(Effect, frozen=True, kw_only=True):
 class DeleteEnvironment(Effect, frozen=True, kw_only=True):
     """End what is left of a compute environment in its cloud, also instances that were never known here."""
 
+    uuid: str
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """`answers[i]` belongs to fact i: None, a noun (the job id, the definition, a job that was tried), or a Rejected.

@@ -176,7 +176,11 @@ def finish_deletions(turn: Turn) -> None:
             nodes = []
         if not nodes:
             world.delete("compute_environment", environment.name)
-            turn.effects.append(effects.DeleteEnvironment(compute_environment=environment.name))
+            turn.effects.append(
+                effects.DeleteEnvironment(
+                    compute_environment=environment.name, uuid=environment.uuid
+                )
+            )
 
 
 # ---- scheduling policies and job definitions

@@ -118,6 +118,7 @@ def on_instance_gone(turn: Turn, fact: facts.InstanceGone) -> None:
         return
     if fact.reclaimed and node.closed != SPOT_NOTICE:
         turn.world.totals.reclaims += 1
+        rest(turn, node.offering.pool)
     lose_instance(turn, node, fact.at, fact.reason, reclaimed=fact.reclaimed)
 
 

@@ -27,6 +27,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     arn: str
 
     @property
+    def partition(self) -> str:
+        """How ARNs begin here: `arn:aws`, `arn:aws-cn`."""
+        return ":".join(self.arn.split(":")[:2])
+
+    @property
     def principal(self) -> str:
         """The user or role behind a session; empty for the account itself, which has no policy."""
         partition, _, name = self.arn.partition(":sts::")

@@ -39,7 +39,7 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     expected: bool = True
 
 
-INSTANCES = "arn:aws:ec2:{region}:{account}:instance/*"
+INSTANCES = "{partition}:ec2:{region}:{account}:instance/*"
 SIMULATED = (
     Simulated(
         actions=("ec2:TerminateInstances",),
@@ -49,7 +49,7 @@ SIMULATED = (
     Simulated(actions=("pricing:GetProducts",), resource="*"),
     Simulated(
         actions=("iam:CreateServiceLinkedRole",),
-        resource="arn:aws:iam::{account}:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot",
+        resource="{partition}:iam::{account}:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot",
         context=(("iam:AWSServiceName", "spot.amazonaws.com"),),
     ),
     # Somebody else's instance, and what leads to all other rights.
@@ -143,7 +143,11 @@ async def _simulate(aws: Aws, identity: Identity, one: Simulated) -> set[str]:
         "simulate_principal_policy",
         PolicySourceArn=identity.principal,
         ActionNames=list(one.actions),
-        ResourceArns=[one.resource.format(region=aws.region, account=identity.account)],
+        ResourceArns=[
+            one.resource.format(
+                partition=identity.partition, region=aws.region, account=identity.account
+            )
+        ],
         ContextEntries=[
             {"ContextKeyName": key, "ContextKeyValues": [value], "ContextKeyType": "string"}
             for key, value in one.context
