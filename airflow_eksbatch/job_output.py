@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +19,12 @@ LOOK_S = 10
 # A service is asked for so many outputs at a time by all tasks of a process that wait for its jobs.
 LOOKS_MAX = 4
 _looks: WeakKeyDictionary[JobFeed, asyncio.Semaphore] = WeakKeyDictionary()
+# What is longer is cut: the job's page has all of it.
+LINE_CHARACTERS_MAX = 2_000
+# A line that took so long has waited for whoever reads the log. Airflow 3.3 reads a triggerer's 4 KiB at a time, with a look
+# into its database between; meanwhile no task there goes on. So one job speaks at a time, and the reader gets time to read.
+SLOW_S, REST_S = 0.005, 0.1
+_speaking: WeakKeyDictionary[JobFeed, asyncio.Lock] = WeakKeyDictionary()
 
 
 class Tail(msgspec.Struct, frozen=True):
@@ -120,8 +127,8 @@ class JobOutput:
         for former in range(self._attempt or self._first or tail.attempt, tail.attempt):
             # One that never had a pod has no output.
             with contextlib.suppress(ServiceRefused):
-                self._say_rest(job_id, await self._tail(job_id, former), is_over=True)
-        self._say_rest(job_id, tail, is_over=is_over)
+                await self._say_rest(job_id, await self._tail(job_id, former), is_over=True)
+        await self._say_rest(job_id, tail, is_over=is_over)
 
     async def _tail(self, job_id: str, attempt: int = 0) -> Tail:
         service: Any = await self._feed.service()
@@ -130,7 +137,7 @@ class JobOutput:
         number = int(headers.get("x-eksbatch-attempt", 0))
         return Tail(number, text, int(headers.get("x-eksbatch-next-offset", 0)))
 
-    def _say_rest(self, job_id: str, tail: Tail, *, is_over: bool) -> None:
+    async def _say_rest(self, job_id: str, tail: Tail, *, is_over: bool) -> None:
         """The lines after those that were said; one without an end yet waits for it, or until all is over."""
         if tail.attempt != self._attempt:
             self._attempt, self._said, self._is_behind = tail.attempt, 0, False
@@ -146,8 +153,20 @@ class JobOutput:
             return
         if self._said and new > len(text):
             self._say(f"[{job_id}] ({new - len(text):,} bytes of output between, not shown here)")
-        for line in text[-new:].decode(errors="replace").removesuffix("\n").split("\n"):
-            # Of a progress bar, which is written over itself, what a terminal shows in the end.
-            shown = line.rstrip("\r").rpartition("\r")[2]
-            self._say(f"[{job_id}] {shown}")
+        self._said = max(self._said, end - len(text))
+        async with _speaking.setdefault(self._feed, asyncio.Lock()):
+            for line in text[-new:].removesuffix(b"\n").split(b"\n"):
+                began = time.monotonic()
+                self._say(f"[{job_id}] {shown(line)}")
+                self._said += len(line) + 1
+                await asyncio.sleep(REST_S if time.monotonic() - began > SLOW_S else 0)
         self._said = end
+
+
+def shown(line: bytes) -> str:
+    """As a terminal shows it in the end (a progress bar is written over itself), as far as it is not too long."""
+    text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]
+    if len(text) <= LINE_CHARACTERS_MAX:
+        return text
+    cut = len(text) - LINE_CHARACTERS_MAX
+    return f"{text[:LINE_CHARACTERS_MAX]} ... ({cut:,} characters more: the job's page has them)"

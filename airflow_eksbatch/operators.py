@@ -23,10 +23,12 @@ from airflow_eksbatch.arguments import (
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.submission import Submission, build_submission, run_facts, task_key
 from airflow_eksbatch.templates import (
+    WhenAsked,
     needs_worker_to_fail,
     needs_worker_to_render,
     needs_worker_to_start,
     needs_worker_to_succeed,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -42,22 +44,6 @@ STATE_KEY = "eksbatch_job"
 DEFERRALS_KEY = "eksbatch_deferrals"
 MAX_DEFERRALS_AFTER_FAILURE = 5
 TRIGGER_TIMEOUT = "Trigger timeout"
-
-
-class _WhenAsked:
-    """An attribute computed when it is read, so it also sees what a cluster policy has changed.
-
-    Read from the class, as mapped operators do, it is the value that means: on a worker.
-    """
-
-    def __init__(self, on_class: Any, compute: Callable[[Any], Any]) -> None:
-        self._on_class = on_class
-        self._compute = compute
-
-    def __get__(self, operator: Any, owner: type) -> Any:
-        if operator is None or not operator.__dict__.get("_arguments_are_set"):
-            return self._on_class
-        return self._compute(operator)
 
 
 class EKSBatchOperator(BaseOperator):
@@ -157,8 +143,8 @@ class EKSBatchOperator(BaseOperator):
     ui_color = "#f3e9d2"
 
     job_queue: str
-    start_from_trigger: Any = _WhenAsked(False, lambda operator: not operator.why_worker)
-    start_trigger_args: Any = _WhenAsked(None, lambda operator: operator._start_args())
+    start_from_trigger: Any = WhenAsked(False, lambda operator: not operator.why_worker)
+    start_trigger_args: Any = WhenAsked(None, lambda operator: operator._start_args())
 
     def __init__(
         self,
@@ -226,6 +212,9 @@ class EKSBatchOperator(BaseOperator):
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FIELDS}
+
+    def get_template_env(self, dag: Any = None) -> Any:
+        return super().get_template_env(dag).overlay(finalize=plain)
 
     # ---- where it runs ----
 
@@ -427,7 +416,12 @@ class EKSBatchOperator(BaseOperator):
                     log_every_s=self.logging_interval_s,
                 )
 
-        return self._finished(context, msgspec.to_builtins(asyncio.run(wait())))
+        try:
+            outcome = asyncio.run(wait())
+        except KeyboardInterrupt:  # in `airflow dags test`, which does not call it
+            self.on_kill()
+            raise
+        return self._finished(context, msgspec.to_builtins(outcome))
 
     def _finished(self, context: Context, event: dict[str, Any]) -> Any:
         import msgspec
@@ -455,7 +449,7 @@ class EKSBatchOperator(BaseOperator):
         count = before.get("count", 0) if before.get("token") == token else 0
         if count < MAX_DEFERRALS_AFTER_FAILURE:
             store.set(DEFERRALS_KEY, {"token": token, "count": count + 1})
-            self.log.warning("The wait for job %s broke (%s): waiting again", job_id, error)
+            self.log.warning("The trigger broke (%s): waiting again for job %s", error, job_id)
             self._remember(context, job_id)
             self._defer_to_trigger(context, job_id)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import enum
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 # Names whose values the triggerer has at hand. Everything else in the context asks the
@@ -10,8 +11,6 @@ from typing import Any
 KNOWN_NAMES = frozenset(
     {
         "conn",
-        "dag",
-        "dag_run",
         "data_interval_end",
         "data_interval_start",
         "ds",
@@ -20,7 +19,6 @@ KNOWN_NAMES = frozenset(
         "macros",
         "params",
         "run_id",
-        "task",
         "task_instance_key_str",
         "ts",
         "ts_nodash",
@@ -28,9 +26,38 @@ KNOWN_NAMES = frozenset(
         "var",
     }
 )
-TASK_INSTANCE_NAMES = frozenset({"ti", "task_instance"})
+_TASK_INSTANCE_PARTS = frozenset({"dag_id", "run_id", "task_id", "map_index", "try_number"})
+# Of these it has what the database knows, which renders otherwise or not at all: `ti.xcom_pull` would hang, `task.params`
+# is another object, and attributes of a subclass are not there. The parts named are the same in both places.
+KNOWN_PARTS = {
+    "ti": _TASK_INSTANCE_PARTS,
+    "task_instance": _TASK_INSTANCE_PARTS,
+    "task": frozenset({"task_id", "dag_id"}),
+    "dag": frozenset({"dag_id"}),
+    "dag_run": frozenset(
+        {
+            *("conf", "dag_id", "data_interval_end", "data_interval_start"),
+            *("logical_date", "run_id", "run_type"),
+        }
+    ),
+}
 DEFAULT_POOL = "default_pool"
-KNOWN_TASK_INSTANCE_PARTS = frozenset({"dag_id", "run_id", "task_id", "map_index", "try_number"})
+
+
+class WhenAsked:
+    """An attribute computed when it is read, so it also sees what a cluster policy has changed.
+
+    Read from the class, as mapped operators do, it is the value that means: on a worker.
+    """
+
+    def __init__(self, on_class: Any, compute: Callable[[Any], Any]) -> None:
+        self._on_class = on_class
+        self._compute = compute
+
+    def __get__(self, operator: Any, owner: type) -> Any:
+        if operator is None or not operator.__dict__.get("_arguments_are_set"):
+            return self._on_class
+        return self._compute(operator)
 
 
 def needs_worker_to_start(task: Any) -> list[str]:
@@ -77,14 +104,17 @@ def needs_worker_to_succeed(task: Any) -> bool:
 
 
 def needs_worker_to_fail(task: Any) -> bool:
-    """Retry policies exist only there, and only there do callbacks and mails know the run.
+    """Retry policies exist only there, only there do callbacks and mails know the run, and ends others of a DAG that
+    is to fail fast.
 
     For a task that its trigger ends, Airflow 3.3 sends no mail and calls back with a context that
     lacks `dag_run`, `exception` and all dates.
     """
     mailed = task.email and (task.email_on_failure or task.email_on_retry)
+    dag = task.get_dag()
     return bool(
         task.has_retry_policy
+        or (dag is not None and dag.fail_fast)
         or task.has_on_failure_callback
         or task.has_on_retry_callback
         or mailed
@@ -130,6 +160,11 @@ def strict_environment() -> Any:
     )
 
 
+def plain(value: Any) -> Any:
+    """`scheduled`, as the triggerer has it, where Airflow 3.3 on a worker renders `DagRunType.SCHEDULED`."""
+    return value.value if isinstance(value, enum.Enum) else value
+
+
 def _why_template(template: str, special: str) -> str:
     if special:
         return f"is a template of a DAG with {special}"
@@ -147,20 +182,20 @@ def _why_template(template: str, special: str) -> str:
     if unknown := sorted(filters - environment.filters.keys() - environment.tests.keys()):
         return f"uses the filter {', '.join(unknown)}"
     names = meta.find_undeclared_variables(tree)
-    if unknown := sorted(names - KNOWN_NAMES - TASK_INSTANCE_NAMES):
+    if unknown := sorted(names - KNOWN_NAMES - KNOWN_PARTS.keys()):
         return f"uses {', '.join(unknown)}"
-    return _why_task_instance(tree, nodes) if names & TASK_INSTANCE_NAMES else ""
+    reasons = [_why_parts(tree, nodes, name) for name in sorted(names & KNOWN_PARTS.keys())]
+    return next(filter(None, reasons), "")
 
 
-def _why_task_instance(tree: Any, nodes: Any) -> str:
-    """`ti` is fine where only its identity is read; `ti.xcom_pull` would hang."""
+def _why_parts(tree: Any, nodes: Any, name: str) -> str:
+    """Fine where only known parts of it are read."""
     reads = [
         node
         for node in tree.find_all(nodes.Getattr)
-        if isinstance(node.node, nodes.Name) and node.node.name in TASK_INSTANCE_NAMES
+        if isinstance(node.node, nodes.Name) and node.node.name == name
     ]
-    uses = [node for node in tree.find_all(nodes.Name) if node.name in TASK_INSTANCE_NAMES]
-    unknown = sorted({node.attr for node in reads} - KNOWN_TASK_INSTANCE_PARTS)
-    if unknown:
-        return f"uses ti.{unknown[0]}"
-    return "" if len(reads) == len(uses) else "uses ti as a whole"
+    uses = [node for node in tree.find_all(nodes.Name) if node.name == name]
+    if unknown := sorted({node.attr for node in reads} - KNOWN_PARTS[name]):
+        return f"uses {name}.{unknown[0]}"
+    return "" if len(reads) == len(uses) else f"uses {name} as a whole"

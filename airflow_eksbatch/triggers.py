@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -135,9 +136,15 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         yield event
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Alone, as `dag.test()` runs triggers: there the operator always resumes."""
-        async with reading(self._feed()) as feed:
-            outcome = await self._outcome(feed)
+        """Alone, as `dag.test()` runs triggers: there the operator always resumes, and Ctrl-C ends the task."""
+        try:
+            async with reading(self._feed()) as feed:
+                outcome = await self._outcome(feed)
+        except asyncio.CancelledError:
+            if self.cancel_on_kill:
+                with self._saying_what_fails():
+                    await self._end("the Airflow task was interrupted")
+            raise
         yield TriggerEvent(msgspec.to_builtins(outcome))
 
     def _feed(self) -> JobFeed:
@@ -208,10 +215,14 @@ class EKSBatchJobTrigger(BaseEventTrigger):
 
     async def on_kill(self) -> None:
         """End the job, unless the task only moved to another triggerer."""
-        if not self.cancel_on_kill:
-            return
+        if self.cancel_on_kill:
+            with self._saying_what_fails():
+                await self._cancel_unless_handed_over()
+
+    @contextmanager
+    def _saying_what_fails(self) -> Iterator[None]:
         try:
-            await self._cancel_unless_handed_over()
+            yield
         except (ServiceAway, ServiceRefused, TimeoutError) as error:
             self.log.warning("The job may run on until its own timeout: %s", reason_of(error))
 
@@ -219,9 +230,11 @@ class EKSBatchJobTrigger(BaseEventTrigger):
         if await self._still_deferred():
             self.log.info("The task is still deferred: another triggerer has it, the job stays")
             return
+        await self._end("the Airflow task was ended or cleared by a user")
+
+    async def _end(self, reason: str) -> None:
         # Without an id it may be there all the same: a submit of ours, or of a triggerer before us.
         if job := self.job_id or self._submission:
-            reason = "the Airflow task was ended or cleared by a user"
             job_id, status = await end_job(self._feed(), job, reason)
             self.log.info("Terminated job %s, which was %s", job_id, status)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
 
 from airflow_eksbatch.hooks import AsyncBatchClient, Endpoint
+from airflow_eksbatch.job_output import SLOW_S, JobOutput
 from airflow_eksbatch.outcome import JobOutcome, follow, reading
 from airflow_eksbatch.stream import JobFeed
 from tests.airflow.contract_service import ContractService
@@ -199,3 +203,53 @@ def test_many_tasks_look_a_few_at_a_time() -> None:
             await task.end()
 
     play(scenario)
+
+
+def test_a_line_that_is_very_long_is_cut_and_says_so() -> None:
+    async def scenario(service: ContractService, feed: JobFeed) -> None:
+        service.outputs[JOB] = [b"x" * 1_000_000 + b"\nend\n"]
+        task = Task(feed)
+        await service.change(JOB, "SUCCEEDED")
+        await task.end()
+        long, end = task.output
+        assert long == "x" * 2_000 + " ... (998,000 characters more: the job's page has them)"
+        assert end == "end"
+
+    play(scenario)
+
+
+def test_nothing_stands_still_while_a_log_is_read_slowly() -> None:
+    """
+    1. Whoever reads the log takes one line at a time, and lets each wait.
+    2. Between two lines of a job all others go on, and jobs say their lines one after the other.
+    """
+    turns: list[str] = []
+
+    async def others() -> None:
+        while True:
+            turns.append("others")
+            await asyncio.sleep(0)
+
+    async def scenario(service: ContractService, feed: JobFeed) -> None:
+        outputs = []
+        for name in ("a", "b"):
+            service.jobs[name] = {"jobId": name, "jobName": name, "status": "SUCCEEDED"}
+            service.outputs[name] = [b"1\n2\n3\n"]
+            say = partial(slowly, turns)
+            outputs.append(JobOutput(feed, name, say, lines=3))
+        beside = asyncio.create_task(others())
+        last = [output.say_last(is_array=False, has_failed=False) for output in outputs]
+        await asyncio.gather(*last)
+        beside.cancel()
+
+    play(scenario)
+    said = [(n, turn) for n, turn in enumerate(turns) if turn != "others"]
+    assert len(said) == 6
+    assert sorted(turn for _, turn in said) == [f"[{j}] {n}" for j in "ab" for n in (1, 2, 3)]
+    assert len({turn[1] for _, turn in said[:3]}) == 1, "one after the other"
+    assert all(later - earlier > 1 for (earlier, _), (later, _) in itertools.pairwise(said))
+
+
+def slowly(turns: list[str], line: str) -> None:
+    turns.append(line)
+    time.sleep(2 * SLOW_S)

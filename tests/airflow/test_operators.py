@@ -9,10 +9,11 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow.sdk import DAG, Asset, ExceptionRetryPolicy, task, task_group
+from airflow.sdk.api.datamodels._generated import DagRunType
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_eksbatch.arguments import FIELDS, BadArguments
@@ -39,7 +40,7 @@ def an_operator(dag: DAG | None = None, **more: Any) -> EKSBatchOperator:
     [
         None,
         ["run", "plain"],
-        "run {{ ds }} {{ data_interval_start | ds_nodash }} {{ dag_run.run_type }}",
+        "run {{ ds }} {{ data_interval_start | ds_nodash }} {{ dag_run.run_type }} {{ task.task_id }}",
         ["run", "{{ ti.try_number }}", "{{ params.x }}", "{% if ds %}a{% endif %}"],
         "run {{ macros.ds_add(ds, 1) }} {{ var.value.x }}",
     ],
@@ -56,9 +57,15 @@ def test_no_worker_is_needed_for_what_the_triggerer_can_render(command: Any) -> 
     ("arguments", "says"),
     [
         ({"command": "x {{ ti.xcom_pull('a') }}"}, "command uses ti.xcom_pull"),
-        ({"command": "x {{ task_instance.xcom_pull('a') }}"}, "command uses ti.xcom_pull"),
+        ({"command": "x {{ task_instance.xcom_pull('a') }}"}, "uses task_instance.xcom_pull"),
         ({"command": "x {{ ti }}"}, "command uses ti as a whole"),
         ({"command": "x {{ prev_start_date_success }}"}, "prev_start_date_success"),
+        # The triggerer has these, but other ones: what the file says is not all there.
+        ({"command": "x {{ task.table | default('none') }}"}, "command uses task.table"),
+        ({"command": "{% if task.table is defined %}x{% endif %}"}, "command uses task.table"),
+        ({"command": "x {{ dag.params }}"}, "command uses dag.params"),
+        ({"command": "x {{ dag_run.state }}"}, "command uses dag_run.state"),
+        ({"command": "x {{ dag_run }}"}, "command uses dag_run as a whole"),
         ({"command": "x {{ my_macro() }}"}, "command uses my_macro"),
         ({"command": "x {{ ds | mine }}"}, "the filter mine"),
         ({"env": {"A": "{{ inlet_events }}"}}, "env uses inlet_events"),
@@ -105,6 +112,13 @@ def test_an_argument_of_a_mapped_task_group_starts_on_a_worker() -> None:
         group: Any = one
         group.expand(year=["2012", "2013"])
     assert made[0].start_from_trigger is False
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_run_has_the_same_type_on_a_worker_and_in_the_triggerer(native: bool) -> None:
+    operator = an_operator(a_dag(render_template_as_native_obj=native), env={"T": "{{ r }}"})
+    operator.render_template_fields(cast(Any, {"r": DagRunType.SCHEDULED}))
+    assert operator.env == {"T": "scheduled"}
 
 
 def test_mapped_tasks_start_on_a_worker() -> None:
@@ -154,6 +168,10 @@ def test_what_follows_a_failure_only_on_a_worker_costs_one_only_then(
     arguments: dict[str, Any],
 ) -> None:
     assert ends(an_operator(command=["run"], **arguments)) == (False, True)
+
+
+def test_only_a_worker_ends_the_others_of_a_dag_that_fails_fast() -> None:
+    assert ends(an_operator(a_dag(fail_fast=True), command=["run"])) == (False, True)
 
 
 def test_what_nothing_follows_needs_no_worker_at_its_end() -> None:

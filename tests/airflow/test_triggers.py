@@ -527,6 +527,18 @@ def test_a_trigger_runs_alone_too_as_dag_test_wants_it(play: Any) -> None:
     play(scenario)
 
 
+def test_an_interrupt_of_dag_test_ends_the_job(play: Any) -> None:
+    async def scenario(service: ContractService, manager: SharedStreamManager) -> None:
+        ending = asyncio.ensure_future(anext(a_trigger().run()))
+        [job] = await service.submitted()
+        await service.connected()
+        ending.cancel()
+        await asyncio.wait([ending])
+        assert [body["jobId"] for body in service.bodies("terminatejob")] == [job]
+
+    play(scenario)
+
+
 def test_a_missing_name_in_a_template_is_a_mistake_and_not_nothing() -> None:
     trigger = a_trigger(command="echo {{ ds }}")
     trigger.template_fields = ("command",)

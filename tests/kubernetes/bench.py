@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import psutil
 
 from airflow_eksbatch.cluster.kube.connection import BRIEF
@@ -189,12 +190,14 @@ class Bench:
             self.plane.wait_for("an empty namespace", partial(self._is_empty, path), WITHIN_S)
 
     def _is_empty(self, path: str) -> bool:
-        """Thousands are more than one request's time."""
+        """Thousands are more than one request's time; then it is a 504, or the connection is cut."""
         try:
             self.plane.admin.delete(path, gracePeriodSeconds="0")
         except SaidNo as no:
             if no.status != HTTP_TIMEOUT:
                 raise
+        except httpx.TransportError:
+            return False
         return not self.plane.admin.list(path, limit="1")
 
     def _measure(self, namespace: str, pods: int, begin: Callable[[], None]) -> Json:
