@@ -30,7 +30,7 @@ from airflow_eksbatch.api.wire.shapes import (
 from airflow_eksbatch.core.engine import views
 from airflow_eksbatch.core.model.errors import Rejected
 from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, pod_name
-from airflow_eksbatch.core.planner.explain import explain, explain_attempt
+from airflow_eksbatch.core.planner.explain import explain, explain_child
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.store.port import Store
@@ -158,18 +158,20 @@ async def explain_job(desk: Desk, job_id: str) -> dict[str, Any]:
 
 
 def explain_part(world: World, job: Job, index: int | None, now: int) -> list[str]:
-    """A node of a multi-node job that has its machine tells its own; all else is as the job is."""
-    if index is None or not job.is_multi_node or index not in job.running:
+    """A child of an array tells its own, and so does a node of a multi-node job that has its machine."""
+    if index is None or (job.is_multi_node and index not in job.running):
         return explain(world, job, now)
-    own, main = (
-        world.attempts.get(pod_name(job.job_id, one, job.running.get(one, 0))) for one in (index, 0)
-    )
-    assert own is not None
-    if main is not None and not main.address and index:
-        return [
-            f"Node {own.node_name or own.node_id} is its own; it begins when the main node runs."
-        ]
-    return [explain_attempt(world, own, now)]
+    if job.is_multi_node and index:
+        own, main = (
+            world.attempts.get(pod_name(job.job_id, one, job.running.get(one, 0)))
+            for one in (index, 0)
+        )
+        assert own is not None
+        if main is not None and not main.address:
+            return [
+                f"Node {own.node_name or own.node_id} is its own; it begins when the main node runs."
+            ]
+    return explain_child(world, job, index, now)
 
 
 # ---- output

@@ -119,6 +119,21 @@ def test_why_a_job_waits_is_said_in_sentences(
     assert found["sentences"][0].startswith("It has ended as SUCCEEDED")
 
 
+def test_a_child_of_an_array_is_told_its_own_place(
+    service: RunningService, batch: Any, idle_queue: str
+) -> None:
+    made = batch.submit_job(
+        jobName="x",
+        jobQueue=idle_queue,
+        jobDefinition=a_definition(batch, "true"),
+        arrayProperties={"size": 3},
+    )["jobId"]
+    sentences = service.get(f"/v1/eksbatch/jobs/{made}:2/explain")["sentences"]
+    assert "2 runnable jobs are older" in " ".join(sentences)
+    assert "children" not in " ".join(sentences)
+    batch.terminate_job(jobId=made, reason="enough of it")
+
+
 def test_events_go_on_after_a_cursor_without_a_gap(service: RunningService, run: Run) -> None:
     first = run("true")
     service.wait_for_ends({first})

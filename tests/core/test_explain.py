@@ -9,10 +9,10 @@ import pytest
 from airflow_eksbatch.core.engine.facts import InstanceLaunched, NodeClosed
 from airflow_eksbatch.core.model import limits
 from airflow_eksbatch.core.model.compute_environment import Market
-from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
+from airflow_eksbatch.core.model.job import Dependency, DependencyType, Job, JobId
 from airflow_eksbatch.core.model.node import NodeStatus
 from airflow_eksbatch.core.model.retry import RetryStrategy
-from airflow_eksbatch.core.planner.explain import explain, why_stuck
+from airflow_eksbatch.core.planner.explain import explain, explain_child, why_stuck
 from airflow_eksbatch.core.planner.words import listed, number_of, roughly, span
 from airflow_eksbatch.core.world.where import ZONE
 from airflow_eksbatch.core.world.world import World
@@ -398,6 +398,32 @@ def test_when_its_turn_may_come_is_told_by_the_pace_at_which_others_began() -> N
     assert (
         "its turn comes in about 17 min and the last of its children begins in about 23 min."
         in beside
+    )
+
+
+def test_a_child_of_an_array_tells_its_own_place_and_not_that_of_the_array() -> None:
+    """24 have begun; of "beside" none has, and the whole of "wide" is before it."""
+    stage = a_stream()
+    wide, beside = stage.job("wide"), stage.job("beside")
+
+    def of(job: Job, index: int) -> str:
+        return "\n".join(explain_child(stage.world, job, index, stage.now))
+
+    assert "It has been RUNNABLE for" in of(wide, 90)
+    assert "In job queue queue 66 runnable jobs are older" in of(wide, 90)
+    assert "at that pace its turn comes in about 14 min." in of(wide, 90)
+    assert "children" not in of(wide, 90)
+    assert "It is the first in job queue queue." in of(wide, 24)
+    assert "In job queue queue 82 runnable jobs are older" in of(beside, 5)
+    running = min(wide.running)
+    assert of(wide, running).startswith("It was placed")
+
+
+def test_a_child_that_waits_for_others_tells_that() -> None:
+    stage = Stage(a_world(offerings=()))
+    stage.submit("a", size=3, depends_on=(Dependency(type=DependencyType.SEQUENTIAL),))
+    assert "child 1 waits for 0" in "\n".join(
+        explain_child(stage.world, stage.job("a"), 2, stage.now)
     )
 
 

@@ -33,6 +33,21 @@ def explain(world: World, job: Job, now: int) -> list[str]:
     ]
 
 
+def explain_child(world: World, job: Job, index: int, now: int) -> list[str]:
+    """The same of one child of an array, or of one that runs of a multi-node job's nodes; it has not ended."""
+    if index in job.running:
+        pod = pod_name(job.job_id, index, job.running[index])
+        return [explain_attempt(world, world.attempts[pod], now)]
+    if not ranges.contains(job.runnable, index):
+        return [*explain_stop(job), *explain_pending(world, job)]
+    siblings = ranges.count(ranges.minus(job.runnable, ((index, job.spec.size),)))
+    return [
+        *explain_stop(job),
+        *explain_waiting(job, now, index),
+        *explain_turn(world, job, now, siblings),
+    ]
+
+
 def explain_new(world: World, job: Job, now: int) -> list[str]:
     """What would be said at this moment of a job that is not in the world, were it there."""
     on_demand_only = world.lines.on_demand_only
@@ -199,20 +214,21 @@ def explain_runnable(world: World, job: Job, now: int) -> list[str]:
     """Why what may run is not placed."""
     if not job.runnable:
         return []
-    return [*explain_waiting(job, now), *explain_turn(world, job, now)]
+    index = None if job.is_array else 0
+    return [*explain_waiting(job, now, index), *explain_turn(world, job, now)]
 
 
-def explain_turn(world: World, job: Job, now: int) -> list[str]:
-    """Room first, then whose turn is before its own."""
+def explain_turn(world: World, job: Job, now: int, siblings: int | None = None) -> list[str]:
+    """Room first, then whose turn is before its own: of the job, or of the child that so many siblings go before."""
     room = explain_together if job.is_multi_node else explain_room
-    return [*room(world, job, now), *explain_order(world, job, now)]
+    return [*room(world, job, now), *explain_order(world, job, now, siblings)]
 
 
-def explain_waiting(job: Job, now: int) -> list[str]:
-    """How long, and what was tried before."""
-    what = f"{ranges.count(job.runnable)} of its children have" if job.is_array else "It has"
+def explain_waiting(job: Job, now: int, index: int | None) -> list[str]:
+    """How long, and what was tried before; None: the array as a whole."""
+    what = f"{ranges.count(job.runnable)} of its children have" if index is None else "It has"
     since = job.runnable_at if job.runnable_at is not None else job.spec.created_at
-    tries = None if job.is_array else job.tries.get(0)
+    tries = None if index is None else job.tries.get(index)
     if tries is None or tries.placed == tries.waited:
         return [f"{what} been RUNNABLE for {span(now - since)}."]
     return [

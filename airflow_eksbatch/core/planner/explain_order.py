@@ -19,7 +19,8 @@ LOOKED_AT = 10_000
 BEGAN_LEAST = 3
 
 
-def explain_order(world: World, job: Job, now: int) -> list[str]:
+def explain_order(world: World, job: Job, now: int, siblings: int | None) -> list[str]:
+    """Of the job as a whole (None), or of the child of an array that so many siblings go before."""
     queue = world.queues.get(job.spec.queue)
     if queue is None:
         return []
@@ -27,12 +28,15 @@ def explain_order(world: World, job: Job, now: int) -> list[str]:
     sentences = explain_queues_ahead(world, queue)
     if policy is not None:
         sentences += explain_shares_ahead(world, job, policy, now)
-    ahead = jobs_ahead(world, job, policy)
+    ahead = jobs_ahead(world, job, policy) + (siblings or 0)
     where = f"job queue {job.spec.queue}" if policy is None else f"share {job.spec.share}"
+    turns = [(ahead, "its turn comes")] if ahead else []
+    if siblings is None and job.is_array and (children := ranges.count(job.runnable)) > 1:
+        turns.append((ahead + children, "the last of its children begins"))
     return [
         *sentences,
         explain_jobs_ahead(ahead, where),
-        *explain_pace(world, job, policy, ahead, now),
+        *explain_pace(world, job, policy, turns, now),
     ]
 
 
@@ -116,9 +120,12 @@ def explain_jobs_ahead(ahead: int, where: str) -> str:
 
 
 def explain_pace(
-    world: World, job: Job, policy: SchedulingPolicy | None, ahead: int, now: int
+    world: World, job: Job, policy: SchedulingPolicy | None, turns: list[tuple[int, str]], now: int
 ) -> list[str]:
-    """When its turn may come, if those before it go on to begin as they did while it waited."""
+    """When its turn may come, if those before it go on to begin as they did while it waited.
+
+    `turns`: how many begin before something, and what that is.
+    """
     runnable_at = job.runnable_at if job.runnable_at is not None else job.spec.created_at
     first = max(-(-runnable_at // MINUTE_MS), now // MINUTE_MS - limits.PACE_MINUTES)
     passed_ms, queue, share = now - first * MINUTE_MS, job.spec.queue, job.spec.share
@@ -127,14 +134,11 @@ def explain_pace(
         for (name, other), usage in world.usages.items()
         if name == queue and (policy is None or other == share)
     )
-    turns = [(ahead, "its turn comes")] if ahead else []
-    if (children := ranges.count(job.runnable)) > 1 and job.is_array:
-        turns.append((ahead + children, "the last of its children begins"))
     if began < BEGAN_LEAST or passed_ms < MINUTE_MS or not turns:
         return []
     if stuck_by(world, world.class_of(job), now) is not None:
         return []
-    about = "at least" if ahead >= LOOKED_AT else "about"
+    about = "at least" if turns[0][0] >= LOOKED_AT else "about"
     when = [f"{what} in {about} {roughly(number * passed_ms // began)}" for number, what in turns]
     jobs = number_of(began, "job has", "jobs have")
     return [f"In {span(passed_ms)} {jobs} begun there: at that pace {' and '.join(when)}."]
