@@ -44,6 +44,7 @@ FIELDS = (
 )
 
 MIN_MEMORY_MIB = 4
+NO_JOB_QUEUE = "job_queue is empty: name a job queue, or leave it out for the one named default"
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _SHARE = re.compile(r"[A-Za-z0-9]{1,255}")
@@ -52,6 +53,7 @@ _OWN_DEFINITION_ONLY = ("service_account",)
 _CONTAINER_FIELDS = ("image", "command", "arguments", "env", "vcpus", "memory", "gpus")
 _POD_FIELDS = (*_CONTAINER_FIELDS, "labels", "annotations")
 _OVERRIDES = ("container_overrides", "eks_properties_override")
+_RESOURCES = {"VCPU": "vcpus", "MEMORY": "memory", "GPU": "gpus"}
 
 
 class BadArguments(ValueError):
@@ -60,6 +62,8 @@ class BadArguments(ValueError):
 
 def check_fields(fields: Mapping[str, Any]) -> None:
     """Raise BadArguments for whatever is certainly wrong; templates are checked once rendered."""
+    if not fields.get("job_queue", True):
+        raise BadArguments(NO_JOB_QUEUE)
     for name, check in _CHECKS.items():
         value = fields.get(name)
         if value is not None and _is_known(value):
@@ -88,7 +92,7 @@ def _check_vcpus(value: Any) -> None:
         quarters = float(value) * 4
     except (TypeError, ValueError):
         raise BadArguments(f"vcpus must be a number such as 0.25 or 2, got {value!r}") from None
-    if quarters < 1 or quarters != int(quarters):
+    if not 1 <= quarters < math.inf or quarters != int(quarters):
         raise BadArguments(f"vcpus must be a multiple of 0.25 and at least 0.25, got {value}")
 
 
@@ -99,6 +103,16 @@ def _check_command(value: Any) -> None:
             "command is empty: give a list of words, or a string for `sh -c`; "
             "leave it out to run what the image or the job definition says"
         )
+
+
+def words_of(value: Any, name: str = "arguments") -> list[str]:
+    """Of a list; the characters of a string would be words, too."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise BadArguments(
+            f"{name} must be a list of words, got {value!r}; a shell line goes into command, "
+            "which takes a string"
+        )
+    return [str(word) for word in value]
 
 
 def _check_mapping(name: str) -> Any:
@@ -116,6 +130,67 @@ def _check_env(value: Any) -> None:
         raise BadArguments(
             f"env may not set {', '.join(reserved)}: AWS_BATCH* is set by the service"
         )
+
+
+def _check_container_overrides(value: Any) -> None:
+    _check_mapping("container_overrides")(value)
+    fields_of_overrides({name: _known_of(one) for name, one in value.items() if _is_known(one)})
+
+
+def _known_of(value: Any) -> Any:
+    """Without the entries that templates are to fill in."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    parts = [(one, one.values() if isinstance(one, Mapping) else [one]) for one in value]
+    return [one for one, inside in parts if all(map(_is_known, inside))]
+
+
+def fields_of_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """ECS-style overrides, as BatchOperator takes them, in the words of this operator."""
+    _check_mapping("container_overrides")(overrides)
+    unknown = sorted(set(overrides) - {"command", "environment", "resourceRequirements"})
+    if unknown:
+        raise BadArguments(
+            f"container_overrides cannot take {', '.join(unknown)} on Amazon EKS; "
+            "it takes command, environment and resourceRequirements"
+        )
+    found: dict[str, Any] = {}
+    if "command" in overrides:  # an ECS command replaces CMD, which Kubernetes calls args
+        found["arguments"] = words_of(overrides["command"], "command of container_overrides")
+    if "environment" in overrides:
+        pairs = _entries("environment", overrides["environment"], "name")
+        found["env"] = {str(one["name"]): one["value"] for one in pairs}
+    needs = _entries("resourceRequirements", overrides.get("resourceRequirements", ()), "type")
+    for need in needs:
+        if (kind := str(need["type"])) not in _RESOURCES:
+            raise BadArguments(
+                "type in resourceRequirements of container_overrides must be one of "
+                f"{', '.join(_RESOURCES)}, got {kind}"
+            )
+        found[_RESOURCES[kind]] = need["value"]
+    return found
+
+
+def _entries(member: str, value: Any, key: str) -> Sequence[Mapping[str, Any]]:
+    is_list = isinstance(value, (list, tuple))
+    if not is_list or not all({key, "value"} <= set(as_mapping(one)) for one in value):
+        raise BadArguments(
+            f"{member} of container_overrides must be a list of dicts, each with {key} and value, "
+            f"got {value!r}"
+        )
+    return value
+
+
+def _check_eks_properties_override(value: Any) -> None:
+    _check_mapping("eks_properties_override")(value)
+    if unknown := sorted(set(value) - {"podProperties"}):
+        raise BadArguments(
+            f"eks_properties_override takes podProperties only, got {', '.join(unknown)}: "
+            "what the pod is to have goes into that"
+        )
+    pod = value.get("podProperties")
+    if _is_known(pod):
+        _check_mapping("podProperties of eks_properties_override")(pod)
 
 
 def _check_array_size(value: Any) -> None:
@@ -164,6 +239,7 @@ _CHECKS: dict[str, Any] = {
         "job_name", _JOB_NAME, "takes up to 128 letters, digits, - and _, beginning with a letter"
     ),
     "command": _check_command,
+    "arguments": words_of,
     "env": _check_env,
     "vcpus": _check_vcpus,
     "memory": lambda value: _whole("memory", value, MIN_MEMORY_MIB, 2**31, why=" MiB"),
@@ -183,8 +259,8 @@ _CHECKS: dict[str, Any] = {
     "tags": _check_mapping("tags"),
     "labels": _check_mapping("labels"),
     "annotations": _check_mapping("annotations"),
-    "container_overrides": _check_mapping("container_overrides"),
-    "eks_properties_override": _check_mapping("eks_properties_override"),
+    "container_overrides": _check_container_overrides,
+    "eks_properties_override": _check_eks_properties_override,
 }
 
 
@@ -236,19 +312,24 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def seconds(value: float | timedelta) -> float:
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+def seconds(name: str, value: Any) -> float:
+    try:
+        found = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadArguments(
+            f"{name} must be seconds or a timedelta, and takes no template, got {value!r}"
+        )
+    return found
 
 
 def logging_interval_s(value: Any) -> float | None:
     """How often to look at an output; each look is a request."""
     if value is None:
         return None
-    try:
-        interval_s = seconds(value)
-    except (TypeError, ValueError):
-        interval_s = 0.0
-    if not LOGGING_INTERVAL_S_MIN <= interval_s < math.inf:
+    interval_s = seconds("logging_interval", value)
+    if interval_s < LOGGING_INTERVAL_S_MIN:
         raise BadArguments(
             f"logging_interval must be seconds or a timedelta, at least {LOGGING_INTERVAL_S_MIN:g} s, "
             f"got {value!r}"
@@ -259,7 +340,7 @@ def logging_interval_s(value: Any) -> float | None:
 def job_timeout_s(timeout: Any, execution_timeout: timedelta | None) -> int | None:
     """The job's own limit. AWS Batch knows none below 60 s; Airflow's is kept by Airflow itself."""
     if timeout is not None:
-        return int(seconds(timeout))
+        return int(seconds("timeout", timeout))
     if execution_timeout is not None:
         return max(limits.TIMEOUT_S_MIN, int(execution_timeout.total_seconds()))
     return None

@@ -69,7 +69,7 @@ class EKSBatchOperator(BaseOperator):
 
     :param command: what to run: a list of words, or a string for ``sh -c``. Without it the image
         or the job definition decides.
-    :param arguments: arguments of the command, or of the image's own one.
+    :param arguments: a list of arguments of the command, or of the image's own one.
     :param image: container image (default ``python:3.12-slim``, which each new node pulls from
         Docker Hub: name one of your own registry); the embedded service runs plain processes of
         its machine and ignores it.
@@ -190,13 +190,8 @@ class EKSBatchOperator(BaseOperator):
         super().__init__(**kwargs)
         for name in FIELDS:
             setattr(self, name, given.get(name))
-        self.env = one_of("env", env, "env_vars", env_vars)
-        size = size_in(array_properties)
-        self.array_size = one_of("array_size", array_size, "array_properties", size)
-        self.timeout_s = job_timeout_s(timeout, self.execution_timeout)
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
-        self.submit_within_s = seconds(submit_within)
         self.log_lines = log_lines
         self.conn_id = aws_conn_id or conn_id
         self.job_id: str | None = None
@@ -204,6 +199,11 @@ class EKSBatchOperator(BaseOperator):
         self._endpoint: Endpoint | None = None
         self._sent: Submission | None = None
         try:
+            self.env = one_of("env", env, "env_vars", env_vars)
+            size = size_in(array_properties)
+            self.array_size = one_of("array_size", array_size, "array_properties", size)
+            self.timeout_s = job_timeout_s(timeout, self.execution_timeout)
+            self.submit_within_s = seconds("submit_within", submit_within)
             self.logging_interval_s = logging_interval_s(logging_interval)
             check_fields(self._fields())
         except BadArguments as error:

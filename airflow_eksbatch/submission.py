@@ -15,7 +15,14 @@ from urllib.parse import quote
 
 import msgspec
 
-from airflow_eksbatch.arguments import BadArguments, as_mapping, check_fields
+from airflow_eksbatch.arguments import (
+    NO_JOB_QUEUE,
+    BadArguments,
+    as_mapping,
+    check_fields,
+    fields_of_overrides,
+    words_of,
+)
 
 DEFAULT_IMAGE = "python:3.12-slim"
 DEFAULT_VCPUS = 1.0
@@ -121,6 +128,8 @@ def run_facts(dag_run: Any) -> RunFacts:
 def build_submission(fields: Mapping[str, Any], *, task: TaskKey, run: RunFacts) -> Submission:
     """What to send for these rendered fields."""
     given = {name: value for name, value in fields.items() if value is not None and value != {}}
+    if not given.get("job_queue"):
+        raise BadArguments(NO_JOB_QUEUE)
     check_fields(given)
     given = _with_container_overrides(given)
     if _array_size(given) == 1:
@@ -182,22 +191,8 @@ def _headers(task: TaskKey, run: RunFacts) -> dict[str, str]:
 
 
 def _with_container_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
-    """ECS-style overrides, as BatchOperator takes them, in the words of this operator."""
     rest = {name: value for name, value in given.items() if name != "container_overrides"}
-    overrides = given.get("container_overrides") or {}
-    unknown = sorted(set(overrides) - {"command", "environment", "resourceRequirements"})
-    if unknown:
-        raise BadArguments(
-            f"container_overrides cannot take {', '.join(unknown)} on Amazon EKS; "
-            "it takes command, environment and resourceRequirements"
-        )
-    if "command" in overrides:  # an ECS command replaces CMD, which Kubernetes calls args
-        rest["arguments"] = overrides["command"]
-    if "environment" in overrides:
-        rest["env"] = {one["name"]: one["value"] for one in overrides["environment"]}
-    kinds = {"VCPU": "vcpus", "MEMORY": "memory", "GPU": "gpus"}
-    for need in overrides.get("resourceRequirements", ()):
-        rest[kinds[need["type"]]] = need["value"]
+    rest |= fields_of_overrides(given.get("container_overrides", {}))
     check_fields(rest)
     return rest
 
@@ -283,7 +278,7 @@ def _override(given: Mapping[str, Any]) -> dict[str, Any]:
     if "command" in given:
         container["command"] = _words(given["command"])
     if "arguments" in given:
-        container["args"] = [str(word) for word in given["arguments"]]
+        container["args"] = words_of(given["arguments"])
     if "env" in given:
         container["env"] = [
             {"name": name, "value": value} for name, value in _strings(given["env"]).items()

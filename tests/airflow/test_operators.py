@@ -273,6 +273,11 @@ def test_the_job_gets_the_time_limit_of_the_task() -> None:
         ({"num_nodes": 3, "array_properties": {"size": 3}}, "num_nodes or array_size, not both"),
         ({"logging_interval": 0}, "logging_interval must be .* at least 1 s, got 0"),
         ({"logging_interval": "often"}, "logging_interval must be .*, got 'often'"),
+        ({"timeout": "1h"}, "task month: timeout must be seconds or a timedelta, .* got '1h'"),
+        ({"timeout": "{{ params.t }}"}, "task month: timeout .* takes no template"),
+        ({"timeout": float("inf")}, "task month: timeout must be seconds"),
+        ({"submit_within": "1h"}, "task month: submit_within must be seconds or a timedelta"),
+        ({"job_queue": None}, "task month: job_queue is empty"),
         ({"array_properties": "{{ params.size }}"}, "array_properties must be a dict .* got str"),
     ],
 )

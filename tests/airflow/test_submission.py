@@ -256,6 +256,11 @@ def test_labels_join_an_override_of_ones_own() -> None:
         ({"vcpus": 0.3}, "multiple of 0.25"),
         ({"vcpus": 0}, "at least 0.25"),
         ({"vcpus": "many"}, "must be a number"),
+        ({"vcpus": float("inf")}, "multiple of 0.25"),
+        ({"vcpus": "nan"}, "multiple of 0.25"),
+        ({"job_queue": None}, "job_queue is empty: name a job queue"),
+        ({"arguments": "--date 2012-01-01"}, "must be a list of words, got '--date 2012-01-01'"),
+        ({"arguments": 5}, "arguments must be a list of words, got 5; .* goes into command"),
         ({"memory": 3}, "between 4"),
         ({"memory": "1GiB"}, "whole number"),
         ({"command": []}, "command is empty"),
@@ -295,6 +300,28 @@ def test_labels_join_an_override_of_ones_own() -> None:
         ({"scheduling_priority_override": 10_000}, "between 0 and 9999"),
         ({"container_overrides": {}, "eks_properties_override": {}}, "not both"),
         ({"container_overrides": {"command": ["x"]}, "command": ["y"]}, "leave out"),
+        (
+            {"container_overrides": {"command": "echo hi"}},
+            "command of container_overrides must be a",
+        ),
+        ({"container_overrides": {"vcpus": 1}}, "cannot take vcpus on Amazon EKS"),
+        (
+            {"container_overrides": {"environment": {"A": "1"}}},
+            "a list of dicts, each with name and",
+        ),
+        ({"container_overrides": {"environment": [{"name": "A"}]}}, "each with name and value"),
+        (
+            {"container_overrides": {"resourceRequirements": [{"type": "CPU", "value": "1"}]}},
+            "must be one of VCPU, MEMORY, GPU, got CPU",
+        ),
+        (
+            {"eks_properties_override": {"containers": []}},
+            "takes podProperties only, got containers",
+        ),
+        (
+            {"eks_properties_override": {"podProperties": [{}]}},
+            "podProperties of eks_properties_override must be a dict",
+        ),
         ({"job_definition": "mine", "service_account": "me"}, "belongs to the job definition"),
         ({"parameters": {"a": "b"}}, "name one"),
     ],
@@ -309,6 +336,23 @@ def test_templates_are_checked_once_they_are_rendered() -> None:
     counted = {"numNodes": "{{ params.n }}"}
     check_fields({"num_nodes": "{{ params.n }}"})
     check_fields({"node_overrides": counted, "job_definition": "mine"})
+    overrides = [
+        {"command": "{{ params.words }}", "environment": ["{{ params.pair }}"]},
+        {"environment": [{"name": "A", "value": "{{ ds }}"}]},
+        {"resourceRequirements": [{"type": "{{ params.kind }}", "value": 1}]},
+    ]
+    for override in overrides:
+        check_fields({"container_overrides": override})
+    check_fields({"arguments": "{{ params.words }}", "job_queue": "{{ params.queue }}"})
+    assert container(built(arguments=("--date", 1)))["args"] == ["--date", "1"]
+    for text in ("--date 2012-01-01", "{{ not a template any more }}"):
+        with pytest.raises(BadArguments, match="arguments must be a list of words"):
+            built(arguments=text)
+    with pytest.raises(BadArguments, match=r"resourceRequirements .* must be a list of dicts"):
+        built(container_overrides={"resourceRequirements": None})
+    for queue in (None, ""):
+        with pytest.raises(BadArguments, match="job_queue is empty"):
+            built(job_queue=queue)
     with pytest.raises(BadArguments, match="multiple of"):
         built(vcpus="0.3")
     with pytest.raises(BadArguments, match="between 1 and 1000"):
