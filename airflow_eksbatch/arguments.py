@@ -109,8 +109,8 @@ def words_of(value: Any, name: str = "arguments") -> list[str]:
     """Of a list; the characters of a string would be words, too."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise BadArguments(
-            f"{name} must be a list of words, got {value!r}; a shell line goes into command, "
-            "which takes a string"
+            f"{name} must be a list of words, got {value!r}; a shell line goes into the operator's "
+            "command, which takes a string"
         )
     return [str(word) for word in value]
 

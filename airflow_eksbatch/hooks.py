@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from airflow.sdk import BaseHook
@@ -72,12 +72,14 @@ class EKSBatchHook(BaseHook):
         extras ``region``, ``verify``, ``dashboard_url`` if people see the service's dashboard
         elsewhere than in Airflow, and ``deployment``, the name of this Airflow, if another one
         with the same DAGs uses the same service: they would end each other's jobs. (A new name
-        is a new Airflow: give it while no job runs.) Where a connection names no host, and
-        where there is no ``eksbatch_default``, the embedded service of this machine is found or
-        started; any other connection must be there. One that was started so ends after an hour
-        without jobs, instances and callers; ``eksbatch local`` stays. Airflow does not tell a
-        connection that is not there from one that cannot be read just now, so where jobs must not
-        run on this machine, set the environment variable ``EKSBATCH_EMBEDDED=never``.
+        is a new Airflow: give it while no job runs.) A connection of another type, such as
+        ``aws``, does if it names a host or an ``endpoint_url``. Where one of type ``eksbatch``
+        names no host, and where there is no ``eksbatch_default``, the embedded service of this
+        machine is found or started; any other connection must be there. One that was started so
+        ends after an hour without jobs, instances and callers; ``eksbatch local`` stays. Airflow
+        does not tell a connection that is not there from one that cannot be read just now, so
+        where jobs must not run on this machine, set the environment variable
+        ``EKSBATCH_EMBEDDED=never``.
     """
 
     conn_name_attr = "conn_id"
@@ -92,9 +94,11 @@ class EKSBatchHook(BaseHook):
     def endpoint(self) -> Endpoint:
         """Where the service is; starts the embedded one if none is configured."""
         try:
-            found = self._configured(self.get_connection(self.conn_id))
+            connection = self.get_connection(self.conn_id)
         except Exception as error:
             found = self._without_connection(error)
+        else:
+            found = self._configured(connection)
         return self._named(found or self._embedded())
 
     async def aendpoint(self) -> Endpoint:
@@ -102,9 +106,11 @@ class EKSBatchHook(BaseHook):
         import asyncio
 
         try:
-            found = self._configured(await self.aget_connection(self.conn_id))
+            connection = await self.aget_connection(self.conn_id)
         except Exception as error:
             found = self._without_connection(error)
+        else:
+            found = self._configured(connection)
         return self._named(found or await asyncio.to_thread(self._embedded))
 
     async def running_endpoint(self) -> Endpoint:
@@ -121,14 +127,32 @@ class EKSBatchHook(BaseHook):
                     f"connection {self.conn_id} is of the type {connection.conn_type}; "
                     f"give it the type {self.conn_type}"
                 )
-            found = endpoint_from_connection(connection)
+            found = self._configured(connection)
         return self._named(found or await asyncio.to_thread(find_embedded))
 
     def _named(self, endpoint: Endpoint) -> Endpoint:
+        try:
+            parts = urlsplit(endpoint.url)
+            is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of a port that is no number
+            is_url = False
+        if not is_url:
+            raise ServiceNotNamed(
+                f"connection {self.conn_id} leads to {endpoint.url}, which is no URL of a service: "
+                "give a host such as http://batch.internal:8642"
+            )
         return msgspec.structs.replace(endpoint, conn_id=self.conn_id)
 
     def _configured(self, connection: Any) -> Endpoint | None:
-        found = endpoint_from_connection(connection)
+        try:
+            found = endpoint_from_connection(connection)
+        except ValueError as error:
+            raise ServiceNotNamed(f"connection {self.conn_id} cannot be used: {error}") from error
+        if found is None and connection.conn_type != self.conn_type:
+            raise ServiceNotNamed(
+                f"connection {self.conn_id} is of the type {connection.conn_type} and names no service: "
+                f"give it the host of one, or the type {self.conn_type}"
+            )
         (_naming.add if found else _naming.discard)(self.conn_id)
         return found
 
@@ -197,8 +221,8 @@ def keep_named(conn_id: str, place: str) -> None:
 
 def endpoint_from_connection(connection: Any) -> Endpoint | None:
     """The endpoint a connection names, or None if it leaves the choice to the embedded service."""
-    extra = json.loads(connection.extra) if connection.extra else {}
-    url = extra.get("endpoint_url") or _url_from_parts(connection)
+    extra = _extra_of(connection)
+    url = str(extra.get("endpoint_url") or "") or _url_from_parts(connection)
     if not url:
         return None
     verify = extra.get("verify", True)
@@ -214,6 +238,18 @@ def endpoint_from_connection(connection: Any) -> Endpoint | None:
         if isinstance(verify, bool)
         else str(verify).lower() not in ("false", "0", "no"),
     )
+
+
+def _extra_of(connection: Any) -> dict[str, Any]:
+    try:
+        extra = json.loads(connection.extra) if connection.extra else {}
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise ValueError(
+            'its extra must be a JSON object such as {"region": "us-east-1"}, or empty'
+        )
+    return extra
 
 
 def _url_from_parts(connection: Any) -> str:

@@ -47,8 +47,9 @@ class Connections:
         self.known: dict[str, Any] = {}
         self.error: Exception | None = None
 
-    def put(self, name: str, host: str, **extra: Any) -> None:
+    def put(self, name: str, host: str, conn_type: str = "eksbatch", **extra: Any) -> None:
         more = {"login": None, "password": None, "port": None, "schema": None}
+        more["conn_type"] = conn_type
         self.known[name] = SimpleNamespace(host=host, extra=json.dumps(extra), **more)
 
     def get(self, name: str) -> Any:
@@ -101,6 +102,41 @@ def test_a_misspelt_connection_is_named_and_no_job_runs_here_instead(
     connections.put("eksbatch_prod", "http://prod:1")
     with pytest.raises(ServiceNotNamed, match="eksbatch_prd does not exist"):
         ask("eksbatch_prd")
+
+
+def test_a_connection_of_another_type_runs_no_job_here_but_may_name_a_service(
+    ask: Ask, connections: Connections
+) -> None:
+    connections.put("aws_default", "", "aws", region_name="eu-west-1")
+    with pytest.raises(ServiceNotNamed) as raised:
+        ask("aws_default")
+    assert str(raised.value).startswith(
+        "connection aws_default is of the type aws and names no service"
+    )
+    connections.put("aws_default", "", "aws", endpoint_url="http://prod:1")
+    assert ask("aws_default").url == "http://prod:1"
+    connections.put("web", "http://prod:2", "http")
+    assert ask("web").url == "http://prod:2"
+
+
+@pytest.mark.parametrize("url", ["http://x:notaport", "http://[x", "ftp://x", "http:///x", "5"])
+def test_a_host_that_is_no_url_is_told_with_its_connection(
+    ask: Ask, connections: Connections, url: str
+) -> None:
+    connections.put("prod", "", endpoint_url=url)
+    with pytest.raises(ServiceNotNamed) as raised:
+        ask("prod")
+    assert f"connection prod leads to {url}, which is no URL" in str(raised.value)
+
+
+@pytest.mark.parametrize("extra", ["not JSON", "[1]", "5"])
+def test_an_extra_that_is_no_object_is_told_with_its_connection(
+    ask: Ask, connections: Connections, extra: str
+) -> None:
+    connections.put("prod", "http://prod:1")
+    connections.known["prod"].extra = extra
+    with pytest.raises(ServiceNotNamed, match=r"connection prod .* extra must be a JSON object"):
+        ask("prod")
 
 
 def test_a_connection_that_cannot_be_read_any_more_does_not_become_the_embedded_service(

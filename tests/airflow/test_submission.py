@@ -260,7 +260,7 @@ def test_labels_join_an_override_of_ones_own() -> None:
         ({"vcpus": "nan"}, "multiple of 0.25"),
         ({"job_queue": None}, "job_queue is empty: name a job queue"),
         ({"arguments": "--date 2012-01-01"}, "must be a list of words, got '--date 2012-01-01'"),
-        ({"arguments": 5}, "arguments must be a list of words, got 5; .* goes into command"),
+        ({"arguments": 5}, "arguments must be a list of words, got 5; .* goes into .* command"),
         ({"memory": 3}, "between 4"),
         ({"memory": "1GiB"}, "whole number"),
         ({"command": []}, "command is empty"),
