@@ -50,7 +50,9 @@ class EKSBatchJobSensor(BaseSensorOperator):
         endpoint = EKSBatchHook(self.conn_id).endpoint()
         self.job_url = job_url(endpoint, self._id)
         if not self.deferrable:
-            return super().execute(context)
+            # As after a deferral: of a failure in poke Airflow honours soft_fail and silent_fail differently.
+            event = super().execute(context)
+            return self.resume_execution("execute_complete", {"event": event}, context)
         from datetime import timedelta
 
         from airflow_eksbatch.triggers import EKSBatchJobTrigger
@@ -75,7 +77,15 @@ class EKSBatchJobSensor(BaseSensorOperator):
 
     @property
     def _id(self) -> str:
-        return self.job_id["job_id"] if isinstance(self.job_id, dict) else self.job_id
+        found = self.job_id.get("job_id") if isinstance(self.job_id, dict) else self.job_id
+        if not found or not isinstance(found, str):
+            from airflow_eksbatch.outcome import EKSBatchJobRefused
+
+            raise EKSBatchJobRefused(
+                "job_id must be the id of one job or the result of an EKSBatchOperator, got "
+                f"{self.job_id!r:.200}; for several jobs, map the sensor over their ids"
+            )
+        return found
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         import msgspec
@@ -83,14 +93,15 @@ class EKSBatchJobSensor(BaseSensorOperator):
         from airflow_eksbatch.outcome import JobOutcome, result_of
 
         outcome = msgspec.convert(event, JobOutcome)
-        self.job_url = outcome.url
+        self.job_url = outcome.url or self.job_url
         return result_of(outcome)
 
     def poke(self, context: Context) -> Any:
+        import msgspec
         from airflow.sdk import PokeReturnValue
 
         from airflow_eksbatch.hooks import ServiceAway, ServiceRefused
-        from airflow_eksbatch.outcome import EKSBatchJobRefused, JobOutcome, asked, result_of
+        from airflow_eksbatch.outcome import EKSBatchJobRefused, JobOutcome, asked
         from airflow_eksbatch.stream import ENDED, news_from_job
 
         try:
@@ -112,7 +123,7 @@ class EKSBatchJobSensor(BaseSensorOperator):
             exit_code=news.exit_code,
             attempts=news.attempts,
         )
-        return PokeReturnValue(is_done=True, xcom_value=result_of(outcome))
+        return PokeReturnValue(is_done=True, xcom_value=msgspec.to_builtins(outcome))
 
 
 class EKSBatchJobQueueSensor(BaseSensorOperator):
@@ -140,7 +151,8 @@ class EKSBatchJobQueueSensor(BaseSensorOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> Any:  # noqa: RET503  defer() never returns
-        if not self.deferrable or self.poke(context):
+        # What is refused at once is so by Airflow's own loop, which honours soft_fail.
+        if not self.deferrable or self._verdict() is not None:
             return super().execute(context)
         from datetime import timedelta
 
@@ -158,11 +170,14 @@ class EKSBatchJobQueueSensor(BaseSensorOperator):
         self._raise_if_refused(event)
 
     def poke(self, context: Context) -> bool:
-        from airflow_eksbatch.triggers import queue_verdict
-
-        verdict = asyncio.run(queue_verdict(self.conn_id, self.job_queue, self.log.info))
+        verdict = self._verdict()
         self._raise_if_refused(verdict or {})
         return verdict is not None
+
+    def _verdict(self) -> dict[str, Any] | None:
+        from airflow_eksbatch.triggers import queue_verdict
+
+        return asyncio.run(queue_verdict(self.conn_id, self.job_queue, self.log.info))
 
     def _raise_if_refused(self, verdict: dict[str, Any]) -> None:
         if "refused" in verdict:

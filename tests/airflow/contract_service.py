@@ -32,6 +32,7 @@ class ContractService:
         self.most_looks_at_once = 0
         self._looking = 0
         self.refusal = ""
+        self.missing_queue = ""
         self.busy = 0
         self.fifo = False
         self.first_status = "SUBMITTED"
@@ -168,7 +169,8 @@ class ContractService:
 
     def _describejobqueues(self, body: dict[str, Any], headers: Any) -> Any:
         found = {"status": "VALID", "state": "ENABLED"}
-        return {"jobQueues": [{"jobQueueName": name, **found} for name in body["jobQueues"]]}
+        names = [name for name in body["jobQueues"] if name != self.missing_queue]
+        return {"jobQueues": [{"jobQueueName": name, **found} for name in names]}
 
     def _listjobs(self, body: dict[str, Any], headers: Any) -> Any:
         base = body["arrayJobId"]

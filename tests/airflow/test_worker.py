@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import (
+    AirflowFailException,
     AirflowNotFoundException,
     AirflowSensorTimeout,
+    AirflowSkipException,
     TaskDeferralTimeout,
     TaskDeferred,
 )
@@ -30,6 +32,7 @@ from airflow_eksbatch import hooks, outcome
 from airflow_eksbatch.hooks import EKSBatchHook, Endpoint, ServiceAway
 from airflow_eksbatch.links import JOB_LINK
 from airflow_eksbatch.operators import STATE_KEY, EKSBatchOperator
+from airflow_eksbatch.outcome import EKSBatchJobFailed, EKSBatchJobRefused
 from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
 from tests.airflow.contract_service import ContractService
 
@@ -306,6 +309,60 @@ def test_sensors_that_poll_wait_for_a_service_that_is_away(there: Elsewhere) -> 
     job = a_task(EKSBatchJobSensor, job_id="1", deferrable=False)
     assert job.poke({}).is_done is False
     assert a_task(EKSBatchJobQueueSensor, deferrable=False).poke({}) is False
+
+
+@pytest.mark.parametrize(
+    ("given", "ends"),
+    [
+        ({}, EKSBatchJobFailed),
+        ({"silent_fail": True}, EKSBatchJobFailed),
+        ({"soft_fail": True}, AirflowSkipException),
+        ({"never_fail": True}, AirflowSkipException),
+    ],
+)
+def test_a_failed_job_ends_a_sensor_that_polls_as_it_ends_one_that_waits(
+    there: Elsewhere, given: dict[str, bool], ends: type[Exception]
+) -> None:
+    job = job_of(a_task(command=["run"]), a_context())
+    there.does(there.service.change(job, "FAILED", statusReason="broken"))
+    sensor = a_task(EKSBatchJobSensor, job_id=job, deferrable=False, timeout=0, **given)
+    event = {"job_id": job, "status": "FAILED", "reason": "broken"}
+    for wait in (
+        lambda: sensor.execute({}),
+        lambda: sensor.resume_execution("execute_complete", {"event": event}, {}),
+    ):
+        with pytest.raises(ends):
+            wait()
+    assert sensor.job_url == f"eksbatch/eksbatch_default/job/{job}"
+
+
+def test_a_sensor_that_polls_returns_the_result_of_the_job(there: Elsewhere) -> None:
+    job = job_of(a_task(command=["run"]), a_context())
+    there.does(there.service.change(job, "SUCCEEDED"))
+    result = a_task(EKSBatchJobSensor, job_id={"job_id": job}, deferrable=False).execute({})
+    assert (result["job_id"], result["status"]) == (job, "SUCCEEDED")
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+@pytest.mark.parametrize("job_id", [None, "", {}, ["1", "2"]])
+def test_a_sensor_of_no_job_or_of_several_says_what_it_takes(
+    there: Elsewhere, job_id: Any, deferrable: bool
+) -> None:
+    with pytest.raises(EKSBatchJobRefused, match="job_id must be the id of one job"):
+        a_task(EKSBatchJobSensor, job_id=job_id, deferrable=deferrable).execute({})
+    assert there.service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("given", "ends"), [({}, AirflowFailException), ({"soft_fail": True}, AirflowSkipException)]
+)
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_job_queue_that_is_not_there_ends_a_sensor_alike_in_both_modes(
+    there: Elsewhere, given: dict[str, bool], ends: type[Exception], deferrable: bool
+) -> None:
+    there.service.missing_queue = "default"
+    with pytest.raises(ends):
+        a_task(EKSBatchJobQueueSensor, deferrable=deferrable, **given).execute({})
 
 
 def test_a_queue_sensor_waits_in_the_triggerer_for_a_service_that_is_away(
