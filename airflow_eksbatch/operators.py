@@ -96,7 +96,8 @@ class EKSBatchOperator(BaseOperator):
     :param node_overrides: nodeOverrides of SubmitJob for such a ``job_definition``, as BatchOperator
         takes them.
     :param depends_on: jobs to wait for at the service: job ids, task ids of the same run, or
-        dicts with ``type`` (``N_TO_N``, ``SEQUENTIAL``).
+        dicts with ``type`` (``N_TO_N``, ``SEQUENTIAL``). Of a mapped task give job ids; only inside
+        one mapped task group a task id means the job of the same map index.
     :param attempts: how often the service tries a job (default 1; platform failures are not
         counted).
     :param retry_strategy: the same field of SubmitJob, with evaluateOnExit.

@@ -46,10 +46,13 @@ class TaskKey(msgspec.Struct, frozen=True, kw_only=True):
     try_number: int = 1
     instance: str = ""
     """Airflow's id of this try, a UUID: the same on a worker and in the triggerer, and never used again."""
+    mapped_alike: frozenset[str] = frozenset()
+    """The tasks of its mapped task group."""
 
     def key_of(self, task_id: str) -> str:
-        """The task key of an unmapped task in the same run."""
-        return _joined(self.dag_id, self.run_id, task_id, -1)
+        """The task key of a task in the same run: mapped as this one is, or not mapped."""
+        map_index = self.map_index if task_id in self.mapped_alike else -1
+        return _joined(self.dag_id, self.run_id, task_id, map_index)
 
     @property
     def key(self) -> str:
@@ -107,7 +110,13 @@ def task_key(ti: Any) -> TaskKey:
         map_index=-1 if ti.map_index is None else ti.map_index,
         try_number=ti.try_number,
         instance=str(getattr(ti, "id", None) or ""),
+        mapped_alike=_mapped_alike(getattr(ti, "task", None)),
     )
+
+
+def _mapped_alike(task: Any) -> frozenset[str]:
+    group = None if task is None else task.get_closest_mapped_task_group()
+    return frozenset(one.task_id for one in group.iter_tasks()) if group else frozenset()
 
 
 def run_facts(dag_run: Any) -> RunFacts:

@@ -364,8 +364,9 @@ async def jobs_of_tasks(call: Call, keys: list[str]) -> dict[str, JobId]:
         jobs |= await call.desk.ask(lambda store: store.find_task_jobs(missing))
     for key in keys:
         if key not in jobs:
+            mapped = ", or is a mapped task: of those it takes job ids" if "|-1" in key else ""
             raise Rejected(
-                f"dependsOn names the Airflow task {key}, which has submitted no job yet."
+                f"dependsOn names the Airflow task {key}, which has submitted no job yet{mapped}."
             )
     return jobs
 

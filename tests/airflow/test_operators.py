@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,7 +21,14 @@ from airflow_eksbatch.arguments import FIELDS, BadArguments
 from airflow_eksbatch.hooks import EKSBatchHook, Endpoint
 from airflow_eksbatch.operators import EKSBatchOperator
 from airflow_eksbatch.sensors import EKSBatchJobQueueSensor, EKSBatchJobSensor
-from airflow_eksbatch.submission import DEFAULT_IMAGE, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS
+from airflow_eksbatch.submission import (
+    DEFAULT_IMAGE,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_VCPUS,
+    RunFacts,
+    build_submission,
+    task_key,
+)
 from airflow_eksbatch.triggers import EKSBatchJobTrigger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +127,31 @@ def test_a_run_has_the_same_type_on_a_worker_and_in_the_triggerer(native: bool) 
     operator = an_operator(a_dag(render_template_as_native_obj=native), env={"T": "{{ r }}"})
     operator.render_template_fields(cast(Any, {"r": DagRunType.SCHEDULED}))
     assert operator.env == {"T": "scheduled"}
+
+
+def test_inside_a_mapped_task_group_a_task_id_means_the_job_of_the_same_map_index() -> None:
+    """On a worker, and in the triggerer, which has the DAG as the scheduler reads it."""
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    with a_dag() as dag:
+        EKSBatchOperator(task_id="fetch")
+
+        @task_group
+        def one(year: str) -> None:
+            split = EKSBatchOperator(task_id="split", command=["run", year])
+            split >> EKSBatchOperator(task_id="month", depends_on=["one.split", "fetch"])
+
+        group: Any = one
+        group.expand(year=["2012", "2013"])
+    told = {"dag_id": "weather", "run_id": "r", "task_id": "one.month", "try_number": 1}
+    for read in (dag, DagSerialization.from_dict(DagSerialization.to_dict(dag))):
+        ti = SimpleNamespace(**told, map_index=1, task=read.get_task("one.month"))
+        fields = {"job_queue": "q", "depends_on": ["one.split", "fetch"]}
+        request = build_submission(fields, task=task_key(ti), run=RunFacts()).request
+        assert request["dependsOn"] == [
+            {"jobId": "airflow:weather|r|one.split|1"},
+            {"jobId": "airflow:weather|r|fetch|-1"},
+        ]
 
 
 def test_mapped_tasks_start_on_a_worker() -> None:

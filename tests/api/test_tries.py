@@ -22,11 +22,19 @@ class Tasks:
         self.job = {"jobName": "t", "jobQueue": queue, "jobDefinition": definition}
 
     def ask(
-        self, task: str = "task", number: int = 1, *, waits_for: str = "", **headers: Any
+        self,
+        task: str = "task",
+        number: int = 1,
+        *,
+        waits_for: str = "",
+        map_index: int = -1,
+        **headers: Any,
     ) -> Reply:
         token = quote(f"{self.dag}|run|{task}|-1", safe="") + f"|{number}"
         named = {f"x-eksbatch-{name.replace('_', '-')}": text for name, text in headers.items()}
-        depends_on = [{"jobId": f"airflow:{self.dag}|run|{waits_for}|-1"}] if waits_for else []
+        depends_on = (
+            [{"jobId": f"airflow:{self.dag}|run|{waits_for}|{map_index}"}] if waits_for else []
+        )
         body = json.dumps({**self.job, "dependsOn": depends_on}).encode()
         return self.raw("POST", "/v1/submitjob", body, {"x-eksbatch-token": token, **named})
 
@@ -66,6 +74,13 @@ def test_deployments_with_the_same_dags_do_not_touch_each_others_jobs(
     reply = tasks.ask("next", 2, waits_for="task", deployment="elsewhere")
     assert reply.status == 400
     assert "has submitted no job yet" in reply.message
+
+
+def test_who_waits_for_a_mapped_task_is_told_to_name_its_jobs(tasks: Tasks) -> None:
+    told = tasks.ask(waits_for="mapped").message
+    assert told.endswith("no job yet, or is a mapped task: of those it takes job ids.")
+    told = tasks.ask(waits_for="mapped", map_index=3).message
+    assert told.endswith("|mapped|3, which has submitted no job yet.")
 
 
 def test_a_job_tells_of_which_deployment_its_task_is(raw: Raw, tasks: Tasks) -> None:
