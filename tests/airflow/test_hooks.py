@@ -48,9 +48,9 @@ class Connections:
         self.error: Exception | None = None
 
     def put(self, name: str, host: str, conn_type: str = "eksbatch", **extra: Any) -> None:
-        more = {"login": None, "password": None, "port": None, "schema": None}
-        more["conn_type"] = conn_type
-        self.known[name] = SimpleNamespace(host=host, extra=json.dumps(extra), **more)
+        more: dict[str, Any] = {"login": None, "password": None, "port": None, "schema": None}
+        more |= {"conn_type": conn_type, "extra": json.dumps(extra)}
+        self.known[name] = SimpleNamespace(host=host, **more)
 
     def get(self, name: str) -> Any:
         if self.error:

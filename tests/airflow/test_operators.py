@@ -138,8 +138,8 @@ def test_inside_a_mapped_task_group_a_task_id_means_the_job_of_the_same_map_inde
 
         @task_group
         def one(year: str) -> None:
-            split = EKSBatchOperator(task_id="split", command=["run", year])
-            split >> EKSBatchOperator(task_id="month", depends_on=["one.split", "fetch"])
+            EKSBatchOperator(task_id="split", command=["run", year])
+            EKSBatchOperator(task_id="month", depends_on=["one.split", "fetch"])
 
         group: Any = one
         group.expand(year=["2012", "2013"])
