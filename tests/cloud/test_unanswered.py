@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from airflow_eksbatch.cloud import ec2
 from airflow_eksbatch.cloud.aws import launches
 from airflow_eksbatch.cloud.port import CloudDown
 from airflow_eksbatch.core.engine.effects import LaunchNode
@@ -20,7 +22,7 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model.node import Offering
 from tests.cloud.account import Account, launch, terminate
 from tests.cloud.door import Door
-from tests.cloud.watching import asynchronous, watching
+from tests.cloud.watching import Hands, asynchronous, watching
 
 LONG_S = 3600.0
 
@@ -149,10 +151,15 @@ async def test_a_clock_that_is_fast_makes_nothing_older(
 
 @asynchronous
 async def test_of_two_instances_of_one_node_the_one_that_was_told_counts(
-    account: Account, door: Door
+    account: Account, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its node may have joined already. Such as EC2 forgets the token of the first before it shows the instance."""
-    cloud = account.cloud(shown_s=LONG_S)
+    """
+    1. EC2 forgets the token of the first before it shows the instance.
+    2. The second is told; its node may have joined already. The first is ended, and takes its time.
+    3. Nothing is different when it is forgotten that the second is new.
+    """
+    monkeypatch.setattr(ec2, "time", SimpleNamespace(monotonic=(clock := Hands())))
+    cloud = account.cloud(shown_s=60.0)
     (offering, *_) = await cloud.offerings(account.environment())
     effect = launch(offering)
     lose_answer(door)
@@ -164,9 +171,12 @@ async def test_of_two_instances_of_one_node_the_one_that_was_told_counts(
     door.shows_instances = True
     assert isinstance(told, InstanceLaunched)
     assert len(account.instances()) == 2
+    door.ends_instances = False
     async with watching(cloud) as watch:
         for _ in range(3):
             listed = await watch.next(InstancesListed)
             assert listed.instances == {effect.node_id: told.instance_id}
+            clock.now += 61
         assert watch.all(InstanceGone) == []
+    door.ends_instances = True
     assert [i["InstanceId"] for i in account.instances()] == [told.instance_id]

@@ -133,6 +133,7 @@ class Outside:
         yield []
 
     async def offerings(self, environment: ComputeEnvironment) -> tuple[Offering, ...]:
+        self.asked.append(f"offerings {environment.name}")
         if "x9" in environment.instance_types:
             raise ValueError("there is no x9")
         return (OFFERING,)
@@ -389,6 +390,21 @@ def test_a_compute_environment_is_checked_and_its_offerings_are_told() -> None:
         assert isinstance(checked, EnvironmentChecked)
         assert checked.status == "VALID"
         assert offerings.made_from == checked.made_from == environment
+
+    run(scenario, environment=environment)
+
+
+def test_the_cloud_knows_of_an_environment_also_where_its_cluster_cannot_be_used() -> None:
+    """Its machines are looked after there, and given back."""
+    environment = ComputeEnvironment(name="ce", arn="", uuid="")
+
+    async def scenario(bench: Bench) -> None:
+        bench.outside.trouble = "There is no namespace."
+        await bench.perform(CheckEnvironment(compute_environment="ce"))
+        assert bench.outside.asked == ["offerings ce"]
+        (checked,) = bench.facts
+        assert isinstance(checked, EnvironmentChecked)
+        assert checked.status_reason == "CLIENT_ERROR - There is no namespace."
 
     run(scenario, environment=environment)
 
