@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, urlencode
 
 from airflow_eksbatch.in_store import add_database_options, add_keys_options, keys, migrate
-from airflow_eksbatch.service.settings import BadSetting, add_settings, read_settings
+from airflow_eksbatch.service.settings import BadSetting, add_settings, number_from, read_settings
 from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
 from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.terminal import (
@@ -122,9 +123,9 @@ def jobs(given: argparse.Namespace) -> int:
     rows: list[Json] = []
     for queue in queues:
         for wanted in asked:
-            page = {"jobQueue": queue, **wanted}
-            found = client.pages("listjobs", "jobSummaryList", page, limit=given.limit)
-            rows += [{**row, "jobQueue": queue} for row in found if row["status"] in statuses]
+            found = client.pages("listjobs", "jobSummaryList", {"jobQueue": queue, **wanted})
+            kept = ({**row, "jobQueue": queue} for row in found if row["status"] in statuses)
+            rows += islice(kept, given.limit)
     rows.sort(key=lambda row: row.get("createdAt", 0), reverse=True)
     rows = rows[: given.limit]
     return show(given, rows, lambda: table(
@@ -309,10 +310,22 @@ def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _number(kind: type[int] | type[float], least: int) -> Callable[[str], float]:
+    """For argparse, which says before what is wrong of which option it is."""
+
+    def parse(text: str) -> float:
+        try:
+            return number_from(text, kind, least)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
 def _local_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--leave-when-idle",
-        type=float,
+        type=_number(float, least=0),
         metavar="MINUTES",
         help="end after so long without jobs, instances and requests [default: stay; "
         "one that a task has started: 60]",
@@ -332,7 +345,9 @@ def _jobs_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--queue", action="append", help="only this job queue (may be repeated)")
     command.add_argument("--status", action="append", choices=STATUSES, help="only this status")
     command.add_argument("--name", help="only this name; NAME* for a prefix")
-    command.add_argument("--limit", type=int, default=50, help="at most so many [50]")
+    command.add_argument(
+        "--limit", type=_number(int, least=1), default=50, help="at most so many [50]"
+    )
 
 
 def _one_job_options(command: argparse.ArgumentParser) -> None:
@@ -348,7 +363,9 @@ def _job_options(command: argparse.ArgumentParser) -> None:
     _one_job_options(command)
     command.add_argument("--log", action="store_true", help="print its output instead")
     command.add_argument("--follow", action="store_true", help="print its output until it ends")
-    command.add_argument("--attempt", type=int, help="output of this attempt [the last]")
+    command.add_argument(
+        "--attempt", type=_number(int, least=1), help="output of this attempt [the last]"
+    )
 
 
 def _dry_run_options(command: argparse.ArgumentParser) -> None:
@@ -376,7 +393,9 @@ def _cost_options(command: argparse.ArgumentParser) -> None:
         help="from then on, by the hour: 36h, 7d, 2026-05-01, 2026-05-01T06:00 [24h]",
     )
     command.add_argument("--until", metavar="WHEN", help="up to then [now]")
-    command.add_argument("--limit", type=int, default=50, help="with --by job: the dearest so many")
+    command.add_argument(
+        "--limit", type=_number(int, least=1), default=50, help="with --by job: the dearest so many"
+    )
     command.add_argument("--csv", action="store_true", help="the rows as CSV")
 
 

@@ -62,19 +62,14 @@ class Client:
         return json.loads(b"".join(self.stream(path, json.dumps(body).encode())))
 
     def pages(
-        self,
-        operation: str,
-        key: str,
-        asked: Mapping[str, Any] | None = None,
-        limit: int = 100_000,
+        self, operation: str, key: str, asked: Mapping[str, Any] | None = None
     ) -> Iterator[Json]:
-        """Members of all pages of a Batch operation, up to a limit."""
+        """Members of all pages of a Batch operation; the next one is asked for when somebody wants more."""
         body = {**(asked or {})}
         while True:
             page = self.post(f"/v1/{operation}", body)
-            yield from page[key][:limit]
-            limit -= len(page[key])
-            if limit <= 0 or not page.get("nextToken"):
+            yield from page[key]
+            if not page.get("nextToken"):
                 return
             body["nextToken"] = page["nextToken"]
 

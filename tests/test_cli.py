@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from airflow_eksbatch.cli import main
 from tests.service.older import an_older_database, schema_version
 from tests.service.running import RunningService, a_definition, submit
 
@@ -111,6 +112,8 @@ def test_jobs_are_chosen_by_status_name_queue_and_number(cli: Cli, jobs: dict[st
     assert ids("--status", "RUNNING", "--status", "SUCCEEDED") == [jobs["live"], jobs["good"]]
     assert ids("--name", "GOOD*") == [jobs["good"]]
     assert ids("--name", "bad-job", "--status", "SUCCEEDED") == []
+    assert ids("--name", "*", "--status", "FAILED", "--limit", "1") == [jobs["array"]]
+    assert ids("--name", "*", "--status", "SUCCEEDED", "--limit", "1") == [jobs["good"]]
     assert ids("--limit", "2") == [jobs["live"], jobs["array"]]
     assert ids("--queue", "default", "--limit", "1") == [jobs["live"]]
     assert "does not exist" in said(cli("jobs", "--queue", "nowhere"), 1)
@@ -383,7 +386,6 @@ def test_without_a_service_the_sentence_says_how_to_get_one(tmp_path: Path) -> N
         ("jbos",),
         ("jobs", "--colour"),
         ("jobs", "--limit", "many"),
-        ("jobs", "--limit", "0"),
         ("jobs", "--status", "DONE"),
         ("job",),
         ("keys",),
@@ -400,6 +402,26 @@ def test_a_command_that_cannot_be_is_one_sentence_and_exit_code_2(
     line = said(run(*words, EKSBATCH_HOME=str(tmp_path)))
     assert line.startswith("eksbatch")
     assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("jobs", "--limit", "0"), "--limit: must be at least 1, not 0"),
+        (("cost", "--limit", "-1"), "--limit: must be at least 1, not -1"),
+        (("job", "x", "--attempt", "0"), "--attempt: must be at least 1, not 0"),
+        (("local", "--leave-when-idle", "-1"), "--leave-when-idle: must be at least 0, not -1"),
+        (("local", "--leave-when-idle", "nan"), "--leave-when-idle: must be at least 0, not nan"),
+        (("local", "--leave-when-idle", "inf"), "--leave-when-idle: must be at most 1000000000"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused(
+    words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_help_names_every_command_and_every_setting() -> None:

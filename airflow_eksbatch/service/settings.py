@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,11 @@ import msgspec
 from airflow_eksbatch.endpoint import default_home
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+# Of every number, so that what is made of it (in ms, in a database) fits 64 bits, and inf is none.
+MOST = 1_000_000_000
+# Less for those whose names end in a unit of time: a year, an hour, a hundred years.
+MOST_BY_UNIT = {"s": 31_536_000, "ms": 3_600_000, "days": 36_500}
+REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class BadSetting(Exception):
@@ -80,7 +86,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     sentence: str
     choices: tuple[str, ...] = ()
-    least: float | None = None
+    least: float = 0
+
+    @property
+    def most(self) -> int:
+        return MOST_BY_UNIT.get(self.name.rpartition("_")[2], MOST)
 
     @property
     def flag(self) -> str:
@@ -98,9 +108,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 _DEFAULTS = Settings()
 
 
-def _setting(
-    group: str, name: str, sentence: str, *choices: str, least: float | None = None
-) -> Setting:
+def _setting(group: str, name: str, sentence: str, *choices: str, least: float = 0) -> Setting:
     return Setting(name=name, group=group, sentence=sentence, choices=choices, least=least)
 
 
@@ -342,12 +350,24 @@ def _parse(setting: Setting, text: str, said_by: str) -> object:
     if kind is str:
         return text
     try:
+        return number_from(text, int if kind is int else float, setting.least, setting.most)
+    except ValueError as error:
+        raise BadSetting(f"{said_by} {error}.") from None
+
+
+def number_from(
+    text: str, kind: type[int] | type[float], least: float, most: int = MOST
+) -> int | float:
+    """Raises ValueError with what is to follow the name of the number."""
+    try:
         value = kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise BadSetting(f"{said_by} must be {what}, not {text!r}.") from None
-    if setting.least is not None and not float(value) >= setting.least:
-        raise BadSetting(f"{said_by} must be at least {setting.least:g}, not {text}.")
+        raise ValueError(f"must be {what}, not {text!r}") from None
+    if not value >= least:
+        raise ValueError(f"must be at least {least:g}, not {text}")
+    if value > most:
+        raise ValueError(f"must be at most {most}, not {text}")
     return value
 
 
@@ -358,6 +378,10 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 def _check_together(settings: Settings) -> None:
     if settings.port > 65_535:
         raise BadSetting(f"--port must be at most 65535, not {settings.port}.")
+    if not REGION.fullmatch(settings.region):
+        raise BadSetting(
+            f"--region must be one like us-east-1, which ARNs name, not {settings.region!r}."
+        )
     if settings.cloud == "embedded" and settings.cluster != "local":
         raise BadSetting(
             "--cloud embedded needs --cluster local: simulated instances hold no pods of Kubernetes."
