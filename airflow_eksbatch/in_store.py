@@ -11,14 +11,20 @@ from typing import get_args
 
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.settings import read_settings
-from airflow_eksbatch.store.by_url import store_at
+from airflow_eksbatch.store.by_url import sqlite_file, store_at
 from airflow_eksbatch.store.port import AccessKey, Rights, Role, Store, StoreView
 from airflow_eksbatch.terminal import NotThere, Sentence, show, table, when
+
+MAKES_ONE = (
+    "name another by --home or --database; a service makes one, and so does `eksbatch keys create`."
+)
 
 
 def add_keys_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("create", "list", "delete"))
-    command.add_argument("access_key", nargs="?", help="key to delete")
+    key = command.add_argument("access_key", metavar="[ACCESS_KEY]", help="key to delete")
+    # By nargs="?" argparse would take it for absent as soon as an option stands before it.
+    key.required = False
     command.add_argument("--note", default="", help="whose key it is")
     command.add_argument(
         "--role",
@@ -52,14 +58,14 @@ def keys(given: argparse.Namespace) -> int:
             "or --note."
         )
     rights = _rights(given)
-    with _store(given) as store:
+    if given.action == "delete" and not given.access_key:
+        raise Sentence("Name the key to delete; `eksbatch keys list` shows them.")
+    with _store(given, may_make=given.action == "create") as store:
         _check_schema(store.prepare())
         if given.action == "list":
             return _list_keys(given, store.list_keys())
         if given.action == "create":
             return _create_key(given, store, rights)
-        if not given.access_key:
-            raise Sentence("Name the key to delete; `eksbatch keys list` shows them.")
         if not store.delete_key(given.access_key):
             raise NotThere(f"There is no key {given.access_key}.")
     return show(given, {"deleted": given.access_key}, lambda: print("deleted"))
@@ -122,18 +128,25 @@ def _create_key(given: argparse.Namespace, store: Store, rights: Rights) -> int:
 
 
 def migrate(given: argparse.Namespace) -> int:
-    with _store(given) as store:
+    with _store(given, may_make=True) as store:
+        is_new = not store.look().schema_version
         _check_none_leads(store.prepare())
         store.open()
-    return show(given, {"migrated": True}, lambda: print("The database has the newest schema."))
+    what = "A new database was made: it" if is_new else "The database"
+    return show(given, {"migrated": True}, lambda: print(f"{what} has the newest schema."))
 
 
 @contextlib.contextmanager
-def _store(given: argparse.Namespace) -> Iterator[Store]:
-    """The store of the settings, for one command."""
+def _store(given: argparse.Namespace, *, may_make: bool) -> Iterator[Store]:
+    """The store of the settings, for one command; where it may make none, a mistyped place is said and left alone."""
     settings = read_settings(vars(given), os.environ)
+    file = sqlite_file(settings.database_url)
+    if not may_make and file is not None and not file.exists():
+        raise Sentence(f"There is no database {file}: {MAKES_ONE}")
     store = store_at(settings.database_url, sqlite_pages=settings.sqlite_pages or None)
     try:
+        if not may_make and not store.look().schema_version:
+            raise Sentence(f"This database is empty: {MAKES_ONE}")
         yield store
     finally:
         store.close()

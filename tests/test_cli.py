@@ -470,6 +470,31 @@ def test_keys_are_made_listed_and_deleted(tmp_path: Path) -> None:
     assert json.loads(keys("list", "--json").stdout) == []
 
 
+@pytest.mark.parametrize("options", [("--json",), ("--home", "{home}"), ("--database", "{url}")])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_key_may_be_named_before_and_behind_the_options(
+    tmp_path: Path, options: tuple[str, ...], is_last: bool
+) -> None:
+    given = [o.format(home=tmp_path, url=f"sqlite:///{tmp_path}/eksbatch.db") for o in options]
+    key = json.loads(run("keys", "create", "--json", EKSBATCH_HOME=str(tmp_path)).stdout)
+    words = [*given, key["accessKeyId"]] if is_last else [key["accessKeyId"], *given]
+    ended = run("keys", "delete", *words, EKSBATCH_HOME=str(tmp_path))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_only_a_new_key_makes_a_database(tmp_path: Path) -> None:
+    """A mistyped place is said, and left as it was."""
+    home, empty = tmp_path / "hoem", tmp_path / "empty.db"
+    for words in (("list",), ("delete", "EKSBKEY")):
+        line = said(run("keys", *words, "--home", str(home)))
+        assert f"There is no database {home}/eksbatch.db: name another by --home" in line
+        assert not home.exists()
+        empty.touch()
+        assert "is empty" in said(run("keys", *words, "--database", f"sqlite:///{empty}"))
+    assert run("keys", "create", "--home", str(home)).returncode == 0
+    assert len(json.loads(run("keys", "list", "--json", "--home", str(home)).stdout)) == 1
+
+
 def test_keys_have_a_role_and_may_be_held_to_job_queues(tmp_path: Path) -> None:
     def keys(*words: str) -> subprocess.CompletedProcess[str]:
         return run("keys", *words, EKSBATCH_HOME=str(tmp_path))
@@ -496,9 +521,12 @@ def test_keys_have_a_role_and_may_be_held_to_job_queues(tmp_path: Path) -> None:
 
 
 def test_migrate_makes_the_schema_and_is_harmless_twice(tmp_path: Path) -> None:
-    for _ in range(2):
+    for told in (
+        "A new database was made: it has the newest schema.\n",
+        "The database has the newest schema.\n",
+    ):
         ended = run("migrate", EKSBATCH_HOME=str(tmp_path))
-        assert (ended.returncode, ended.stderr) == (0, "")
+        assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", told)
     assert (tmp_path / "eksbatch.db").exists()
     assert json.loads(run("migrate", "--json", EKSBATCH_HOME=str(tmp_path)).stdout) == {
         "migrated": True

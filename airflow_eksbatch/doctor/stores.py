@@ -8,9 +8,10 @@ from pathlib import Path
 from airflow_eksbatch.core.planner.words import span
 from airflow_eksbatch.doctor.clocks import Stopwatch, judge_clock, lease_patience
 from airflow_eksbatch.doctor.findings import Group
+from airflow_eksbatch.service import embedded
 from airflow_eksbatch.service.settings import Settings
 from airflow_eksbatch.service.wiring import make_store
-from airflow_eksbatch.store.by_url import BadUrl
+from airflow_eksbatch.store.by_url import BadUrl, sqlite_file
 from airflow_eksbatch.store.port import StoreError, StoreView
 
 AS_SERVE = "Give doctor and serve the same --database (EKSBATCH_DATABASE)."
@@ -18,7 +19,7 @@ AS_SERVE = "Give doctor and serve the same --database (EKSBATCH_DATABASE)."
 
 def look_at_database(group: Group, settings: Settings) -> StoreView | None:
     """None when nothing of it could be read. Raises BadUrl for a URL that is none."""
-    file = sqlite_file(settings)
+    file = sqlite_file(settings.database_url)
     if file is not None and not file.exists():
         _judge_new_file(group, file)
         return None
@@ -49,15 +50,9 @@ def look_at_database(group: Group, settings: Settings) -> StoreView | None:
     return view
 
 
-def sqlite_file(settings: Settings) -> Path | None:
-    scheme, _, rest = settings.database_url.partition(":")
-    is_file = scheme == "sqlite" and rest.startswith("///")
-    return Path(rest.removeprefix("///")).expanduser() if is_file else None
-
-
 def place_of(settings: Settings) -> str:
     """The database without its password."""
-    file = sqlite_file(settings)
+    file = sqlite_file(settings.database_url)
     if file is not None:
         return f"SQLite file {file}"
     from sqlalchemy import make_url
@@ -112,10 +107,16 @@ def _judge_lead(group: Group, view: StoreView) -> None:
     if left_ms > 0:
         group.ok("leader", f"{who} leads; its lease lasts {span(left_ms)} more.")
     elif who and view.compute_environments:
+        # `serve` would leave an embedded one's home open to everybody of this machine.
+        fix = (
+            "eksbatch local    # with the same --home"
+            if who.startswith(f"{embedded.OWNER} ")
+            else "kubectl -n eksbatch get pods,events    # or start it: eksbatch serve"
+        )
         group.warn(
             "leader",
             f"Nobody leads: {who} did last, and let go {span(-left_ms)} ago. Jobs wait.",
-            "kubectl -n eksbatch get pods,events    # or start it: eksbatch serve",
+            fix,
         )
     else:
         group.ok("leader", "Nobody leads yet: no service runs.")

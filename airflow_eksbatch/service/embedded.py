@@ -31,6 +31,8 @@ from airflow_eksbatch.store.port import AccessKey, Rights, Store
 # As long as whoever starts one waits for it.
 START_S = 60.0
 LOOK_EVERY_S = 2.0
+OWNER = "embedded"
+"""How the name begins under which an embedded service leads."""
 OWN_KEY = "made by eksbatch local, for service.json"
 """Note of a key."""
 QUEUE = "default"

@@ -297,7 +297,7 @@ def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int
             )
 
     # The lock of the home keeps others out, so the lease of a killed service needs no waiting for.
-    owner = f"embedded {socket.gethostname()} {home.path.resolve()}".replace("#", "%23")
+    owner = f"{embedded.OWNER} {socket.gethostname()} {home.path.resolve()}".replace("#", "%23")
     try:
         return _run(settings, settings.port, on_ready, owner=owner, preferred=home.last_port())
     finally:

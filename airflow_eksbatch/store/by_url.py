@@ -13,19 +13,26 @@ class BadUrl(StoreError):
 
 def store_at(url: str, *, sqlite_pages: int | None = None) -> Store:
     """Nothing is opened yet. `sqlite_pages`: how large its file may become, None for any. Raises BadUrl."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite" and rest.startswith("///"):
+    file = sqlite_file(url)
+    if file is not None:
         from airflow_eksbatch.store.sqlite import sqlite_store
 
-        return sqlite_store(Path(rest.removeprefix("///")).expanduser(), pages_max=sqlite_pages)
+        return sqlite_store(file, pages_max=sqlite_pages)
     if is_postgres(url):
         from airflow_eksbatch.store.postgres import postgres_store
 
         return postgres_store(url)
     raise BadUrl(
         "--database must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME, "
-        f"not one that begins with {scheme!r}."
+        f"not one that begins with {url.partition(':')[0]!r}."
     )
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that is the database; None for any other."""
+    scheme, _, rest = url.partition(":")
+    is_file = scheme == "sqlite" and rest.startswith("///")
+    return Path(rest.removeprefix("///")).expanduser() if is_file else None
 
 
 def is_postgres(url: str) -> bool:

@@ -86,6 +86,17 @@ def test_who_leads_is_named_and_a_lease_that_ran_out_is_a_warning(file: Path) ->
     assert "kubectl -n eksbatch get pods" in found.fix
 
 
+def test_the_home_of_an_embedded_service_that_died_is_not_for_serve(file: Path) -> None:
+    """Which would be open to everybody of this machine."""
+    store = make_store(settings_of(file))
+    store.open()
+    store.take_lease("embedded host /srv/eksbatch", 1000, 10)
+    store.close()
+    found = look(settings_of(file))["leader"]
+    assert "Nobody leads: embedded host" in found.sentence
+    assert found.fix.startswith("eksbatch local ")
+
+
 def test_a_schema_of_a_newer_release_is_named_and_left_alone(file: Path) -> None:
     body = msgspec.msgpack.encode(999)
     with sqlite3.connect(file) as connection:
