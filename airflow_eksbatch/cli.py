@@ -14,7 +14,13 @@ from typing import NoReturn
 from urllib.parse import quote, urlencode
 
 from airflow_eksbatch.in_store import add_database_options, add_keys_options, keys, migrate
-from airflow_eksbatch.service.settings import BadSetting, add_settings, number_from, read_settings
+from airflow_eksbatch.service.settings import (
+    SETTINGS,
+    BadSetting,
+    add_settings,
+    number_from,
+    read_settings,
+)
 from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
 from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.terminal import (
@@ -88,7 +94,10 @@ def local(given: argparse.Namespace) -> int:
     from airflow_eksbatch.service.wiring import serve_embedded
 
     settings = read_settings(vars(given), os.environ, **LOCAL)
-    return serve_embedded(settings, given.leave_when_idle)
+    options = {s.flag: getattr(given, s.name) for s in SETTINGS if s.name != "home"}
+    options["--leave-when-idle"] = given.leave_when_idle
+    flags = [flag for flag, value in options.items() if value is not None]
+    return serve_embedded(settings, given.leave_when_idle, flags)
 
 
 def doctor(given: argparse.Namespace) -> int:

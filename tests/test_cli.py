@@ -379,6 +379,26 @@ def test_without_a_service_the_sentence_says_how_to_get_one(tmp_path: Path) -> N
         assert "--endpoint-url" in said(run("queues", "--endpoint-url", url))
 
 
+def test_local_beside_one_that_runs_says_what_is_not_in_effect(service: RunningService) -> None:
+    home = ("--home", str(service.home))
+    plain = run("local", *home)
+    assert (plain.returncode, plain.stdout) == (0, f"{service.url}\n")
+    assert plain.stderr == "eksbatch: A service of this home runs already.\n"
+    ended = run("local", *home, "--port", "5555", "--leave-when-idle", "9")
+    assert (ended.returncode, ended.stdout) == (0, f"{service.url}\n")
+    assert "end it first for --port, --leave-when-idle to be in effect" in ended.stderr
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "/proc/foo"])
+@pytest.mark.parametrize(
+    "words", [("local",), ("serve", "--database", "postgresql://u:p@127.0.0.1:1/n")]
+)
+def test_a_home_that_cannot_be_is_said_with_its_option(place: str, words: tuple[str, ...]) -> None:
+    line = said(run(*words, EKSBATCH_HOME=place, EKSBATCH_PORT="0"))
+    assert f"The directory {place} cannot be used" in line
+    assert "--home or EKSBATCH_HOME" in line
+
+
 @pytest.mark.parametrize(
     "words",
     [

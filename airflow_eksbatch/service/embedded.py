@@ -25,7 +25,7 @@ from airflow_eksbatch.endpoint import ANNOUNCEMENT, announced, answers, default_
 from airflow_eksbatch.floor.clock import now_ms
 from airflow_eksbatch.service.desk import ServiceDesk
 from airflow_eksbatch.service.process import Process
-from airflow_eksbatch.service.settings import Settings
+from airflow_eksbatch.service.settings import BadSetting, Settings
 from airflow_eksbatch.store.port import AccessKey, Rights, Store
 
 # As long as whoever starts one waits for it.
@@ -44,6 +44,12 @@ SHARES = (
 )
 
 
+def bad_home(path: Path, error: OSError) -> BadSetting:
+    return BadSetting(
+        f"The directory {path} cannot be used ({error.strerror}): name another by --home or EKSBATCH_HOME."
+    )
+
+
 class Home:
     """The directory of an embedded service: its lock, and the file that says where it listens."""
 
@@ -55,8 +61,11 @@ class Home:
 
     def try_lock(self) -> bool:
         """Become the one service of this directory; the lock ends with the process, however that ends."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise bad_home(self.path, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -52,12 +52,14 @@ class Standby:
     def __init__(self) -> None:
         self.leader: str | None = None
         """Where the one that beats is reached; None while nobody does."""
+        self.name = ""
+        """Of that one, for people."""
         self._secret = ""
         self._http: aiohttp.ClientSession | None = None
 
     def follow(self, owner: str | None) -> None:
-        url, mark, self._secret = (owner or "").partition("#")
-        self.leader = url if mark else None
+        self.name, mark, self._secret = (owner or "").partition("#")
+        self.leader = self.name if mark else None
 
     async def close(self) -> None:
         if self._http is not None:

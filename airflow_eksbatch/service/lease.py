@@ -62,8 +62,9 @@ class Lease:
         """Wait until this service is the one that beats; the standby is told who does meanwhile."""
         if await self.renew():
             return
-        self._telemetry.standing_by()
         is_ours = await self._try()
+        if not is_ours:
+            self._telemetry.standing_by(self.standby.name)
         while not is_ours:
             await asyncio.sleep(min(LOOK_S, self._seconds / 3))
             is_ours = await self._try()

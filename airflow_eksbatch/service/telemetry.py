@@ -269,8 +269,11 @@ class Telemetry:
         self._failures.labels("store value").inc()
         self.log.error("a fact was left out: the store does not take it", fact=fact, reason=reason)
 
-    def standing_by(self) -> None:
-        self.log.info("another service beats on this database: standing by")
+    def standing_by(self, leader: str) -> None:
+        self.log.info(
+            "another service beats on this database: standing by until it ends; Ctrl-C or SIGTERM ends this one",
+            leader=leader or None,
+        )
 
     # ---- what /metrics shows
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_eksbatch.api.app import make_app
@@ -48,7 +49,10 @@ def make_cluster_and_cloud(
 ) -> tuple[Cluster, Cloud, CloudControl | None]:
     """Where pods run and where nodes come from; `may_write`: whether this service leads."""
     directory = settings.home_path
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise embedded.bad_home(directory, error) from error
     if settings.cluster != "local":
         cloud = _make_ec2(settings, telemetry) if settings.cloud_kind == "ec2" else _make_no_cloud()
         return _make_kubernetes(settings, telemetry, may_write), cloud, None
@@ -265,8 +269,10 @@ def serve_for_ever(settings: Settings) -> int:
     return _run(settings, settings.port, on_ready)
 
 
-def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int:
-    """`eksbatch local`: become the service of this home, or name the one that is."""
+def serve_embedded(
+    settings: Settings, leave_after_minutes: float | None, flags: Sequence[str] = ()
+) -> int:
+    """`eksbatch local`: become the service of this home, or name the one that is, which knows nothing of our `flags`."""
     configure_logging(as_json=settings.log_format == "json", level=settings.log_level)
     home = embedded.Home(settings.home_path)
     try:
@@ -277,6 +283,8 @@ def serve_embedded(settings: Settings, leave_after_minutes: float | None) -> int
             "another --home."
         ) from None
     if url is not None:
+        unheard = f"; end it first for {', '.join(flags)} to be in effect" if flags else ""
+        print(f"eksbatch: A service of this home runs already{unheard}.", file=sys.stderr)
         print(url, flush=True)
         return 0
     background: set[asyncio.Task[None]] = set()

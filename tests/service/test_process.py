@@ -132,6 +132,8 @@ def test_two_private_services_of_one_database_do_not_both_lead(
     second = make_service(*database, home=tmp_path / "two")
     second.start_beside()
     assert "ready" not in second.text
+    assert str(tmp_path / "one") in second.text, "whom it waits for"
+    assert "Ctrl-C or SIGTERM ends this one" in second.text
 
 
 def a_replica(make_service: MakeService, place: Path, *options: str) -> tuple[RunningService, int]:
