@@ -110,6 +110,7 @@ def _unknown(name: str, types: dict[str, InstanceType], families: Iterable[str])
     if sizes:
         return f"instanceTypes: there is no {name}; sizes of {family} are {', '.join(sizes)}."
     near = sorted(f for f in families if f[:1] == name[:1])[:12]
+    near = near or sorted({*DEFAULT_X86_64, *DEFAULT_ARM64}.intersection(families))
     known = ", ".join([*near, "optimal"])
     return f"instanceTypes: {name!r} is no instance type or family known here; known are {known}."
 

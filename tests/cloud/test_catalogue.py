@@ -254,3 +254,10 @@ async def test_a_zone_that_has_none_of_it_is_said(door: Door) -> None:
     one = msgspec.structs.replace(environment("m5.large"), name="one")
     with pytest.raises(ValueError, match=r"No zone among us-east-1x has m5\.large"):
         await catalogue(door).offerings(one, ["us-east-1x"], None)
+
+
+def test_a_family_that_is_nothing_like_any_is_told_with_some_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"known are c6g, .*m6i, .*optimal\."):
+        resolve_types(["zz.large"], shipped_types())
+    with pytest.raises(ValueError, match=r"known are m5, .*optimal\."):
+        resolve_types(["m1.large"], shipped_types())
