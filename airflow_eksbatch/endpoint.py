@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -115,6 +116,16 @@ def named(url: str, environ: Mapping[str, str]) -> Endpoint:
     if own is not None and own.url == url.replace("//localhost:", "//127.0.0.1:"):
         return msgspec.structs.replace(own, url=url, embedded=False)
     return Endpoint(url=url)
+
+
+def is_url(url: str) -> bool:
+    """Whether it can be that of a service."""
+    try:
+        parts = urlsplit(url)
+        # Of a port that is none asking already raises.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def answers(url: str, path: str = "/readyz") -> bool:

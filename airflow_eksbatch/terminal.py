@@ -20,6 +20,7 @@ from airflow_eksbatch.endpoint import (
     Endpoint,
     announced,
     default_home,
+    is_url,
     named,
     signed_headers,
 )
@@ -52,6 +53,9 @@ class Client:
 
     def __init__(self, given: argparse.Namespace) -> None:
         url = given.endpoint_url or os.environ.get("EKSBATCH_URL")
+        if url and not is_url(url):
+            said_by = "--endpoint-url" if given.endpoint_url else "EKSBATCH_URL"
+            raise Sentence(f"{said_by} must be http://HOST:PORT or https://HOST:PORT, not {url!r}.")
         self.endpoint = _with_key(named(url, os.environ) if url else _embedded())
         self.url = self.endpoint.url
 
