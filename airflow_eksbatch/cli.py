@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from airflow_eksbatch.service.settings import (
     number_from,
     read_settings,
 )
-from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, moment_of
+from airflow_eksbatch.spending import COST_VIEWS, as_csv, cost_rows, cost_words, span_of
 from airflow_eksbatch.store.port import StoreError
 from airflow_eksbatch.terminal import (
     Client,
@@ -41,6 +42,8 @@ LOCAL = {"port": 0, "auth": "sigv4"}
 """Where `eksbatch local` differs from `serve` when nothing is said."""
 LIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 STATUSES = (*LIVE, "SUCCEEDED", "FAILED")
+# Anything else would name another page of the service, or none.
+JOB_ID = re.compile(r"[A-Za-z0-9_-]+([:#][A-Za-z0-9_-]+)?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,8 +163,11 @@ def job(given: argparse.Namespace) -> int:
 
 
 def path_of(job_id: str) -> str:
-    """Where the service tells of a job; behind a # nothing would be asked for."""
-    return f"/v1/eksbatch/jobs/{quote(job_id, safe=':')}"
+    """Where the service tells of a job, by id or ARN; behind a # nothing would be asked for. Raises Sentence."""
+    named = tail(job_id) if job_id.startswith("arn:") else job_id
+    if not JOB_ID.fullmatch(named):
+        raise Sentence(f"{job_id!r} is no job id: `eksbatch jobs` lists them.")
+    return f"/v1/eksbatch/jobs/{quote(named, safe=':')}"
 
 
 def tell_job(found: Json) -> None:
@@ -253,6 +259,8 @@ def dry_run(given: argparse.Namespace) -> int:
     for name in ("jobQueue", "jobDefinition", "shareIdentifier"):
         if (said := getattr(given, name)) is not None:
             request[name] = said
+    if given.request:
+        _check_request(given.request, request)
     try:
         found = Client(given).post("/v1/eksbatch/dry-run", request)
     except Refused as refusal:
@@ -280,10 +288,24 @@ def _read_request(file: str) -> Json:
     return request
 
 
+def _check_request(file: str, request: Json) -> None:
+    """As the AWS CLI would take it: the service leaves out what it does not know, as AWS Batch does."""
+    from botocore.validate import ParamValidator
+
+    from airflow_eksbatch.api.wire.model import service_model
+
+    shape = service_model().operation_model("SubmitJob").input_shape
+    report = ParamValidator().validate(request, shape)
+    if report.has_errors():
+        told = "; ".join(report.generate_report().splitlines())
+        raise Sentence(f"{file} is not the input of a SubmitJob: {told}.")
+
+
 def cost(given: argparse.Namespace) -> int:
-    asked = {"by": given.by, "limit": given.limit, "since": moment_of(given.since)}
-    if given.until:
-        asked["until"] = moment_of(given.until)
+    since, until = span_of(given.since, given.until)
+    asked = {"by": given.by, "limit": given.limit, "since": since}
+    if until is not None:
+        asked["until"] = until
     found = Client(given).get(f"/v1/eksbatch/costs?{urlencode(asked)}")
     heads, rows = cost_rows(found)
     if given.csv:
@@ -364,7 +386,7 @@ def _one_job_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "job_id",
         metavar="ID",
-        help="job id; ID:3 for a child of an array, ID#3 for a node of a multi-node job",
+        help="job id or ARN; ID:3 for a child of an array, ID#3 for a node of a multi-node job",
     )
 
 

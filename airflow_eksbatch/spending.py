@@ -13,6 +13,7 @@ from airflow_eksbatch.terminal import OK, Json, Sentence
 
 COST_VIEWS = ("queue", "share", "dag", "environment", "market", "hour", "job")
 AGO = re.compile(r"(\d{1,6})([hd])")
+HOUR_MS = 3_600_000
 HOURS = {"h": 1, "d": 24}
 MARKETS = {"EC2": "On-Demand", "SPOT": "Spot"}
 # Names of rows that are shown, in this order; a view has some of them.
@@ -43,6 +44,14 @@ def moment_of(text: str) -> int:
         raise Sentence(
             f"{text!r} is no time: write 36h, 7d, 2026-05-01 or 2026-05-01T06:00."
         ) from None
+
+
+def span_of(since: str, until: str | None) -> tuple[int, int | None]:
+    """Both in epoch ms. An hour counts from its begin, as it does for the service, which knows the words no more."""
+    begin, end = moment_of(since), moment_of(until) if until else None
+    if begin - begin % HOUR_MS >= (time.time() * 1000 if end is None else end):
+        raise Sentence(f"--since {since} must be before {f'--until {until}' if until else 'now'}.")
+    return begin, end
 
 
 def cost_rows(found: Json) -> tuple[list[str], list[list[object]]]:

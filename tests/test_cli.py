@@ -176,7 +176,9 @@ def test_a_job_says_what_it_cost(cli: Cli, jobs: dict[str, str]) -> None:
 
 def test_a_time_that_is_none_is_refused_with_an_example(cli: Cli) -> None:
     assert "2026-05-01T06:00" in said(cli("cost", "--since", "yesterday"))
-    assert "must be before" in said(cli("cost", "--since", "2026-05-02", "--until", "2026-05-01"))
+    both = ("--since", "2026-05-02", "--until", "2026-05-01")
+    assert "--since 2026-05-02 must be before --until 2026-05-01." in said(cli("cost", *both))
+    assert "--since 2130-01-01 must be before now." in said(cli("cost", "--since", "2130-01-01"))
 
 
 # ---- one job
@@ -317,6 +319,8 @@ def test_a_submit_is_tried_from_options_a_file_or_standard_input(
         file.write_text(content)
         assert why in said(cli("dry-run", str(file)))
     assert "cannot be read" in said(cli("dry-run", str(tmp_path)))
+    file.write_text(json.dumps({**request, "arrayProperties": {"size": 2}}))
+    assert "It is an array of 2 children, each of which asks" in cli("dry-run", str(file)).stdout
     piped = subprocess.run(
         command("dry-run", "-"),
         input=json.dumps(request),
@@ -328,10 +332,44 @@ def test_a_submit_is_tried_from_options_a_file_or_standard_input(
     assert service.get("/v1/eksbatch/summary")["jobs"] == before
 
 
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ({"timout": {}}, 'Unknown parameter in input: "timout"'),
+        ({"ArrayProperties": {"size": 2}}, 'Unknown parameter in input: "ArrayProperties"'),
+        ({"retryStrategy": {"attempt": 2}}, 'Unknown parameter in retryStrategy: "attempt"'),
+        ({"tags": 1, "timout": {}}, "Invalid type for parameter tags"),
+        ({"jobName": None}, "Invalid type for parameter jobName"),
+    ],
+)
+def test_a_submit_that_the_aws_cli_would_refuse_is_not_tried(
+    cli: Cli, jobs: dict[str, str], tmp_path: Path, members: dict[str, Any], why: str
+) -> None:
+    """What the file leaves out may come by options."""
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"jobName": "x", "shareIdentifier": "today", **members}))
+    options = ("--job-queue", "default", "--job-definition", "good")
+    line = said(cli("dry-run", str(file), *options))
+    assert f"{file} is not the input of a SubmitJob: " in line
+    assert why in line
+
+
 @pytest.mark.parametrize("words", [("job",), ("explain",), ("job", "--log"), ("job", "--follow")])
 def test_a_job_that_does_not_exist_is_exit_code_1(cli: Cli, words: tuple[str, ...]) -> None:
     line = said(cli(*words, "no-such-job"), 1)
     assert line == "eksbatch: Job no-such-job does not exist."
+
+
+def test_a_job_may_be_named_by_its_arn(cli: Cli, jobs: dict[str, str]) -> None:
+    arn = "arn:aws:batch:us-east-1:000000000000:job/"
+    for job_id in (jobs["good"], f"{jobs['array']}:0"):
+        assert cli("job", arn + job_id).stdout == cli("job", job_id).stdout != ""
+    assert cli("explain", arn + jobs["live"]).stdout.startswith(f"{jobs['live']} is RUNNING.")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../summary", "a b", "arn:aws:batch:::job/", "é"])
+def test_what_is_no_job_id_is_refused(cli: Cli, name: str) -> None:
+    assert f"{name!r} is no job id" in said(cli("job", name))
 
 
 # ---- where people sit
@@ -397,6 +435,14 @@ def test_a_home_that_cannot_be_is_said_with_its_option(place: str, words: tuple[
     line = said(run(*words, EKSBATCH_HOME=place, EKSBATCH_PORT="0"))
     assert f"The directory {place} cannot be used" in line
     assert "--home or EKSBATCH_HOME" in line
+
+
+@pytest.mark.parametrize("url", ["localhost:8642", "garbage", "ftp://x", "http://", "http://x:y"])
+def test_a_url_that_is_none_is_said_also_where_there_are_keys(url: str) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    meant = f"must be http://HOST:PORT or https://HOST:PORT, not {url!r}."
+    assert said(run("queues", "--endpoint-url", url, **keys)).endswith(f"--endpoint-url {meant}")
+    assert said(run("queues", EKSBATCH_URL=url, **keys)).endswith(f"EKSBATCH_URL {meant}")
 
 
 @pytest.mark.parametrize(

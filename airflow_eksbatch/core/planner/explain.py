@@ -55,8 +55,9 @@ def explain_new(world: World, job: Job, now: int) -> list[str]:
         on_demand_only.add(job.job_id)
     try:
         nodes = f" on each of {job.spec.size} nodes" if job.is_multi_node else ""
+        array = f"is an array of {job.spec.size} children, each of which " if job.is_array else ""
         return [
-            f"It asks for {amount(job.spec.resources)}{nodes}.",
+            f"It {array}asks for {amount(job.spec.resources)}{nodes}.",
             *explain_doom(job),
             *explain_pending(world, job),
             *(explain_turn(world, job, now) if job.runnable else ()),
