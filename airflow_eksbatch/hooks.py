@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 from airflow.sdk import BaseHook
@@ -29,6 +29,7 @@ from airflow_eksbatch.endpoint import (
     announced,
     answers,
     default_home,
+    is_url,
     named,
     raise_for_answer,
     signed_headers,
@@ -131,12 +132,7 @@ class EKSBatchHook(BaseHook):
         return self._named(found or await asyncio.to_thread(find_embedded))
 
     def _named(self, endpoint: Endpoint) -> Endpoint:
-        try:
-            parts = urlsplit(endpoint.url)
-            is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # of a port that is no number
-            is_url = False
-        if not is_url:
+        if not is_url(endpoint.url):
             raise ServiceNotNamed(
                 f"connection {self.conn_id} leads to {endpoint.url}, which is no URL of a service: "
                 "give a host such as http://batch.internal:8642"
