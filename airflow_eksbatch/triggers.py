@@ -137,14 +137,14 @@ class EKSBatchJobTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Alone, as `dag.test()` runs triggers: there the operator always resumes, and Ctrl-C ends the task."""
-        try:
-            async with reading(self._feed()) as feed:
+        async with reading(self._feed()) as feed:
+            try:
                 outcome = await self._outcome(feed)
-        except asyncio.CancelledError:
-            if self.cancel_on_kill:
-                with self._saying_what_fails():
-                    await self._end("the Airflow task was interrupted")
-            raise
+            except asyncio.CancelledError:
+                if self.cancel_on_kill:
+                    with self._saying_what_fails():
+                        await self._end("the Airflow task was interrupted")
+                raise
         yield TriggerEvent(msgspec.to_builtins(outcome))
 
     def _feed(self) -> JobFeed:
