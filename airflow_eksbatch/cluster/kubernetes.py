@@ -67,7 +67,7 @@ class KubernetesCluster:
         except BadKubeconfig as error:
             return str(error)
         trouble = await find_trouble(site.connection, environment.namespace)
-        site.add(environment)
+        await site.add(environment)
         self._site_of[environment.name] = site
         return trouble
 

@@ -19,6 +19,7 @@ from airflow_eksbatch.cluster.kube.connection import (
     BadKubeconfig,
     InCluster,
     Kubeconfig,
+    environment_proxy,
 )
 from airflow_eksbatch.cluster.port import ClusterDown
 
@@ -301,3 +302,22 @@ def test_a_cluster_that_cannot_be_reached_is_down(tmp_path: Path) -> None:
         await connection.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("exempt", "proxy"),
+    [
+        ("", "http://proxy:3128"),
+        ("10.0.0.0/8", None),
+        ("localhost, 10.100.0.0/16,.svc", None),
+        ("10.200.0.0/16,x", "http://proxy:3128"),
+        ("10.100.0.1", None),
+    ],
+)
+def test_an_address_within_a_network_of_no_proxy_is_asked_straight(
+    monkeypatch: pytest.MonkeyPatch, exempt: str, proxy: str | None
+) -> None:
+    """In a cluster the API server is an address, and networks are what people exempt."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", exempt)
+    assert environment_proxy("https://10.100.0.1:443") == proxy

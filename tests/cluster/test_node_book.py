@@ -15,7 +15,7 @@ from airflow_eksbatch.cluster.kube.node_book import (
     UNREACHABLE_S_MAX,
     NodeBook,
 )
-from airflow_eksbatch.cluster.kube.objects import Condition
+from airflow_eksbatch.cluster.kube.objects import Condition, ResourceLists
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     NodeClosed,
@@ -387,7 +387,7 @@ def test_a_full_look_names_the_nodes_that_are_there(bench: Bench) -> None:
 
 
 def own_node(**fields: Any) -> Any:
-    return a_kube_node(environment=UNMANAGED.uuid, node_id=None, taints=[], **fields)
+    return a_kube_node(**{"environment": UNMANAGED.uuid, "node_id": None, "taints": [], **fields})
 
 
 def test_a_node_of_an_unmanaged_environment_needs_no_taint_and_says_what_it_is(
@@ -410,16 +410,78 @@ def test_a_node_of_an_unmanaged_environment_needs_no_taint_and_says_what_it_is(
     assert found.offering.price_usd_hour == 0
 
 
+def test_what_a_pod_asks_for_as_a_whole_counts_for_its_containers(bench: Bench) -> None:
+    """Pod-level resources, of Kubernetes 1.34; memory is not among them here."""
+    bench.join()
+    beside = a_pod_beside(of=None, cpu="100m", memory="64Mi")
+    spec = msgspec.structs.replace(beside.spec, resources=ResourceLists(requests={"cpu": "1"}))
+    bench.book.put_pod(msgspec.structs.replace(beside, spec=spec))
+    assert bench.room() == Resources(cpu_m=3000, memory_mib=8192 - 64, pods=57)
+
+
 def test_a_node_whose_label_is_taken_away_works_off_what_it_has(bench: Bench) -> None:
     bench.book.put_node(own_node())
     bench.busy.add("ip-1")
     bench.news()
-    bench.book.release_node("ip-1")
+    bench.book.release_node("ip-1", a_kube_node(environment="", node_id=None))
     assert closed_reasons(bench.news()) == ["its label was taken away"]
     bench.busy.clear()
     bench.book.touch({"ip-1"})
     assert [type(fact) for fact in bench.news()] == [NodeLost]
     assert bench.book.names() == set()
+
+
+def test_a_node_without_its_label_that_is_lost_holds_no_jobs_for_ever(bench: Bench) -> None:
+    """Our watch does not tell of it any more: it is looked at, and how it is counts."""
+    bench.book.put_node(own_node())
+    bench.busy.add("ip-1")
+    bench.news()
+    bench.book.release_node("ip-1", own_node())
+    assert bench.book.released() == {"ip-1"}
+    bench.book.release_node("ip-1", own_node(ready="Unknown"))
+    bench.news()
+    assert [type(fact) for fact in bench.news(after_s=UNREACHABLE_S_MAX)] == [NodeLost]
+
+
+def test_a_node_that_is_given_another_environment_works_off_what_it_has_and_is_found_there() -> (
+    None
+):
+    bench = Bench()
+    other = msgspec.structs.replace(UNMANAGED, name="other", uuid="uuid-other")
+    bench.book.put_environments({e.uuid: e for e in (UNMANAGED, other)})
+    bench.book.put_node(own_node())
+    bench.busy.add("ip-1")
+    bench.news()
+    bench.book.put_node(own_node(environment=other.uuid))
+    assert closed_reasons(bench.news()) == ["its label was taken away"]
+    assert [set(f.nodes) for f in bench.book.full_look(0) if isinstance(f, NodesListed)] == [
+        {"uid-ip-1"},
+        set(),
+    ]
+    bench.busy.clear()
+    bench.book.touch({"ip-1"})
+    lost, found, _ = bench.news()
+    assert isinstance(lost, NodeLost)
+    assert isinstance(found, NodeFound)
+    assert found.compute_environment == "other"
+
+
+def test_a_node_is_not_given_up_on_old_news(bench: Bench) -> None:
+    """
+    1. It was unreachable when we last heard of it, longer ago than it is waited for.
+    2. The API server is away: it may be well by now.
+    3. It says that it is.
+    """
+    bench.join()
+    bench.book.put_node(a_kube_node(ready="Unknown"))
+    bench.news()
+    assert bench.book.given_up(bench.now_s) == []
+    bench.now_s += UNREACHABLE_S_MAX
+    assert bench.book.given_up(bench.now_s) == ["ip-1"]
+    bench.book.tick(["ip-1"])
+    assert bench.book.news(bench.now_s, 0) == []
+    bench.book.put_node(a_kube_node())
+    assert closed_reasons(bench.news()) == [None]
 
 
 def test_a_new_listener_is_told_everything_that_is_so(bench: Bench) -> None:

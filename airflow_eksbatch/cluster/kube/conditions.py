@@ -264,3 +264,29 @@ def _end_without_container(pod: Pod) -> AttemptEnd:
     status = pod.status
     text = sentence(status.reason or "Failed", status.message or "no container says why")
     return _platform(f"Pod failed: {text}", None)
+
+
+# ---- what the API server says against a pod that is to be created
+
+# The pod itself cannot be right, or is against a rule of the cluster: Pod Security, admission webhooks and policies,
+# accounts, LimitRanges, ResourceQuotas that want to be told what a pod asks for ...
+BAD_POD = (400, 403, 413, 422)
+# ... unless what forbids it has only begun, and does not know yet.
+NOT_YET = ("status unknown for quota", "not yet ready to handle request")
+# The namespace takes no pods: it is going, or we have no right to make some in it; or it is gone.
+GOING = "unable to create new content in namespace"
+NO_RIGHT = "cannot create resource"
+# Others use up what there is for all; it comes back as they end.
+NO_ROOM = "exceeded quota"
+
+
+def is_not_yet(message: str) -> bool:
+    return any(words in message for words in NOT_YET)
+
+
+def closed_for_all(message: str, namespace: str) -> str:
+    """That the namespace takes no pods at all, whichever pod was asked for; empty when something else is wrong."""
+    if GOING in message:
+        return message[message.index(GOING) :]
+    is_closed = NO_RIGHT in message or f'namespaces "{namespace}" not found' in message
+    return message if is_closed else ""

@@ -6,10 +6,12 @@ Bodies are bytes both ways: the client's model classes would cost more than ever
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -38,6 +40,8 @@ REAUTHENTICATE_S = 5.0
 TRIES_MAX = 8
 RETRY_AFTER_S = 1.0
 CLOSE_S = 0.1
+# So many are kept for the watches over them, which begin anew every few minutes.
+FORMER_MAX = 4
 JSON = "application/json"
 # For an answer of which nobody needs more than that it came: the object's metadata only.
 BRIEF = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
@@ -115,8 +119,11 @@ class Connection:
         self._renewing = asyncio.Lock()
         self._client = client.ApiClient(configuration=configuration)
         self._http = self._make_session()
+        self._trust = _trust_of(configuration)
+        self._former: list[tuple[aiohttp.ClientSession, client.ApiClient]] = []
+        """Of certificates that were renewed; watches may still go on over them."""
         self._host: str = configuration.host
-        self._proxy: str | None = configuration.proxy or _environment_proxy(configuration.host)
+        self._proxy: str | None = configuration.proxy or environment_proxy(configuration.host)
         self._apart_ms: deque[int] = deque(maxlen=DATES_MAX)
         self._date = ""
 
@@ -145,8 +152,9 @@ class Connection:
         )
 
     async def close(self) -> None:
-        await self._http.close()
-        await self._client.close()
+        for http, former in [*self._former, (self._http, self._client)]:
+            await http.close()
+            await former.close()
         # TLS connections end in the loop's next turns (aiohttp's own advice).
         await asyncio.sleep(CLOSE_S)
 
@@ -252,18 +260,43 @@ class Connection:
                 await self._renew(self._configuration, afresh)
             except BROKEN as error:
                 raise self._down(error) from error
+            trust = _trust_of(self._configuration)
+            if trust != self._trust:
+                # Connections are made with the certificates that a client began with.
+                self._former.append((self._http, self._client))
+                while len(self._former) > FORMER_MAX:
+                    http, former = self._former.pop(0)
+                    await http.close()
+                    await former.close()
+                self._client = client.ApiClient(configuration=self._configuration)
+                self._http, self._trust = self._make_session(), trust
 
     def _down(self, error: BaseException) -> ClusterDown:
         told = str(error) or type(error).__name__
         return ClusterDown(f"{self.name} cannot be reached: {told}")
 
 
-def _environment_proxy(url: str) -> str | None:
+def _trust_of(configuration: client.Configuration) -> tuple[bytes, ...]:
+    """The certificates and the key that it names, as they are now."""
+    named = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
+    return tuple(Path(one).read_bytes() if one and Path(one).is_file() else b"" for one in named)
+
+
+def environment_proxy(url: str) -> str | None:
     """By HTTPS_PROXY and NO_PROXY. aiohttp would look for each request (`trust_env`), in a thread: twice the request's price."""
-    about = urlsplit(url)
+    about, proxies = urlsplit(url), getproxies()
     if not about.hostname or proxy_bypass(about.netloc):
         return None
-    return getproxies().get(about.scheme)
+    return None if _is_within(about.hostname, proxies.get("no", "")) else proxies.get(about.scheme)
+
+
+def _is_within(host: str, exempt: str) -> bool:
+    """Whether an address is in one of the networks of NO_PROXY, which Python's own reading passes over."""
+    for one in exempt.split(","):
+        with contextlib.suppress(ValueError):
+            if ip_address(host) in ip_network(one.strip(), strict=False):
+                return True
+    return False
 
 
 def _error_of(response: aiohttp.ClientResponse, body: bytes) -> ApiError:

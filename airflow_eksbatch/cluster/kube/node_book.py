@@ -66,6 +66,8 @@ class Known(msgspec.Struct):
     ready_since: float | None = None
     unready_since: float | None = None
     is_released: bool = False
+    heir: KubeNode | None = None
+    """It as it is now, of another compute environment; until our pods have left it counts for the former one."""
 
     @property
     def waits(self) -> bool:
@@ -132,16 +134,19 @@ class NodeBook:
 
     def put_node(self, node: KubeNode) -> None:
         name, known = node.metadata.name, self._nodes.get(node.metadata.name)
+        if known is not None and self._is_moved(known, node):
+            self.release_node(name, node)
+            known.heir = node
+            return
         node_id = self._id_of(node)
         if known is not None and known.told.node_id not in ("", node_id):
             self._lose(known, "another node took its name")
             known = None
         if known is None:
             known = self._nodes[name] = Known(node=node, told=Told(node_id=node_id))
-        known.node, known.is_released = node, False
+        known.node, known.is_released, known.heir = node, False, None
         known.told.node_id = node_id
-        self._dirty.add(name)
-        (self._silent.add if _is_silent(node) else self._silent.discard)(name)
+        self._note_changed(node)
 
     def drop_node(self, name: str) -> None:
         """It left the cluster."""
@@ -150,11 +155,36 @@ class NodeBook:
             self._lose(known, "the node was deleted")
             self._forget(name)
 
-    def release_node(self, name: str) -> None:
+    def release_node(self, name: str, node: KubeNode) -> None:
         """It is there, but somebody took our label away: no new work, and gone when its pods are."""
-        if name in self._nodes:
-            self._nodes[name].is_released = True
-            self._dirty.add(name)
+        known = self._nodes.get(name)
+        if known is not None:
+            known.is_released, known.heir = True, None
+            known.node = labelled_as(node, known.node.metadata.labels)
+            self._note_changed(known.node)
+
+    def released(self) -> set[str]:
+        """Nodes of which our watch does not tell any more."""
+        return {n for n, known in self._nodes.items() if known.is_released and not known.heir}
+
+    def given_up(self, clock_s: float) -> list[str]:
+        """Nodes that are to be given up because of how they were when we last heard of them."""
+        there = (self._nodes[name] for name in sorted(self._waiting & self._nodes.keys()))
+        return [k.node.metadata.name for k in there if self._loss(k, clock_s) is not None]
+
+    def _is_moved(self, known: Known, node: KubeNode) -> bool:
+        before, now = self._environment_of(known.node), node.metadata
+        is_same = known.node.metadata.uid == now.uid and not known.told.is_lost
+        return (
+            is_same
+            and before is not None
+            and now.labels.get(labels.ENVIRONMENT_UUID) != before.uuid
+        )
+
+    def _note_changed(self, node: KubeNode) -> None:
+        name = node.metadata.name
+        self._dirty.add(name)
+        (self._silent.add if _is_silent(node) else self._silent.discard)(name)
 
     def put_pod(self, pod: Pod) -> None:
         """A pod that is not ours."""
@@ -190,9 +220,12 @@ class NodeBook:
         """Our own pods on these nodes came or went."""
         self._dirty |= {n for n in names if n in self._nodes and self._nodes[n].is_released}
 
-    def tick(self) -> None:
-        """Time has passed. Not every news of one node is a reason to look at all that wait, as all do when the network breaks."""
-        self._dirty |= self._waiting
+    def tick(self, unsure: Iterable[str] = ()) -> None:
+        """Time has passed. Not every news of one node is a reason to look at all that wait, as all do when the network breaks.
+
+        Of the `unsure` it is not known how they are now: nothing is given up on old news.
+        """
+        self._dirty |= self._waiting.difference(unsure)
 
     # ---- what follows
 
@@ -243,6 +276,9 @@ class NodeBook:
         if known.is_released and not self._pods_on(name):
             self._lose(known, RELEASED)
             self._forget(name)
+            if known.heir is not None:
+                self.put_node(known.heir)
+                self._judge(name, clock_s)
             return
         loss = self._loss(known, clock_s)
         if loss is not None:
@@ -361,6 +397,15 @@ class NodeBook:
             allocatable=room,
             at=0,
         )
+
+
+def labelled_as(node: KubeNode, former: Mapping[str, str]) -> KubeNode:
+    """As the node of that compute environment which it was."""
+    whose = {
+        key: former[key] for key in (labels.ENVIRONMENT_UUID, labels.NODE_UID) if key in former
+    }
+    metadata = msgspec.structs.replace(node.metadata, labels={**node.metadata.labels, **whose})
+    return msgspec.structs.replace(node, metadata=metadata)
 
 
 def _stamped(fact: Fact, at: int) -> Fact:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import msgspec
 
+from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.resources import Resources
 
 
@@ -94,6 +95,8 @@ class PodSpec(_Object, frozen=True):
     containers: list[ContainerSpec] = []
     init_containers: list[ContainerSpec] = []
     overhead: dict[str, str] = {}
+    resources: ResourceLists = ResourceLists()
+    """Of the pod as a whole, where it has such: then they count, and not those of its containers."""
     node_selector: dict[str, str] = {}
     affinity: Affinity | None = None
     tolerations: list[Toleration] = []
@@ -141,6 +144,11 @@ class Pod(_Object, frozen=True):
     metadata: Metadata = Metadata()
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
+
+    @property
+    def is_of_jobs(self) -> bool:
+        """Labels are copied; that a pod tolerates our taint by name nobody else may say (docker/kubernetes.yaml)."""
+        return any(one.key == labels.TAINT for one in self.spec.tolerations)
 
     @property
     def is_over(self) -> bool:
@@ -256,7 +264,7 @@ def requests_of(spec: PodSpec) -> Resources:
     lasting = _sum([*sidecars, *(_requests(c) for c in spec.containers)])
     overhead = {key: read_quantity(text) for key, text in spec.overhead.items()}
     peak = {key: max(lasting.get(key, 0.0), largest.get(key, 0.0)) for key in lasting | largest}
-    total = _sum([peak, overhead])
+    total = _sum([{**peak, **_requests(spec)}, overhead])
     return Resources(
         cpu_m=math.ceil(total.get("cpu", 0.0) * 1000 - 1e-6),
         memory_mib=math.ceil(total.get("memory", 0.0) / MIB),
@@ -265,8 +273,8 @@ def requests_of(spec: PodSpec) -> Resources:
     )
 
 
-def _requests(container: ContainerSpec) -> dict[str, float]:
-    given = {**container.resources.limits, **container.resources.requests}
+def _requests(of: ContainerSpec | PodSpec) -> dict[str, float]:
+    given = {**of.resources.limits, **of.resources.requests}
     return {key: read_quantity(text) for key, text in given.items()}
 
 

@@ -96,6 +96,11 @@ class PodBook:
     def on(self, node: str) -> list[Seen]:
         return [self._seen[name] for name in self._by_node.get(node, ())]
 
+    def live(self) -> list[Pod]:
+        """All that are not over, also of compute environments that we have not heard of yet."""
+        there = [*(seen.pod for seen in self._seen.values()), *self._unclaimed.values()]
+        return [pod for pod in there if not pod.is_over]
+
     def put_environments(
         self, environments: Mapping[str, ComputeEnvironment], clock_s: float, at: int
     ) -> list[Fact]:

@@ -13,11 +13,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from airflow_eksbatch.cluster.kube.conditions import (
+    BAD_POD,
+    NO_RIGHT,
+    NO_ROOM,
+    closed_for_all,
+    is_not_yet,
+)
 from airflow_eksbatch.cluster.kube.connection import BRIEF, ApiError, Connection
 from airflow_eksbatch.cluster.kube.list_watch import ListWatch, Receiver
 from airflow_eksbatch.cluster.kube.live_logs import LiveLogs
 from airflow_eksbatch.cluster.kube.manifests import pod_from
-from airflow_eksbatch.cluster.kube.node_book import NodeBook
+from airflow_eksbatch.cluster.kube.node_book import NodeBook, labelled_as
 from airflow_eksbatch.cluster.kube.objects import DaemonSet, KubeNode, Pod
 from airflow_eksbatch.cluster.kube.pod_book import Hosts, PodBook, Seen
 from airflow_eksbatch.cluster.outputs import Outputs
@@ -42,17 +49,8 @@ UNWARNED = "?fieldValidation=Ignore"
 OURS = f"{labels.MANAGED_BY}={labels.OURS}"
 OTHERS = f"{labels.MANAGED_BY}!={labels.OURS}"
 ON_NODES = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
-# The pod itself cannot be right ...
-BAD_POD = (400, 413, 422)
-# ... or is against a rule of the cluster: Pod Security, admission webhooks and policies, accounts, LimitRanges.
-AGAINST_RULES = ("violates PodSecurity", "denied", "service account", "usage per", "failed quota")
-# The namespace takes no pods: it is going, or we have no right to make some in it; or it is gone (`_closed`).
-GOING = "unable to create new content in namespace"
-NO_RIGHT = "cannot create resource"
 # An API server that has just begun does not know our rights yet.
 RIGHTS_S_MAX = 30.0
-# Others use up what there is for all; it comes back as they end.
-NO_ROOM = "exceeded quota"
 
 
 class Site:
@@ -82,6 +80,8 @@ class Site:
         """Namespaces of pods that the watch has not shown yet."""
         self._without_rights: dict[str, float] = {}
         """Since when (monotonic seconds) namespaces are told to be none of ours."""
+        self._strangers: set[str] = set()
+        """Uids of others' pods that carry our labels, as copies do."""
         self._left_nodes: set[str] = set()
         self._unlisted = {"nodes", "daemonsets", "pods beside", "pods"}
         self._synced = asyncio.Event()
@@ -129,14 +129,50 @@ class Site:
             pods = Receiver(self._pods_listed, self._pods_changed)
             self._watch("pods", "/api/v1/pods", Pod, pods, labelSelector=OURS)
         elif not self._unlisted:
-            self._synced.set()
-            self._tell(self._full_look())
+            self._begin(self._keep("released nodes", self._complete))
 
-    def add(self, environment: ComputeEnvironment) -> None:
+    async def _complete(self) -> None:
+        """Everything has been listed; what no list shows is asked for before anything is told to be missing."""
+        while not self._synced.is_set():
+            try:
+                await self._find_released()
+            except ClusterDown as error:
+                self._tell_trouble(str(error), 1)
+                await asyncio.sleep(TICK_S)
+            else:
+                self._synced.set()
+                self._tell(self._full_look())
+
+    async def _find_released(self) -> None:
+        """Nodes that lost their label before we began, and on which pods of ours go on: these say whose they were."""
+        former = {
+            pod.spec.node_name: pod.metadata.labels
+            for pod in self._pods.live()
+            if pod.spec.node_name not in self._nodes.names()
+        }
+        for name, whose in sorted(former.items()):
+            node = await self._node_as_it_is(name)
+            if node is not None and labels.ENVIRONMENT_UUID not in node.metadata.labels:
+                self._nodes.put_node(labelled_as(node, whose))
+                self._nodes.release_node(name, node)
+
+    async def _node_as_it_is(self, name: str) -> KubeNode | None:
+        """None: there is none. Raises ClusterDown."""
+        try:
+            answer = await self.connection.get(f"/api/v1/nodes/{name}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise ClusterDown(f"Node {name} cannot be read: {error}") from error
+        return msgspec.json.decode(answer, type=KubeNode)
+
+    async def add(self, environment: ComputeEnvironment) -> None:
         """Its nodes and pods are told from now on; given again, it takes the place of its former self."""
-        others = {u: e for u, e in self._environments.items() if e.name != environment.name}
         if self._environments.get(environment.uuid) == environment:
             return
+        if self._synced.is_set():
+            await self._find_released()
+        others = {u: e for u, e in self._environments.items() if e.name != environment.name}
         self._environments = {**others, environment.uuid: environment}
         self._nodes.put_environments(self._environments)
         found = self._pods.put_environments(self._environments, time.monotonic(), now_ms())
@@ -168,10 +204,10 @@ class Site:
         task.add_done_callback(self._tasks.discard)
 
     async def _keep(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """For ever, whatever comes: without its watches the service is blind."""
+        """Whatever comes: without its watches the service is blind."""
         while True:
             try:
-                await work()
+                return await work()
             except Exception as error:  # A surprise in one watch; the next one looks at everything
                 self._tell_trouble(f"{self.connection.name}: {name}: {error!r}", 1)
                 await asyncio.sleep(TICK_S)
@@ -214,9 +250,11 @@ class Site:
 
     def _refused(self, effect: CreatePod, namespace: str, error: ApiError) -> Fact:
         """What is the pod's own fault is final; what the cluster lacks now may come: then ClusterDown is raised."""
+        if error.is_passing or is_not_yet(error.message):
+            raise ClusterDown(f"Pod {effect.pod} cannot be created: {error}")
         # Whoever asks for a namespace of its own must find room and rights there.
         is_own = namespace != effect.namespace
-        closed = _closed(error.message, namespace)
+        closed = closed_for_all(error.message, namespace)
         if not is_own and NO_RIGHT in closed:
             now = time.monotonic()
             if now - self._without_rights.setdefault(namespace, now) < RIGHTS_S_MAX:
@@ -227,7 +265,7 @@ class Site:
             return PodRefused(
                 pod=effect.pod, at=now_ms(), reason=reason, quota=True, unusable=bool(closed)
             )
-        if closed or error.status in BAD_POD or any(t in error.message for t in AGAINST_RULES):
+        if closed or (error.status in BAD_POD and NO_ROOM not in error.message):
             reason = error.message or error.reason
             return PodRefused(pod=effect.pod, at=now_ms(), reason=reason, permanent=True)
         raise ClusterDown(f"Pod {effect.pod} cannot be created: {error}")
@@ -318,9 +356,16 @@ class Site:
     # ---- what watches say
 
     def _pods_listed(self, pods: list[Pod]) -> None:
-        for pod in pods:
+        ours = [pod for pod in pods if pod.is_of_jobs]
+        for pod in ours:
             self._created.pop(PodName(pod.metadata.name), None)
-        self._tell(self._pods.listed(pods, time.monotonic(), now_ms()))
+        for uid in self._strangers - {pod.metadata.uid for pod in pods}:
+            self._nodes.drop_pod(uid)
+        strangers = [pod for pod in pods if not pod.is_of_jobs]
+        self._strangers = {pod.metadata.uid for pod in strangers}
+        for pod in strangers:
+            self._nodes.put_pod(pod)
+        self._tell(self._pods.listed(ours, time.monotonic(), now_ms()))
         self._nodes.touch(self._nodes.names())
         self._tell_nodes()
 
@@ -329,6 +374,9 @@ class Site:
         clock_s, at = time.monotonic(), now_ms()
         for is_put, pod in changes:
             name = PodName(pod.metadata.name)
+            if not pod.is_of_jobs:
+                self._stranger_changed(is_put, pod)
+                continue
             self._created.pop(name, None)
             facts += (self._pods.put if is_put else self._pods.drop)(pod, clock_s, at)
             seen = self._pods.get(name)
@@ -338,6 +386,15 @@ class Site:
         self._tell(facts)
         self._nodes.touch({pod.spec.node_name for _, pod in changes})
         self._tell_nodes()
+
+    def _stranger_changed(self, is_put: bool, pod: Pod) -> None:
+        """It takes room, and tells nothing of a job."""
+        if is_put:
+            self._strangers.add(pod.metadata.uid)
+            self._nodes.put_pod(pod)
+        else:
+            self._strangers.discard(pod.metadata.uid)
+            self._nodes.drop_pod(pod.metadata.uid)
 
     def _nodes_listed(self, nodes: list[KubeNode]) -> None:
         there = {node.metadata.name for node in nodes}
@@ -371,7 +428,7 @@ class Site:
 
     def _beside_listed(self, pods: list[Pod]) -> None:
         there = {pod.metadata.uid for pod in pods}
-        for uid in self._nodes.pods_beside() - there:
+        for uid in self._nodes.pods_beside() - there - self._strangers:
             self._nodes.drop_pod(uid)
         self._beside_changed([(True, pod) for pod in pods])
 
@@ -400,35 +457,43 @@ class Site:
             await asyncio.sleep(TICK_S)
             at = now_ms()
             self._tell(self._pods.stuck(time.monotonic(), at))
-            self._nodes.tick()
+            self._nodes.tick(await self._unsure())
             self._tell_nodes()
             await self._look_after_nodes()
             await self.logs.tend()
             if time.monotonic() - looked_at >= FULL_LOOK_S:
                 looked_at = time.monotonic()
+                self._left_nodes |= self._nodes.released()
                 self._tell([*self._pods.ends(), *self._full_look()])
 
     async def _look_after_nodes(self) -> None:
         """A node that left our list is gone, or somebody took its label away: the API server knows."""
         for name in sorted(self._left_nodes):
             try:
-                await self.connection.get(f"/api/v1/nodes/{name}")
-            except ApiError as error:
-                if error.status == 404 and name in self._left_nodes:
-                    self._left_nodes.discard(name)
-                    self._nodes.drop_node(name)
+                node = await self._node_as_it_is(name)
             except ClusterDown:
                 return
+            if name not in self._left_nodes:
+                continue  # It is back
+            self._left_nodes.discard(name)
+            if node is None:
+                self._nodes.drop_node(name)
             else:
-                if name in self._left_nodes:
-                    self._left_nodes.discard(name)
-                    self._nodes.release_node(name)
+                self._nodes.release_node(name, node)
         self._tell_nodes()
 
-
-def _closed(message: str, namespace: str) -> str:
-    """That the namespace takes no pods at all, whichever pod was asked for; empty when something else is wrong."""
-    if GOING in message:
-        return message[message.index(GOING) :]
-    is_closed = NO_RIGHT in message or f'namespaces "{namespace}" not found' in message
-    return message if is_closed else ""
+    async def _unsure(self) -> list[str]:
+        """Nodes to be given up of which the API server does not say now how they are; of the others it does."""
+        names = self._nodes.given_up(time.monotonic())
+        for number, name in enumerate(names):
+            try:
+                node = await self._node_as_it_is(name)
+            except ClusterDown:
+                return names[number:]
+            if node is None:
+                self._left_nodes.add(name)
+            elif labels.ENVIRONMENT_UUID in node.metadata.labels:
+                self._nodes.put_node(node)
+            else:
+                self._nodes.release_node(name, node)
+        return []
