@@ -39,6 +39,8 @@ class Kubelet:
         """Its node."""
         self.is_silent = False
         """It answers nobody."""
+        self.complaint = b""
+        """What it says instead of following."""
         self.asked: Counter[str] = Counter()
         """Requests, by container, and all that follow as `follow`."""
         self.sent_bytes = 0
@@ -83,6 +85,9 @@ class Kubelet:
                 if sent < len(self.files[container]):
                     continue
                 if not follows or self._is_over or container in self.over:
+                    return response
+                if self.complaint:
+                    await response.write(self.complaint)
                     return response
                 if self._broken == broken:
                     await self._news.wait()
@@ -173,6 +178,20 @@ def test_a_stream_that_breaks_goes_on_where_it_was(tmp_path: Path) -> None:
         await kubelet.says(b"end\n")
         await shows(logs, b"end\n")
         assert await output(logs) == said + b"end\n"
+
+    played(tmp_path, scenario)
+
+
+def test_a_kubelet_that_cannot_follow_has_nothing_said_twice(tmp_path: Path) -> None:
+    """It has no inotify left: it tells what there is, then that, in the same stream, and ends."""
+
+    async def scenario(kubelet: Kubelet, logs: LiveLogs, outputs: OutputFiles) -> None:
+        kubelet.complaint = b"failed to create fsnotify watcher: too many open files"
+        await kubelet.says(b"one\ntwo\n")
+        await shows(logs, b"two\n")
+        await kubelet.says(b"three\n")
+        await shows(logs, b"three\n")
+        assert await output(logs) == b"one\ntwo\nthree\n"
 
     played(tmp_path, scenario)
 

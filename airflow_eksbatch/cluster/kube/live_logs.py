@@ -48,6 +48,7 @@ AGAIN = Backoff(first_s=LOOK_S, most_s=5.0)
 SILENCE_S_MAX = 600.0
 # The end of a stream is known before the end of its container is.
 ENDS_SOON_S = 3.0
+CANNOT_FOLLOW = b"failed to create fsnotify watcher: "
 GAP = b"eksbatch: a part of the output is missing here: its stream broke, and the kubelet has begun a new file since\n"
 T = TypeVar("T")
 Look = Callable[[PodName], Pod | None]
@@ -365,6 +366,8 @@ class LiveLogs:
                 follower.is_broken = False
                 fresh = chunk[skip:]
                 skip -= len(chunk) - len(fresh)
+                if follow:
+                    fresh = without_complaint(fresh)
                 if fresh:
                     follower.came_at = math.inf  # it is not here yet
                     await self._append(follower, fresh)
@@ -410,6 +413,13 @@ class LiveLogs:
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def without_complaint(part: bytes) -> bytes:
+    """A kubelet that has no inotify left says so behind what there is, in the output's own stream; the container never did."""
+    begin = part.rfind(CANNOT_FOLLOW)
+    is_last = begin >= 0 and part.find(b"\n", begin) in (-1, len(part) - 1)
+    return part[:begin] if is_last else part
 
 
 def _containers(pod: Pod) -> list[ContainerSpec]:
