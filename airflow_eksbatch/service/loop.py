@@ -19,7 +19,7 @@ from airflow_eksbatch.core.engine.step import derive_effects, step
 from airflow_eksbatch.core.engine.turn import StepSettings
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import Job, JobId
+from airflow_eksbatch.core.model.job import Ended, Job, JobId
 from airflow_eksbatch.core.world.world import World
 from airflow_eksbatch.floor.clock import Backoff
 from airflow_eksbatch.service.broadcast import Broadcast
@@ -81,8 +81,8 @@ class Clock:
 class Kept(NamedTuple):
     """What only the store knows of the jobs that submits are about."""
 
-    ends: dict[JobId, bool]
-    """Dependencies -> whether they succeeded."""
+    ends: dict[JobId, Ended]
+    """Dependencies."""
     earlier: dict[str, JobId]
     """By token."""
     newest: dict[str | None, Job]

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId, JobStatus
+from airflow_eksbatch.core.model.job import Attempt, Ended, Job, JobEvent, JobId, ended
 from airflow_eksbatch.core.model.node import Node
 from airflow_eksbatch.core.model.resources import FREE, Cost
 from airflow_eksbatch.core.world.books import Account
@@ -36,7 +36,7 @@ class Ledger:
         self.commits = 0
         self._totals = encode(Totals())
         self._counters = encode(Counters())
-        self._ends: dict[JobId, bool] = {}
+        self._ends: dict[JobId, Ended] = {}
         self._tokens: dict[str, JobId] = {}
 
     def commit(self, changes: Changes) -> None:
@@ -63,7 +63,7 @@ class Ledger:
                 if noun.spec.token:
                     self._tokens[noun.spec.token] = noun.job_id
                 if not alive:
-                    self._ends[noun.job_id] = noun.end_status is JobStatus.SUCCEEDED
+                    self._ends[noun.job_id] = ended(noun)
             case Attempt():
                 alive = noun.end is None
             case Node():
@@ -110,8 +110,8 @@ class Ledger:
             return "the totals or counters in memory are not those in the store"
         return None
 
-    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, bool]:
-        """Of jobs that have ended: whether they succeeded."""
+    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, Ended]:
+        """Of jobs that have ended: how."""
         return {job_id: self._ends[job_id] for job_id in job_ids if job_id in self._ends}
 
     def find_tokens(self, tokens: Iterable[str]) -> dict[str, JobId]:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.job import Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.model.job import Attempt, Ended, Job, JobEvent, JobId
 from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import Changes, Snapshot
 from airflow_eksbatch.floor.clock import now_ms
@@ -119,8 +119,8 @@ class Store(Protocol):
         """Keep one beat's changes, durably. Raises StoreError when it could not (disk full, fenced, Unstorable)."""
         ...
 
-    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, bool]:
-        """Of those jobs, the finished ones and whether they succeeded."""
+    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, Ended]:
+        """Of those jobs, the finished ones and how they ended."""
         ...
 
     def find_tokens(self, tokens: Iterable[str]) -> dict[str, JobId]:

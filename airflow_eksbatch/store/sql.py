@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Ended, Job, JobEvent, JobId, ended
 from airflow_eksbatch.core.world.books import Entry
 from airflow_eksbatch.core.world.changes import NOUNS, Changes, Counters, Snapshot, Totals
 from airflow_eksbatch.store import costs, rows, schema
@@ -222,15 +222,11 @@ class SqlStore:
 
     # ---- looking for jobs
 
-    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, bool]:
-        found = self._by_ids(
-            schema.jobs.c.job_id,
-            job_ids,
-            select(schema.jobs.c.job_id, schema.jobs.c.status).where(
-                schema.jobs.c.stopped_at.is_not(None)
-            ),
-        )
-        return {JobId(job_id): status == "SUCCEEDED" for job_id, status in found}
+    def find_ends(self, job_ids: Iterable[JobId]) -> dict[JobId, Ended]:
+        table = schema.jobs.c
+        query = select(table.spec, table.state).where(table.stopped_at.is_not(None))
+        found = self._by_ids(table.job_id, job_ids, query)
+        return {job.job_id: ended(job) for job in rows.jobs_from(found)}
 
     def find_tokens(self, tokens: Iterable[str]) -> dict[str, JobId]:
         query = select(schema.jobs.c.token, schema.jobs.c.job_id)

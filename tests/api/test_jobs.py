@@ -344,6 +344,23 @@ def test_the_second_half_of_an_n_to_n_pair_waits_child_by_child(
     assert sorted(kinds) == ["N_TO_N", "SEQUENTIAL"]
 
 
+def test_an_array_that_has_ended_is_followed_child_by_child(
+    service: RunningService, batch: Any, queue: str
+) -> None:
+    definition = a_definition(batch, "sh", "-c", "exit $AWS_BATCH_JOB_ARRAY_INDEX")
+    first = run(batch, queue, definition, arrayProperties={"size": 2})
+    assert service.wait_for_ends({first}) == {first: "FAILED"}
+    pairs = [{"jobId": first, "type": "N_TO_N"}]
+    second = run(
+        batch, queue, a_definition(batch, "true"), arrayProperties={"size": 2}, dependsOn=pairs
+    )
+    assert service.wait_for_ends({second}) == {second: "FAILED"}
+    ends = [described(batch, f"{second}:{index}")["status"] for index in range(2)]
+    assert ends == ["SUCCEEDED", "FAILED"]
+    with pytest.raises(ClientError, match="one size"):
+        run(batch, queue, definition, arrayProperties={"size": 3}, dependsOn=pairs)
+
+
 def test_an_array_that_goes_in_sequence_waits_for_the_job_it_names_beside(
     batch: Any, queue: str, idle_queue: str
 ) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from airflow_eksbatch.api.job_reads import matches
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Job, JobEvent, JobId
+from airflow_eksbatch.core.model.job import TERMINAL, Attempt, Ended, Job, JobEvent, JobId, ended
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import Node
@@ -235,8 +235,18 @@ def test_only_finished_jobs_have_an_end(store: Store) -> None:
     )
     store.commit(Changes(jobs_added=[good, bad, live]))
     asked = [good.job_id, bad.job_id, live.job_id, JobId("nobody")]
-    assert store.find_ends(asked) == {good.job_id: True, bad.job_id: False}
+    ends = store.find_ends(asked)
+    assert ends == {job.job_id: ended(job) for job in (good, bad)}
+    assert [end.succeeded for end in ends.values()] == [True, False]
     assert store.find_ends([]) == {}
+
+
+def test_the_end_of_an_array_says_which_of_its_children_failed(store: Store) -> None:
+    array = finished(a_live_job(1, size=3), succeeded=False)
+    array.succeeded, array.failed = ((0, 1), (2, 3)), ((1, 2),)
+    store.commit(Changes(jobs_added=[array]))
+    end = Ended(succeeded=False, array_size=3, failed=((1, 2),))
+    assert store.find_ends([array.job_id]) == {array.job_id: end}
 
 
 def test_a_token_finds_its_job_alive_or_finished(store: Store) -> None:

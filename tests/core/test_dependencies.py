@@ -7,7 +7,7 @@ import pytest
 from airflow_eksbatch.core.engine.facts import JobSubmitted
 from airflow_eksbatch.core.model import ranges
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import Dependency, DependencyType, JobId
+from airflow_eksbatch.core.model.job import Dependency, DependencyType, Ended, JobId
 from airflow_eksbatch.core.model.retry import RetryStrategy
 from tests.build import a_node, a_queue, a_spec, a_world
 from tests.core.stage import Stage
@@ -94,9 +94,9 @@ def test_a_chain_longer_than_any_stack_fails_at_once() -> None:
 
 def test_awaited_jobs_that_ended_before_are_known_by_the_store() -> None:
     stage = a_stage()
-    stage.submit("b", depends_on=on("gone"), dependency_ends={"gone": True})
+    stage.submit("b", depends_on=on("gone"), dependency_ends={"gone": Ended(succeeded=True)})
     assert stage.status("b") == "STARTING"
-    stage.submit("c", depends_on=on("lost"), dependency_ends={"lost": False})
+    stage.submit("c", depends_on=on("lost"), dependency_ends={"lost": Ended(succeeded=False)})
     assert stage.jobs["c"].status_reason == "Dependent Job failed"
 
 
@@ -210,8 +210,35 @@ def test_what_the_other_array_has_behind_it_counts_at_submit() -> None:
 
 def test_n_to_n_with_an_array_that_succeeded_long_ago_runs_all() -> None:
     stage = a_stage()
-    stage.submit("b", size=2, depends_on=pairwise("gone"), dependency_ends={"gone": True})
+    ends = {"gone": Ended(succeeded=True, array_size=2)}
+    stage.submit("b", size=2, depends_on=pairwise("gone"), dependency_ends=ends)
     assert sorted(stage.job("b").running) == [0, 1]
+
+
+def test_n_to_n_with_an_array_that_failed_long_ago_follows_it_child_by_child() -> None:
+    stage = a_stage()
+    ends = {"gone": Ended(succeeded=False, array_size=4, failed=((1, 3),))}
+    stage.submit("b", size=4, depends_on=pairwise("gone"), dependency_ends=ends)
+    assert sorted(stage.job("b").running) == [0, 3]
+    assert stage.job("b").failed == ((1, 3),)
+    in_sequence = (*pairwise("gone"), *IN_SEQUENCE)
+    stage.submit("c", size=4, depends_on=in_sequence, dependency_ends=ends)
+    assert list(stage.job("c").running) == [0]
+    assert stage.job("c").failed == ((1, 4),)
+    ends = {"gone": Ended(succeeded=False, array_size=2, failed=((0, 2),))}
+    stage.submit("d", size=2, depends_on=pairwise("gone"), dependency_ends=ends)
+    assert stage.jobs["d"].failed == ((0, 2),)
+    assert "d" not in stage.world.jobs
+
+
+def test_an_array_that_ends_in_the_beat_of_the_submit_is_followed_child_by_child() -> None:
+    stage = a_stage()
+    stage.submit("a", size=2)
+    stage.run()
+    news = (stage.ended("a", 0), stage.ended("a", 1, exit_code=1))
+    stage.step(*news, JobSubmitted(spec=a_spec("b", size=2, depends_on=pairwise("a"))))
+    assert list(stage.job("b").running) == [0]
+    assert stage.job("b").failed == ((1, 2),)
 
 
 @pytest.mark.parametrize("size", [None, 4])
@@ -220,6 +247,9 @@ def test_n_to_n_needs_arrays_of_one_size(size: int | None) -> None:
     stage.submit("a", size=size)
     with pytest.raises(Rejected, match="one size"):
         stage.submit("b", size=3, depends_on=pairwise("a"))
+    ends = {"gone": Ended(succeeded=True, array_size=size)}
+    with pytest.raises(Rejected, match="one size"):
+        stage.submit("b", size=3, depends_on=pairwise("gone"), dependency_ends=ends)
 
 
 def test_terminating_the_awaited_array_fails_all_partners() -> None:

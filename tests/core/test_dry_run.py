@@ -9,7 +9,14 @@ import pytest
 from airflow_eksbatch.core.engine.facts import JobSubmitted, JobTried
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.errors import Rejected
-from airflow_eksbatch.core.model.job import Dependency, DependencyType, Job, JobId, MultiNode
+from airflow_eksbatch.core.model.job import (
+    Dependency,
+    DependencyType,
+    Ended,
+    Job,
+    JobId,
+    MultiNode,
+)
 from airflow_eksbatch.core.planner.explain import explain_new
 from airflow_eksbatch.core.world.where import ON_DEMAND_AFTER, ON_DEMAND_BY, ZONE
 from airflow_eksbatch.core.world.world import World
@@ -27,6 +34,8 @@ from tests.core.stage import Stage
 
 CHEAP = an_offering("c5.large", vcpus=2, memory_mib=4_096, market=Market.SPOT, price=0.02)
 DEAR = an_offering("m5.large", vcpus=2, memory_mib=8_192, price=0.096)
+GOOD = Ended(succeeded=True)
+BAD = Ended(succeeded=False, array_size=3, failed=((1, 2),))
 
 
 def tried(stage: Stage, job_id: str = "new", **fields: Any) -> str:
@@ -86,10 +95,13 @@ def test_what_waits_for_others_is_said_to_and_not_to_have_its_turn() -> None:
 
 def test_what_waits_for_a_failure_is_said_to_fail() -> None:
     stage = Stage(a_world(a_node("n1")))
-    for kind in (DependencyType.PLAIN, DependencyType.N_TO_N):
-        told = tried(stage, size=3, **after("gone", kind), dependency_ends={JobId("gone"): False})
-        assert "It would fail at once" in told
-        assert "first in job queue" not in told
+    told = tried(stage, size=3, **after("gone"), dependency_ends={JobId("gone"): BAD})
+    assert "It would fail at once" in told
+    assert "first in job queue" not in told
+    pairs = after("gone", DependencyType.N_TO_N)
+    told = tried(stage, size=3, **pairs, dependency_ends={JobId("gone"): BAD})
+    assert "1 of its children would fail at once" in told
+    assert "Child i waits" not in told
     stage = Stage(a_world())
     stage.submit("array", size=3)
     stage.cancel("array", 1)
@@ -158,12 +170,20 @@ def test_what_a_submit_is_refused_for_a_dry_run_is(
         after("first"),
         {"size": 3, **after("array", DependencyType.N_TO_N)},
         {"size": 3, **after("array")},
-        {**after("gone"), "dependency_ends": {JobId("gone"): False}},
-        {**after("gone"), "dependency_ends": {JobId("gone"): True}},
+        {**after("gone"), "dependency_ends": {JobId("gone"): BAD}},
+        {**after("gone"), "dependency_ends": {JobId("gone"): GOOD}},
         {
             "size": 3,
             **after("gone", DependencyType.N_TO_N),
-            "dependency_ends": {JobId("gone"): False},
+            "dependency_ends": {JobId("gone"): BAD},
+        },
+        {
+            "size": 3,
+            "depends_on": (
+                Dependency(job_id=JobId("gone"), type=DependencyType.N_TO_N),
+                Dependency(type=DependencyType.SEQUENTIAL),
+            ),
+            "dependency_ends": {JobId("gone"): BAD},
         },
     ],
 )

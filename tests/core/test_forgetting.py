@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow_eksbatch.core.engine.facts import Deleted, PolicyPut
 from airflow_eksbatch.core.engine.step import derive_effects
 from airflow_eksbatch.core.model import limits
-from airflow_eksbatch.core.model.job import Dependency, JobId
+from airflow_eksbatch.core.model.job import Dependency, Ended, JobId
 from tests.build import a_node, a_policy, a_queue, a_world
 from tests.core.stage import Stage
 
@@ -45,7 +45,10 @@ def test_who_depends_on_what_has_ended_is_not_noted_there() -> None:
     stage = a_stage()
     gone = JobId("gone")
     stage.submit(
-        "a", share="s", depends_on=(Dependency(job_id=gone),), dependency_ends={gone: True}
+        "a",
+        share="s",
+        depends_on=(Dependency(job_id=gone),),
+        dependency_ends={gone: Ended(succeeded=True)},
     )
     assert stage.world.dependents == {}
     stage.submit("b", share="s", depends_on=(Dependency(job_id=JobId("a")),))

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from airflow_eksbatch.core.model.compute_environment import ComputeEnvironment
-from airflow_eksbatch.core.model.job import JobId, JobSpec, PodName
+from airflow_eksbatch.core.model.job import Ended, JobId, JobSpec, PodName
 from airflow_eksbatch.core.model.job_definition import JobDefinition
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.node import NodeId, Offering
@@ -27,8 +27,8 @@ class JobSubmitted(Fact, frozen=True, kw_only=True):
     """`spec` is complete but for `seq`; the definition, parameters and overrides are already worked in."""
 
     spec: JobSpec
-    dependency_ends: dict[JobId, bool] = {}
-    """Dependencies that left the world: job id -> succeeded. Looked up by the loop in the same beat."""
+    dependency_ends: dict[JobId, Ended] = {}
+    """Dependencies that left the world. Looked up by the loop in the same beat."""
     earlier_job: JobId | None = None
     """The job an earlier submit with this token made, if it left the world. Looked up likewise."""
     newest: JobSpec | None = None

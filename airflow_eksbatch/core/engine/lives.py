@@ -13,6 +13,7 @@ from airflow_eksbatch.core.model.job import (
     JobId,
     JobStatus,
     Tries,
+    ended,
     pod_name,
 )
 from airflow_eksbatch.core.model.node import Node
@@ -270,7 +271,7 @@ def wake_dependents(turn: Turn) -> None:
             follow_indices(turn, news.job, news.members, news.succeeded)
             continue
         waiting = sorted(turn.world.dependents.get(news.job.job_id, ()))
-        leave(turn, news.job, news.succeeded)
+        leave(turn, news.job)
         for dependent_id in waiting:
             dependent = turn.world.jobs.get(dependent_id)
             if dependent is None:
@@ -281,10 +282,10 @@ def wake_dependents(turn: Turn) -> None:
                 follow_whole(turn, dependent, news.job.job_id, news.succeeded)
 
 
-def leave(turn: Turn, job: Job, succeeded: bool) -> None:
+def leave(turn: Turn, job: Job) -> None:
     """A finished job leaves the world; facts of the same step may still ask for it."""
     turn.world.remove_job(job)
-    turn.ended[job.job_id] = succeeded
+    turn.ended[job.job_id] = ended(job)
     if job.spec.token:
         turn.ended_by_token[job.spec.token] = job.job_id
 

@@ -17,7 +17,7 @@ from airflow_eksbatch.core.engine.setbacks import watch_spot
 from airflow_eksbatch.core.engine.turn import Turn
 from airflow_eksbatch.core.model import dependencies, limits, ranges
 from airflow_eksbatch.core.model.errors import Denied, Rejected
-from airflow_eksbatch.core.model.job import Job, JobId, JobSpec, JobStatus, pod_name
+from airflow_eksbatch.core.model.job import Ended, Job, JobId, JobSpec, JobStatus, pod_name
 from airflow_eksbatch.core.model.job_queue import JobQueue
 from airflow_eksbatch.core.model.ranges import Ranges
 from airflow_eksbatch.core.model.retry import DEPENDENCY_FAILED, Cause
@@ -38,17 +38,13 @@ def on_job_submitted(turn: Turn, fact: facts.JobSubmitted) -> JobId:
     world.add_job(job)
     watch_spot(turn, job)
     world.totals.jobs += spec.jobs
-    if any(ends.get(entry.job_id) is False for entry in spec.depends_on):
+    if has_failed_whole(spec, ends):
         members, job.pending = job.pending, ranges.EMPTY
         settle(turn, job, members, succeeded=False, reason=DEPENDENCY_FAILED)
         return spec.job_id
     if job.is_array or job.waits_for or job.matched or follows:
         turn.tell(job, JobStatus.PENDING)
-    for awaited in job.matched:
-        if awaited in world.jobs:
-            fail_pending(
-                turn, job, dependencies.doomed_indices(job, awaited, world.jobs[awaited].failed)
-            )
+    fail_pending(turn, job, doomed_at_submit(turn, job, ends))
     release_ready(turn, job)
     return spec.job_id
 
@@ -58,20 +54,31 @@ def on_job_tried(turn: Turn, fact: facts.JobTried) -> Job:
     world, ends = turn.world, turn.ended | fact.dependency_ends
     job = new_job(turn, fact.spec, ends)
     job.spec = msgspec.structs.replace(fact.spec, seq=world.counters.job_seq + 1)
-    if any(ends.get(entry.job_id) is False for entry in fact.spec.depends_on):
-        job.pending, job.failed = ranges.EMPTY, job.pending
-    for awaited in job.matched.keys() & world.jobs.keys():
-        doomed = dependencies.doomed_indices(job, awaited, world.jobs[awaited].failed)
-        job.pending, job.failed = (
-            ranges.minus(job.pending, doomed),
-            ranges.union(job.failed, doomed),
-        )
+    doomed = job.pending if has_failed_whole(job.spec, ends) else doomed_at_submit(turn, job, ends)
+    job.pending, job.failed = ranges.minus(job.pending, doomed), doomed
     ready = dependencies.ready_indices(job)
     job.pending, job.runnable = ranges.minus(job.pending, ready), ready
     return job
 
 
-def new_job(turn: Turn, spec: JobSpec, ends: Mapping[JobId, bool]) -> Job:
+def has_failed_whole(spec: JobSpec, ends: Mapping[JobId, Ended]) -> bool:
+    """Whether a job that all of it waits for has failed already."""
+    return any(
+        job_id in ends and not ends[job_id].succeeded
+        for job_id in dependencies.awaited_wholes(spec)
+    )
+
+
+def doomed_at_submit(turn: Turn, job: Job, ends: Mapping[JobId, Ended]) -> Ranges:
+    """Children whose partners have failed already, in arrays that live or have ended, and what follows from that."""
+    doomed = ranges.EMPTY
+    for awaited in job.matched:
+        other = turn.world.jobs.get(awaited) or ends[awaited]
+        doomed = ranges.union(doomed, dependencies.doomed_indices(job, awaited, other.failed))
+    return ranges.union(doomed, dependencies.doomed_indices(job, None, doomed))
+
+
+def new_job(turn: Turn, spec: JobSpec, ends: Mapping[JobId, Ended]) -> Job:
     """All of it PENDING, with what it waits for; raises Rejected where it cannot be."""
     queue = check_queue_takes_jobs(turn.world.queues.get(spec.queue), spec.queue)
     check_share_count(turn, queue, spec.share)
@@ -173,7 +180,7 @@ def check_where(turn: Turn, queue: JobQueue, spec: JobSpec) -> None:
 
 
 def resolve_dependencies(
-    turn: Turn, spec: JobSpec, ends: Mapping[JobId, bool]
+    turn: Turn, spec: JobSpec, ends: Mapping[JobId, Ended]
 ) -> tuple[list[JobId], dict[JobId, Ranges]]:
     """What the job must wait for: whole jobs, and arrays index by index."""
     world = turn.world
@@ -183,13 +190,17 @@ def resolve_dependencies(
     waits_for = [job for job in dependencies.awaited_wholes(spec) if job in world.jobs]
     matched: dict[JobId, Ranges] = {}
     for job_id in dependencies.awaited_pairs(spec):
-        other = world.jobs.get(job_id)
-        if other is not None and other.spec.array_size != spec.array_size:
+        live = world.jobs.get(job_id)
+        size = ends[job_id].array_size if live is None else live.spec.array_size
+        if size != spec.array_size:
             raise Rejected(
                 f"N_TO_N needs two arrays of one size: job {job_id} has "
-                f"{other.spec.array_size or 'no array'}, this one {spec.array_size}."
+                f"{size or 'no array'}, this one {spec.array_size}."
             )
-        matched[job_id] = ranges.whole(spec.size) if other is None else other.succeeded
+        whole = ranges.whole(spec.size)
+        matched[job_id] = (
+            ranges.minus(whole, ends[job_id].failed) if live is None else live.succeeded
+        )
     return waits_for, matched
 
 

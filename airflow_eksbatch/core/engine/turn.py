@@ -10,6 +10,7 @@ from airflow_eksbatch.core.engine.effects import CreatePod, DeletePod, Effect, T
 from airflow_eksbatch.core.model import labels, limits
 from airflow_eksbatch.core.model.job import (
     Attempt,
+    Ended,
     Job,
     JobEvent,
     JobId,
@@ -51,8 +52,8 @@ class Turn(msgspec.Struct, kw_only=True):
     """Ends that others may have waited for and have not been told of yet."""
     main_nodes: list[JobId] = []
     """Multi-node jobs whose main node runs since this step: their other nodes may begin."""
-    ended: dict[JobId, bool] = {}
-    """Jobs that left the world in this step, and whether they succeeded: the store does not know of them yet."""
+    ended: dict[JobId, Ended] = {}
+    """Jobs that left the world in this step: the store does not know of their end yet."""
     ended_by_token: dict[str, JobId] = {}
 
     def wake_in(self, seconds: float, kind: str, key: str) -> None:

@@ -277,6 +277,23 @@ class Job(msgspec.Struct, kw_only=True):
         return JobStatus.FAILED if self.failed else JobStatus.SUCCEEDED
 
 
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """What jobs that name it in dependsOn need to know of a job that has ended."""
+
+    succeeded: bool
+    array_size: int | None = None
+    failed: Ranges = EMPTY
+
+
+def ended(job: Job) -> Ended:
+    """Of a finished job."""
+    return Ended(
+        succeeded=job.end_status is JobStatus.SUCCEEDED,
+        array_size=job.spec.array_size,
+        failed=job.failed,
+    )
+
+
 class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One step in a life, as listeners and the story of a job tell it."""
 

@@ -175,7 +175,7 @@ def explain_pending(world: World, job: Job) -> list[str]:
         jobs = number_of(len(job.waits_for), "job")
         sentences.append(f"It waits for {jobs} to succeed: {described(world, job.waits_for)}.")
     for awaited, members in job.matched.items():
-        if ranges.count(members) < job.spec.size:
+        if ranges.minus(job.pending, members):
             sentences.append(
                 f"Child i waits for child i of array {described(world, [awaited])}: "
                 f"{ranges.count(members)} of {job.spec.size} have succeeded."
