@@ -34,6 +34,7 @@ class JobState(msgspec.Struct, kw_only=True, omit_defaults=True):
     runnable_at: int | None = msgspec.field(name="ra", default=None)
     runnable_again_at: int | None = msgspec.field(name="rb", default=None)
     stop_reason: str | None = msgspec.field(name="sr", default=None)
+    first_stop_reason: str | None = msgspec.field(name="sf", default=None)
     child_stops: dict[int, str] = msgspec.field(name="cs", default_factory=dict)
     cancelled_children: Ranges = msgspec.field(name="cc", default=EMPTY)
     terminated_children: Ranges = msgspec.field(name="xc", default=EMPTY)
@@ -129,6 +130,7 @@ def _job_from(spec: JobSpec, decoded: JobState) -> Job:
         runnable_at=decoded.runnable_at,
         runnable_again_at=decoded.runnable_again_at,
         stop_reason=decoded.stop_reason,
+        first_stop_reason=decoded.first_stop_reason,
         child_stops=decoded.child_stops,
         cancelled_children=decoded.cancelled_children,
         terminated_children=decoded.terminated_children,

@@ -141,6 +141,22 @@ def test_children_that_a_terminate_found_waiting_or_ended_are_terminated() -> No
     ]
 
 
+def test_a_later_stop_changes_nothing_of_children_that_have_ended() -> None:
+    stage = an_array_under_way()
+    stage.cancel("array", reason="first")
+    desk = StageDesk(stage)
+    ended = [f"array:{index}" for index in (0, 1, 2, 4)]
+    before = told(desk, *ended)
+    stage.terminate("array", reason="second")
+    assert told(desk, *ended) == before
+    stage.end("array", 3, exit_code=143)
+    assert told(desk, *ended) == before
+    assert told(desk, "array:3", "array") == [
+        ("FAILED", "second", False, True),
+        ("FAILED", "second", True, True),
+    ]
+
+
 def test_a_single_child_says_how_it_was_stopped() -> None:
     stage = an_array_under_way()
     stage.terminate("array", 2, reason="two")

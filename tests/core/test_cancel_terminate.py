@@ -110,6 +110,30 @@ def test_cancelling_an_array_lets_its_running_children_finish_but_not_retry() ->
     assert job.status_reason == "not needed"
 
 
+def test_a_later_stop_leaves_the_reason_of_what_the_first_has_ended() -> None:
+    stage = a_stage()
+    stage.submit("a", size=6)
+    stage.run()
+    stage.cancel("a", 5, reason="alone")
+    stage.cancel("a", reason="first")
+    stage.terminate("a", reason="second")
+    reasons = [stage.job("a").reason_of_stop(index) for index in (4, 5)]
+    assert reasons == ["first", "alone"]
+    for index in range(4):
+        stage.end("a", index, exit_code=143)
+    assert stage.jobs["a"].status_reason == "second"
+
+
+def test_a_job_stopped_before_there_was_a_first_reason_keeps_the_one_it_has() -> None:
+    stage = a_stage()
+    stage.submit("a", size=6)
+    stage.run()
+    stage.cancel("a", reason="first")
+    stage.job("a").first_stop_reason = None
+    stage.terminate("a", reason="second")
+    assert stage.job("a").reason_of_stop(4) == "first"
+
+
 def test_terminating_an_array_ends_what_waits_and_what_runs() -> None:
     stage = a_stage()
     stage.submit("a", size=6)

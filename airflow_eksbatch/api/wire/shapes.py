@@ -264,7 +264,7 @@ def status_reason(view: JobView, last: Attempt | None) -> str | None:
     if view.index is None and view.job.status_reason:
         return view.job.status_reason
     if waited_for_its_stop(view):
-        return view.job.child_stops.get(view.index or 0) or view.job.stop_reason
+        return view.job.reason_of_stop(view.index or 0)
     if last is not None and last.end is not None:
         return last.end.status_reason
     if view.status is JobStatus.FAILED:

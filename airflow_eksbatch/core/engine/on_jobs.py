@@ -269,6 +269,7 @@ def stop_job(turn: Turn, job: Job, members: range, reason: str, *, terminate: bo
     chosen: Ranges = ((members.start, members.stop),)
     waiting = ranges.intersect(ranges.union(job.pending, job.runnable), chosen)
     if whole and (terminate or waiting):
+        job.first_stop_reason = job.first_stop_reason or job.stop_reason or reason
         job.stop_reason = reason
     job.terminated = job.terminated or (whole and terminate)
     job.cancelled = job.cancelled or (whole and not terminate and bool(waiting))

@@ -215,7 +215,9 @@ class Job(msgspec.Struct, kw_only=True):
     runnable_again_at: int | None = None
     """When something of it last became RUNNABLE after that: an index that runs again, or more of an array's."""
     stop_reason: str | None = None
-    """Given by CancelJob or TerminateJob on the job as a whole."""
+    """Given by CancelJob or TerminateJob on the job as a whole; by the last of them."""
+    first_stop_reason: str | None = None
+    """Of the first of those, which ended all that waited: nothing of the job waits again after it."""
     child_stops: dict[int, str] = {}
     """Reasons of children that were ended one by one before they ran."""
     cancelled_children: Ranges = EMPTY
@@ -268,6 +270,10 @@ class Job(msgspec.Struct, kw_only=True):
             if ranges.contains(members, index):
                 return status
         return JobStatus.FAILED
+
+    def reason_of_stop(self, index: int) -> str | None:
+        """What was said by the stop that found it waiting; jobs of before `first_stop_reason` have the last one's."""
+        return self.child_stops.get(index) or self.first_stop_reason or self.stop_reason
 
     @property
     def end_status(self) -> JobStatus:
