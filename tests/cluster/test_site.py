@@ -202,6 +202,7 @@ def test_a_node_that_lost_its_label_before_we_began_is_there_while_our_pods_are(
 
 
 WEBHOOK = 'failed calling webhook "v.x.io": failed to call webhook: RBAC: access denied'
+LATE = "the server was unable to return a response in the time allotted"
 RATIO = "cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000"
 
 
@@ -217,6 +218,9 @@ RATIO = "cpu max limit to request ratio per Container is 2, but provided ratio i
         (403, 'pods "p" is forbidden: not yet ready to handle request', "later"),
         (500, WEBHOOK, "later"),
         (503, "denied", "later"),
+        (403, f'pods "p" is forbidden: {LATE} (get limitranges)', "later"),
+        (403, f'pods "p" is forbidden: error looking up service account: {LATE}', "later"),
+        (403, "something that nobody has thought of", "later"),
     ],
 )
 def test_what_is_against_the_rules_is_final_and_what_fails_is_asked_again(

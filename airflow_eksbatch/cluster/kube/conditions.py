@@ -268,16 +268,30 @@ def _end_without_container(pod: Pod) -> AttemptEnd:
 
 # ---- what the API server says against a pod that is to be created
 
-# The pod itself cannot be right, or is against a rule of the cluster: Pod Security, admission webhooks and policies,
-# accounts, LimitRanges, ResourceQuotas that want to be told what a pod asks for ...
-BAD_POD = (400, 403, 413, 422)
-# ... unless what forbids it has only begun, and does not know yet.
-NOT_YET = ("status unknown for quota", "not yet ready to handle request")
+# The pod itself cannot be right ...
+BAD_POD = (400, 413, 422)
+# ... or is against a rule of the cluster: Pod Security, admission webhooks and policies, accounts, LimitRanges,
+# ResourceQuotas. A "forbidden" that is none of these may pass: also a lookup that failed is called so.
+AGAINST_RULES = (
+    *("violates PodSecurity", "denied", "service account", "usage per", "limit to request ratio"),
+    *("failed quota", "insufficient quota", "conflict with its namespace"),
+    "conflicts with its namespace",
+)
+# What would forbid it does not know yet, or could not find out.
+NOT_YET = (
+    *("status unknown for quota", "not yet ready to handle request", "time allotted", "timeout"),
+    *("timed out", "deadline exceeded", "connection refused", "etcdserver"),
+)
 # The namespace takes no pods: it is going, or we have no right to make some in it; or it is gone.
 GOING = "unable to create new content in namespace"
 NO_RIGHT = "cannot create resource"
 # Others use up what there is for all; it comes back as they end.
 NO_ROOM = "exceeded quota"
+
+
+def is_against_rules(status: int, message: str) -> bool:
+    """Whether the pod would be refused again."""
+    return status in BAD_POD or any(words in message for words in AGAINST_RULES)
 
 
 def is_not_yet(message: str) -> bool:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from airflow_eksbatch.cluster.kube.conditions import (
-    BAD_POD,
     NO_RIGHT,
     NO_ROOM,
     closed_for_all,
+    is_against_rules,
     is_not_yet,
 )
 from airflow_eksbatch.cluster.kube.connection import BRIEF, ApiError, Connection
@@ -265,7 +265,7 @@ class Site:
             return PodRefused(
                 pod=effect.pod, at=now_ms(), reason=reason, quota=True, unusable=bool(closed)
             )
-        if closed or (error.status in BAD_POD and NO_ROOM not in error.message):
+        if closed or is_against_rules(error.status, error.message):
             reason = error.message or error.reason
             return PodRefused(pod=effect.pod, at=now_ms(), reason=reason, permanent=True)
         raise ClusterDown(f"Pod {effect.pod} cannot be created: {error}")
