@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
+from airflow_eksbatch.core.world.books import HOUR_MS
 from airflow_eksbatch.terminal import OK, Json, Sentence
 
 COST_VIEWS = ("queue", "share", "dag", "environment", "market", "hour", "job")
 AGO = re.compile(r"(\d{1,6})([hd])")
-HOUR_MS = 3_600_000
 HOURS = {"h": 1, "d": 24}
 MARKETS = {"EC2": "On-Demand", "SPOT": "Spot"}
 # Names of rows that are shown, in this order; a view has some of them.

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from airflow_eksbatch.core.world.books import HOUR_MS
+
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 STATUSES = ("PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 MARKETS = {"EC2": "On-Demand", "SPOT": "Spot"}
 JOBS_ON_OVERVIEW = 15
-HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 COST_VIEWS = {
     "queue": "job queue",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Coroutine
-from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_eksbatch import job_output
 from airflow_eksbatch.hooks import AsyncBatchClient, Endpoint
 from airflow_eksbatch.job_output import SLOW_S, JobOutput
 from airflow_eksbatch.outcome import JobOutcome, follow, reading
@@ -218,12 +218,20 @@ def test_a_line_that_is_very_long_is_cut_and_says_so() -> None:
     play(scenario)
 
 
-def test_nothing_stands_still_while_a_log_is_read_slowly() -> None:
+def test_nothing_stands_still_while_a_log_is_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     1. Whoever reads the log takes one line at a time, and lets each wait.
     2. Between two lines of a job all others go on, and jobs say their lines one after the other.
     """
     turns: list[str] = []
+    now = 0.0
+
+    def slowly(line: str) -> None:
+        nonlocal now
+        turns.append(line)
+        now += 2 * SLOW_S
+
+    monkeypatch.setattr(job_output, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def others() -> None:
         while True:
@@ -235,8 +243,7 @@ def test_nothing_stands_still_while_a_log_is_read_slowly() -> None:
         for name in ("a", "b"):
             service.jobs[name] = {"jobId": name, "jobName": name, "status": "SUCCEEDED"}
             service.outputs[name] = [b"1\n2\n3\n"]
-            say = partial(slowly, turns)
-            outputs.append(JobOutput(feed, name, say, lines=3))
+            outputs.append(JobOutput(feed, name, slowly, lines=3))
         beside = asyncio.create_task(others())
         last = [output.say_last(is_array=False, has_failed=False) for output in outputs]
         await asyncio.gather(*last)
@@ -248,8 +255,3 @@ def test_nothing_stands_still_while_a_log_is_read_slowly() -> None:
     assert sorted(turn for _, turn in said) == [f"[{j}] {n}" for j in "ab" for n in (1, 2, 3)]
     assert len({turn[1] for _, turn in said[:3]}) == 1, "one after the other"
     assert all(later - earlier > 1 for (earlier, _), (later, _) in itertools.pairwise(said))
-
-
-def slowly(turns: list[str], line: str) -> None:
-    turns.append(line)
-    time.sleep(2 * SLOW_S)

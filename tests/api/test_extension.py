@@ -41,17 +41,21 @@ def test_a_story_tells_every_step_of_a_job_with_its_reasons(
     assert found["airflow"] is None
 
 
+def an_array(batch: Any, queue: str, size: int) -> str:
+    made = batch.submit_job(
+        jobName="wide",
+        jobQueue=queue,
+        jobDefinition=a_definition(batch, "true"),
+        arrayProperties={"size": size},
+    )
+    return str(made["jobId"])
+
+
 def test_a_child_has_a_story_of_its_own_however_large_its_array(
     service: RunningService, batch: Any, idle_queue: str
 ) -> None:
     """More events than are read at once lie before those of the last child."""
-    made = batch.submit_job(
-        jobName="wide",
-        jobQueue=idle_queue,
-        jobDefinition=a_definition(batch, "true"),
-        arrayProperties={"size": 1_200},
-    )
-    array = made["jobId"]
+    array = an_array(batch, idle_queue, 1_200)
     for start in range(0, 1_200, 50):
         jobs = [f"{array}:{index}" for index in range(start, start + 50)]
         assert batch.cancel_jobs(jobs=jobs, reason=f"from {start}")["errors"] == []
@@ -122,12 +126,7 @@ def test_why_a_job_waits_is_said_in_sentences(
 def test_a_child_of_an_array_is_told_its_own_place(
     service: RunningService, batch: Any, idle_queue: str
 ) -> None:
-    made = batch.submit_job(
-        jobName="x",
-        jobQueue=idle_queue,
-        jobDefinition=a_definition(batch, "true"),
-        arrayProperties={"size": 3},
-    )["jobId"]
+    made = an_array(batch, idle_queue, 3)
     sentences = service.get(f"/v1/eksbatch/jobs/{made}:2/explain")["sentences"]
     assert "2 runnable jobs are older" in " ".join(sentences)
     assert "children" not in " ".join(sentences)

@@ -65,6 +65,13 @@ class Account:
             for zone, part in zip(ZONES, (0.3, 0.35), strict=True):
                 door.spot_prices[name, zone] = round(price * part, 5)
 
+    def another_subnet(self, zone: str) -> str:
+        """Beside the one that each zone has."""
+        made = self.ec2.create_subnet(
+            VpcId=self.vpc, CidrBlock="10.0.9.0/24", AvailabilityZone=zone
+        )
+        return made["Subnet"]["SubnetId"]
+
     def environment(
         self, name: str = "ce", *, market: Market = Market.ON_DEMAND, **resources: Any
     ) -> ComputeEnvironment:
@@ -127,6 +134,16 @@ def launch(offering: Offering, number: int = 1, environment: str = "ce") -> Laun
         compute_environment=environment,
         offering=offering,
     )
+
+
+def a_lot(
+    offering: Offering, first: int, size: int, *, all_or_none: bool = False
+) -> list[LaunchNode]:
+    """Launches that one request may make; one of them alone is asked for alone."""
+    lot = [launch(offering, first + number) for number in range(size)]
+    together = tuple(effect.node_id for effect in lot) if size > 1 else ()
+    how = {"together": together, "all_or_none": all_or_none and size > 1}
+    return [msgspec.structs.replace(effect, **how) for effect in lot]
 
 
 def terminate(effect: LaunchNode, instance_id: str | None) -> TerminateNode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import boto3
 import msgspec
@@ -266,7 +266,7 @@ async def test_credentials_that_cannot_be_had_are_no_answer_to_what_was_asked(
     refused = {"Code": "InvalidIdentityToken", "Message": "No verification key."}
 
     def no_credentials(**_: Any) -> None:
-        raise ClientError({"Error": refused}, "AssumeRoleWithWebIdentity")  # type: ignore[arg-type]
+        raise ClientError(cast(Any, {"Error": refused}), "AssumeRoleWithWebIdentity")
 
     session = boto3.Session("testing", "testing", region_name=REGION)
     session.events.register("request-created.ec2", no_credentials)

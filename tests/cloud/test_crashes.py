@@ -21,9 +21,9 @@ from airflow_eksbatch.core.engine.facts import (
     LaunchAlone,
     LaunchRefused,
 )
-from airflow_eksbatch.core.model.node import NodeId, Offering
+from airflow_eksbatch.core.model.node import NodeId
 from airflow_eksbatch.floor.clock import Backoff
-from tests.cloud.account import Account, launch, terminate
+from tests.cloud.account import Account, a_lot, terminate
 from tests.cloud.door import Door
 from tests.cloud.watching import asynchronous
 
@@ -78,16 +78,6 @@ class Memory:
 
     def to_end(self) -> list[TerminateNode]:
         return [terminate(self.wanted[n], self.instances.get(n)) for n in sorted(self.ending)]
-
-
-def a_lot(
-    offering: Offering, first: int, size: int, *, all_or_none: bool = False
-) -> list[LaunchNode]:
-    """Launches that one request may make; one of them alone is asked for alone."""
-    lot = [launch(offering, first + number) for number in range(size)]
-    together = tuple(effect.node_id for effect in lot) if size > 1 else ()
-    how = {"together": together, "all_or_none": all_or_none and size > 1}
-    return [msgspec.structs.replace(effect, **how) for effect in lot]
 
 
 async def revived(account: Account, dead: Ec2Cloud | None = None) -> Ec2Cloud:

@@ -15,7 +15,7 @@ from airflow_eksbatch.cloud.aws.catalogue import SPOT_KEPT_S
 from airflow_eksbatch.cloud.aws.sightings import seen_from
 from airflow_eksbatch.cloud.ec2 import Ec2Cloud
 from airflow_eksbatch.cloud.port import CloudDown
-from airflow_eksbatch.core.engine.effects import LaunchNode, TerminateStray
+from airflow_eksbatch.core.engine.effects import TerminateStray
 from airflow_eksbatch.core.engine.facts import (
     Fact,
     InstanceGone,
@@ -29,7 +29,7 @@ from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.compute_environment import Market
 from airflow_eksbatch.core.model.node import Offering
 from airflow_eksbatch.floor.clock import Backoff
-from tests.cloud.account import PRICES, ZONES, Account, launch, terminate
+from tests.cloud.account import PRICES, ZONES, Account, a_lot, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.watching import Hands, asynchronous, watching
 
@@ -133,13 +133,6 @@ async def test_what_was_too_dear_when_the_environment_was_checked_is_bought_with
 # ---- together
 
 
-def together(offering: Offering, size: int = 3) -> list[LaunchNode]:
-    ids = tuple(launch(offering, number).node_id for number in range(size))
-    return [
-        msgspec.structs.replace(launch(offering, number), together=ids) for number in range(size)
-    ]
-
-
 def ids_of(facts: list[Fact]) -> dict[str, str]:
     """Instance ids by node id."""
     return {f.node_id: f.instance_id for f in facts if isinstance(f, InstanceLaunched)}
@@ -150,7 +143,7 @@ async def test_equal_machines_are_one_request_and_each_says_which_node_it_is(
     account: Account, door: Door
 ) -> None:
     cloud, offerings = await opened(account)
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     facts = await cloud.launch(lot)
     assert door.asked["RunInstances"] == 1
     assert list(ids_of(facts)) == [effect.node_id for effect in lot]
@@ -171,7 +164,7 @@ async def test_a_lot_that_is_asked_for_again_buys_nothing(
     2. The next service asks for them in other batches: the one, then the others.
     """
     cloud, offerings = await opened(account)
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     door.refuse("RunInstances", "Unavailable", status=503, times=1, after=True)
     with pytest.raises(CloudDown):
         await cloud.launch(lot)
@@ -191,7 +184,7 @@ async def test_what_ec2_does_not_make_of_a_lot_is_to_be_asked_for_alone(
 ) -> None:
     """That asks for the reason, too. It is told when the batch is done: until then they are being asked for together."""
     cloud, offerings = await opened(account)
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     door.room = lambda form: 2
     async with watching(cloud) as watch:
         facts = await cloud.launch(lot)
@@ -214,7 +207,7 @@ async def test_what_ec2_does_not_show_of_a_lot_it_has_not_made(
     2. The next one may not ask for the three again.
     """
     cloud, offerings = await opened(account)
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     door.room = lambda form: 2
     made = ids_of(await cloud.launch(lot))
     door.tokens.clear()
@@ -229,7 +222,7 @@ async def test_what_ec2_does_not_show_of_a_lot_it_has_not_made(
 async def test_a_lot_that_is_beyond_a_quota_may_fit_in_part(account: Account, door: Door) -> None:
     cloud = account.cloud(refused_s=240.0)
     offerings = await cloud.offerings(account.environment())
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     door.refuse("RunInstances", "VcpuLimitExceeded", when=lambda form: form["MaxCount"] != "1")
     assert await cloud.launch(lot) == [LaunchAlone(node_id=effect.node_id) for effect in lot]
     alone = [msgspec.structs.replace(effect, together=()) for effect in lot]
@@ -244,7 +237,9 @@ async def test_of_the_nodes_of_one_job_all_are_made_or_none(
     """And what is refused to several says nothing of one: the next is asked for at once."""
     cloud = account.cloud(refused_s=240.0)
     offerings = await cloud.offerings(account.environment())
-    lot = [msgspec.structs.replace(effect, all_or_none=True) for effect in together(offerings[0])]
+    lot = [
+        msgspec.structs.replace(effect, all_or_none=True) for effect in a_lot(offerings[0], 0, 3)
+    ]
     if code == "InsufficientInstanceCapacity":
         door.room = lambda form: 2
     else:
@@ -263,7 +258,7 @@ async def test_of_the_nodes_of_one_job_all_are_made_or_none(
 @asynchronous
 async def test_a_refused_lot_is_refused_for_each(account: Account, door: Door) -> None:
     cloud, offerings = await opened(account)
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     door.refuse("RunInstances", "InsufficientInstanceCapacity", status=500)
     refused = [f for f in await cloud.launch(lot) if isinstance(f, LaunchRefused)]
     assert [f.node_id for f in refused] == [effect.node_id for effect in lot]
@@ -274,7 +269,7 @@ async def test_a_refused_lot_is_refused_for_each(account: Account, door: Door) -
 async def test_one_of_a_lot_is_ended_by_its_node_id_alone(account: Account) -> None:
     """By a service that was never told its instance."""
     cloud, offerings = await opened(account)
-    lot = together(offerings[0])
+    lot = a_lot(offerings[0], 0, 3)
     made = ids_of(await cloud.launch(lot))
     revived, _ = await opened(account)
     await revived.terminate([terminate(lot[1], None)])
@@ -545,9 +540,7 @@ async def test_answers_are_told_as_they_come(account: Account, door: Door) -> No
 
 @asynchronous
 async def test_a_zone_without_addresses_uses_its_other_subnet(account: Account, door: Door) -> None:
-    second = account.ec2.create_subnet(
-        VpcId=account.vpc, CidrBlock="10.0.9.0/24", AvailabilityZone="us-east-1a"
-    )["Subnet"]["SubnetId"]
+    second = account.another_subnet("us-east-1a")
     full = account.subnets["us-east-1a"]
     cloud, offerings = await opened(account, subnets=[full, second])
     door.refuse(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
-import msgspec
 import pytest
 
 from airflow_eksbatch.cloud import ec2
 from airflow_eksbatch.cloud.aws import launches
 from airflow_eksbatch.cloud.port import CloudDown
-from airflow_eksbatch.core.engine.effects import LaunchNode
 from airflow_eksbatch.core.engine.facts import (
     InstanceGone,
     InstanceLaunched,
@@ -19,8 +17,7 @@ from airflow_eksbatch.core.engine.facts import (
     LaunchAlone,
     LaunchRefused,
 )
-from airflow_eksbatch.core.model.node import Offering
-from tests.cloud.account import Account, launch, terminate
+from tests.cloud.account import Account, a_lot, launch, terminate
 from tests.cloud.door import Door
 from tests.cloud.watching import Hands, asynchronous, watching
 
@@ -30,11 +27,6 @@ LONG_S = 3600.0
 def lose_answer(door: Door) -> None:
     """EC2 does what it is asked, and its answer does not come."""
     door.refuse("RunInstances", "InternalError", status=500, after=True, times=1)
-
-
-def a_lot(offering: Offering) -> list[LaunchNode]:
-    ids = tuple(launch(offering, number).node_id for number in (1, 2))
-    return [msgspec.structs.replace(launch(offering, n), together=ids) for n in (1, 2)]
 
 
 @asynchronous
@@ -112,9 +104,7 @@ async def test_what_may_have_been_made_in_one_subnet_is_not_asked_for_in_another
     2. When it is asked for again the first subnet has an address, and EC2 does not show the instance yet.
     """
     zone = "us-east-1a"
-    second = account.ec2.create_subnet(
-        VpcId=account.vpc, CidrBlock="10.0.9.0/24", AvailabilityZone=zone
-    )["Subnet"]["SubnetId"]
+    second = account.another_subnet(zone)
     cloud = account.cloud(shown_s=LONG_S)
     subnets = [account.subnets[zone], second]
     (offering, *_) = await cloud.offerings(account.environment(subnets=subnets))
@@ -138,7 +128,7 @@ async def test_a_clock_that_is_fast_makes_nothing_older(
     monkeypatch.setattr(launches, "now_ms", lambda: int((time.time() + 200) * 1000))
     cloud = account.cloud(shown_s=60.0, skew_s=300.0)
     (offering, *_) = await cloud.offerings(account.environment())
-    lot = a_lot(offering)
+    lot = a_lot(offering, 1, 2)
     lose_answer(door)
     with pytest.raises(CloudDown):
         await cloud.launch(lot)

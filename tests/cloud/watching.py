@@ -42,6 +42,10 @@ class Watch:
         self.facts: list[Fact] = []
         self.news = asyncio.Event()
 
+    def take(self, facts: list[Fact]) -> None:
+        self.facts += facts
+        self.news.set()
+
     async def until(self, kind: type[T], holds: Callable[[T], bool] = lambda fact: True) -> T:
         """The first fact of a kind for which this holds; waits for it."""
         async with asyncio.timeout(WAIT_S):
@@ -67,8 +71,7 @@ async def watching(cloud: Ec2Cloud) -> AsyncIterator[Watch]:
 
     async def read() -> None:
         async for facts in cloud.watch():
-            watch.facts += facts
-            watch.news.set()
+            watch.take(facts)
 
     reader = asyncio.create_task(read())
     try:

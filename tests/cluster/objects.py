@@ -46,6 +46,11 @@ def a_kube_node(
     return msgspec.convert(wire, KubeNode)
 
 
+def own_node(**fields: Any) -> KubeNode:
+    """One of others, with our label and no more."""
+    return a_kube_node(**{"environment": UNMANAGED.uuid, "node_id": None, "taints": [], **fields})
+
+
 def a_daemon_set(name: str = "cni", *, cpu: str = "100m", memory: str = "64Mi", **spec: Any) -> Any:
     """One whose pods go everywhere."""
     wire = {

@@ -34,6 +34,7 @@ from tests.cluster.objects import (
     a_daemon_set,
     a_kube_node,
     a_pod_beside,
+    own_node,
 )
 
 WHOLE = Resources(cpu_m=4000, memory_mib=8192, pods=58)
@@ -384,10 +385,6 @@ def test_a_full_look_names_the_nodes_that_are_there(bench: Bench) -> None:
 
 
 # ---- nodes of others
-
-
-def own_node(**fields: Any) -> Any:
-    return a_kube_node(**{"environment": UNMANAGED.uuid, "node_id": None, "taints": [], **fields})
 
 
 def test_a_node_of_an_unmanaged_environment_needs_no_taint_and_says_what_it_is(

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from airflow_eksbatch.cluster.kube.connection import ApiError, Connection
+from airflow_eksbatch.cluster.kube.objects import KubeNode
 from airflow_eksbatch.cluster.kube.site import OURS, Site
 from airflow_eksbatch.cluster.outputs import OutputFiles
 from airflow_eksbatch.cluster.port import ClusterDown
 from airflow_eksbatch.core.engine.effects import CreatePod
 from airflow_eksbatch.core.engine.facts import (
-    Fact,
     NodeClosed,
     NodeFound,
     NodesListed,
@@ -28,11 +28,11 @@ from airflow_eksbatch.core.engine.facts import (
 from airflow_eksbatch.core.model import labels
 from airflow_eksbatch.core.model.job import PodName
 from airflow_eksbatch.core.model.node import NodeId
-from tests.cluster.objects import UNMANAGED, a_container, a_kube_node
+from tests.cloud.watching import Watch
+from tests.cluster.objects import UNMANAGED, a_container, own_node
 
 Wire = dict[str, Any]
 NODE = NodeId("uid-ip-1")
-WAIT_S = 30
 
 
 class Server:
@@ -78,32 +78,12 @@ class Server:
         return "beside" if kind == "pods" and query["labelSelector"] != OURS else kind
 
 
-class Told:
-    """The facts of a site."""
-
-    def __init__(self) -> None:
-        self.facts: list[Fact] = []
-        self._news = asyncio.Event()
-
-    def take(self, facts: list[Fact]) -> None:
-        self.facts += facts
-        self._news.set()
-
-    async def until(self, holds: Callable[[Fact], bool]) -> Fact:
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                if found := next(filter(holds, self.facts), None):
-                    return found
-                self._news.clear()
-                await self._news.wait()
-
-
-Scene = Callable[[Server, Site, Told], Coroutine[Any, Any, None]]
+Scene = Callable[[Server, Site, Watch], Coroutine[Any, Any, None]]
 
 
 def play(server: Server, directory: Path, scene: Scene) -> None:
     async def run() -> None:
-        told, outputs = Told(), OutputFiles(directory / "kept")
+        told, outputs = Watch(), OutputFiles(directory / "kept")
         outputs.open()
         site = Site(
             cast(Connection, server),
@@ -115,7 +95,7 @@ def play(server: Server, directory: Path, scene: Scene) -> None:
         try:
             await site.add(UNMANAGED)
             site.open()
-            await told.until(lambda fact: isinstance(fact, NodesListed))
+            await told.until(NodesListed)
             await scene(server, site, told)
         finally:
             await site.close()
@@ -123,9 +103,9 @@ def play(server: Server, directory: Path, scene: Scene) -> None:
     asyncio.run(run())
 
 
-def own_node(**fields: Any) -> Wire:
-    given = {"environment": UNMANAGED.uuid, "node_id": None, "taints": [], **fields}
-    return msgspec.to_builtins(a_kube_node(**given))
+def told_as(node: KubeNode) -> Wire:
+    """As an API server writes it."""
+    return msgspec.to_builtins(node)
 
 
 def a_pod(name: str, *, namespace: str = "jobs", ours: bool = True, exit_code: int = -1) -> Wire:
@@ -155,7 +135,7 @@ def a_pod(name: str, *, namespace: str = "jobs", ours: bool = True, exit_code: i
 @pytest.fixture
 def server() -> Server:
     played = Server()
-    played.lists["nodes"] = [own_node()]
+    played.lists["nodes"] = [told_as(own_node())]
     return played
 
 
@@ -163,20 +143,17 @@ def test_a_copy_of_a_pod_ends_no_job_and_takes_room(server: Server, tmp_path: Pa
     """Of the same name and labels, in another namespace, as `kubectl get -o yaml` and `apply` make one."""
     server.lists["pods"] = [a_pod("job-0-1")]
 
-    async def scene(server: Server, site: Site, told: Told) -> None:
+    async def scene(server: Server, site: Site, told: Watch) -> None:
         copy = a_pod("job-0-1", namespace="team", ours=False)
         server.tell("pods", "ADDED", copy)
-        smaller = await told.until(
-            lambda f: isinstance(f, NodeFound) and f.allocatable.cpu_m == 2000
-        )
-        assert isinstance(smaller, NodeFound)
+        await told.until(NodeFound, lambda f: f.allocatable.cpu_m == 2000)
         ended = a_pod("job-0-1", namespace="team", ours=False, exit_code=0)
         told.facts.clear()
         server.tell("pods", "MODIFIED", ended)
-        await told.until(lambda f: isinstance(f, NodeFound) and f.allocatable.cpu_m == 4000)
+        await told.until(NodeFound, lambda f: f.allocatable.cpu_m == 4000)
         server.tell("pods", "MODIFIED", a_pod("job-0-1", exit_code=0))
-        await told.until(lambda f: isinstance(f, PodEnded))
-        assert len([f for f in told.facts if isinstance(f, PodEnded)]) == 1
+        await told.until(PodEnded)
+        assert len(told.all(PodEnded)) == 1
 
     play(server, tmp_path, scene)
 
@@ -186,16 +163,14 @@ def test_a_node_that_lost_its_label_before_we_began_is_there_while_our_pods_are(
 ) -> None:
     """What runs goes on: it must not run a second time because a service has started anew."""
     server.lists["nodes"] = []
-    server.nodes["ip-1"] = own_node(environment="")
+    server.nodes["ip-1"] = told_as(own_node(environment=""))
     del server.nodes["ip-1"]["metadata"]["labels"][labels.ENVIRONMENT_UUID]
     server.lists["pods"] = [a_pod("job-0-1")]
 
-    async def scene(server: Server, site: Site, told: Told) -> None:
-        listed = await told.until(lambda f: isinstance(f, NodesListed))
-        assert isinstance(listed, NodesListed)
+    async def scene(server: Server, site: Site, told: Watch) -> None:
+        listed = await told.until(NodesListed)
         assert listed.nodes == {NODE}
-        closed = await told.until(lambda f: isinstance(f, NodeClosed))
-        assert isinstance(closed, NodeClosed)
+        closed = await told.until(NodeClosed)
         assert closed.reason == "its label was taken away"
 
     play(server, tmp_path, scene)
@@ -226,7 +201,7 @@ RATIO = "cpu max limit to request ratio per Container is 2, but provided ratio i
 def test_what_is_against_the_rules_is_final_and_what_fails_is_asked_again(
     server: Server, tmp_path: Path, status: int, message: str, outcome: str
 ) -> None:
-    async def scene(server: Server, site: Site, told: Told) -> None:
+    async def scene(server: Server, site: Site, told: Watch) -> None:
         server.refusal = ApiError(status, "Reason", message)
         try:
             fact = await site.create(creation("p"))

@@ -152,11 +152,16 @@ class Connection:
         )
 
     async def close(self) -> None:
-        for http, former in [*self._former, (self._http, self._client)]:
-            await http.close()
-            await former.close()
+        self._former.append((self._http, self._client))
+        await self._end_former(0)
         # TLS connections end in the loop's next turns (aiohttp's own advice).
         await asyncio.sleep(CLOSE_S)
+
+    async def _end_former(self, kept: int) -> None:
+        while len(self._former) > kept:
+            http, former = self._former.pop(0)
+            await http.close()
+            await former.close()
 
     async def get(self, path: str, query: Query | None = None) -> bytes:
         answer, _ = await self._request(_Call("GET", path, query or {}))
@@ -264,10 +269,7 @@ class Connection:
             if trust != self._trust:
                 # Connections are made with the certificates that a client began with.
                 self._former.append((self._http, self._client))
-                while len(self._former) > FORMER_MAX:
-                    http, former = self._former.pop(0)
-                    await http.close()
-                    await former.close()
+                await self._end_former(FORMER_MAX)
                 self._client = client.ApiClient(configuration=self._configuration)
                 self._http, self._trust = self._make_session(), trust
 

@@ -112,6 +112,10 @@ class NodeBook:
         known = self._nodes.get(name)
         return known is not None and known.told.node_id == node_id and not known.told.is_lost
 
+    def has(self, name: str) -> bool:
+        """Also of one that is lost."""
+        return name in self._nodes
+
     def names(self) -> set[str]:
         return set(self._nodes)
 

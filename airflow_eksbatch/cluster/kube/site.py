@@ -145,12 +145,10 @@ class Site:
 
     async def _find_released(self) -> None:
         """Nodes that lost their label before we began, and on which pods of ours go on: these say whose they were."""
-        former = {
-            pod.spec.node_name: pod.metadata.labels
-            for pod in self._pods.live()
-            if pod.spec.node_name not in self._nodes.names()
-        }
+        former = {pod.spec.node_name: pod.metadata.labels for pod in self._pods.live()}
         for name, whose in sorted(former.items()):
+            if self._nodes.has(name):
+                continue
             node = await self._node_as_it_is(name)
             if node is not None and labels.ENVIRONMENT_UUID not in node.metadata.labels:
                 self._nodes.put_node(labelled_as(node, whose))
@@ -361,10 +359,10 @@ class Site:
             self._created.pop(PodName(pod.metadata.name), None)
         for uid in self._strangers - {pod.metadata.uid for pod in pods}:
             self._nodes.drop_pod(uid)
-        strangers = [pod for pod in pods if not pod.is_of_jobs]
-        self._strangers = {pod.metadata.uid for pod in strangers}
-        for pod in strangers:
-            self._nodes.put_pod(pod)
+        self._strangers.clear()
+        for pod in pods:
+            if not pod.is_of_jobs:
+                self._stranger_changed(True, pod)
         self._tell(self._pods.listed(ours, time.monotonic(), now_ms()))
         self._nodes.touch(self._nodes.names())
         self._tell_nodes()
@@ -473,14 +471,19 @@ class Site:
                 node = await self._node_as_it_is(name)
             except ClusterDown:
                 return
-            if name not in self._left_nodes:
-                continue  # It is back
-            self._left_nodes.discard(name)
-            if node is None:
-                self._nodes.drop_node(name)
-            else:
-                self._nodes.release_node(name, node)
+            if name in self._left_nodes:  # Else it is back
+                self._left_nodes.discard(name)
+                self._take(name, node)
         self._tell_nodes()
+
+    def _take(self, name: str, node: KubeNode | None) -> None:
+        """A node as the API server says that it is, beside what the watch tells."""
+        if node is None:
+            self._nodes.drop_node(name)
+        elif labels.ENVIRONMENT_UUID in node.metadata.labels:
+            self._nodes.put_node(node)
+        else:
+            self._nodes.release_node(name, node)
 
     async def _unsure(self) -> list[str]:
         """Nodes to be given up of which the API server does not say now how they are; of the others it does."""
@@ -490,10 +493,5 @@ class Site:
                 node = await self._node_as_it_is(name)
             except ClusterDown:
                 return names[number:]
-            if node is None:
-                self._left_nodes.add(name)
-            elif labels.ENVIRONMENT_UUID in node.metadata.labels:
-                self._nodes.put_node(node)
-            else:
-                self._nodes.release_node(name, node)
+            self._take(name, node)
         return []
