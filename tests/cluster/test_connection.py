@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -22,13 +23,14 @@ from airflow_eksbatch.cluster.kube.connection import (
     environment_proxy,
 )
 from airflow_eksbatch.cluster.port import ClusterDown
+from tests.kubernetes.rig.identities import Identities
 
 ARN = "arn:aws:eks:eu-west-1:123456789012:cluster/night"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def a_kubeconfig(path: Path, *contexts: tuple[str, str], server: str = "http://nowhere") -> str:
-    """Contexts as (name, cluster); the first is the current one."""
+def a_kubeconfig(path: Path, *contexts: tuple[str, str], **at: str) -> str:
+    """Contexts as (name, cluster); the first is the current one. `at`: what is said of each cluster, such as its server."""
     clusters = sorted({cluster for _, cluster in contexts})
     path.write_text(
         json.dumps(
@@ -40,7 +42,10 @@ def a_kubeconfig(path: Path, *contexts: tuple[str, str], server: str = "http://n
                     {"name": name, "context": {"cluster": cluster, "user": "me"}}
                     for name, cluster in contexts
                 ],
-                "clusters": [{"name": name, "cluster": {"server": server}} for name in clusters],
+                "clusters": [
+                    {"name": name, "cluster": {"server": "http://nowhere", **at}}
+                    for name in clusters
+                ],
                 "users": [{"name": "me", "user": {"tokenFile": str(path.with_name("token"))}}],
             }
         )
@@ -121,7 +126,11 @@ def test_outside_of_a_cluster_in_cluster_is_refused(tmp_path: Path) -> None:
 
 
 def served(
-    answer: Answer, scenario: Callable[[str], Awaitable[None]], *, seconds: float = 60.0
+    answer: Answer,
+    scenario: Callable[[str], Awaitable[None]],
+    *,
+    seconds: float = 60.0,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Run a scenario against a server on loopback that answers every request so."""
 
@@ -130,11 +139,11 @@ def served(
         app.router.add_route("*", "/{rest:.*}", answer)
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         try:
             host, port = runner.addresses[0][:2]
             async with asyncio.timeout(seconds):
-                await scenario(f"http://{host}:{port}")
+                await scenario(f"{'https' if tls else 'http'}://{host}:{port}")
         finally:
             await runner.cleanup()
 
@@ -168,6 +177,33 @@ def test_a_token_that_is_not_taken_any_more_is_read_again(
         await connection.close()
 
     served(answer, scenario)
+
+
+def test_a_renewed_certificate_authority_is_trusted_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. what is trusted is not the server's; 2. the file is renewed; 3. the next request is answered."""
+    monkeypatch.setattr("airflow_eksbatch.cluster.kube.connection.REFRESH_S", 0.0)
+    former, now = (Identities(tmp_path / name, "127.0.0.1", "") for name in ("former", "now"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(now.certificate, now.key)
+    trusted = tmp_path / "ca.crt"
+    trusted.write_bytes(former.certificate.read_bytes())
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def scenario(url: str) -> None:
+        at = {"server": url, "certificate-authority": str(trusted)}
+        file = a_kubeconfig(tmp_path / "config", ("c", "c"), **at)
+        connection = await Kubeconfig(file).connect("c")
+        with pytest.raises(ClusterDown, match="certificate"):
+            await connection.get("/api")
+        trusted.write_bytes(now.certificate.read_bytes())
+        assert await connection.get("/api") == b""
+        await connection.close()
+
+    served(answer, scenario, tls=tls)
 
 
 def test_a_proxy_of_the_environment_is_asked_unless_the_host_is_excepted(
